@@ -1,0 +1,92 @@
+"""The command line: flags over a YAML file over the defaults, and errors as one line.
+
+Every flag is made from the declarations in `config`, so that a setting has one name and one text.
+argparse and not a generator of command lines, because every mistake must end in one line that names
+the setting. Knows nothing of JAX: `--help` costs milliseconds. Read `load_config` first.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from spectral_dist.config import Config, configs_folder, from_flat, nearest, read_yaml, resolve
+
+
+def load_config(argv: Sequence[str], program: str = "spectral_dist.train") -> Config:
+    """Return the configuration that the command line asks for, checked and complete.
+
+    Order, the later wins: the defaults above, the YAML file of `--config`, the flags. Without
+    `--config` and without `--data_paths` the file is configs/demo.yaml.
+
+    Raises:
+      ValueError: names the setting, its value and the rule it breaks.
+    """
+    flags = _parse_flags(argv, program)
+    path = flags.pop("config", None)
+    if path is None and "data_paths" not in flags:
+        path = str(configs_folder() / "demo.yaml")
+    values = (read_yaml(Path(path)) if path is not None else {}) | flags
+    return resolve(from_flat(values))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors raised as ValueError: one clear line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parse_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
+    parser = _Parser(
+        prog=f"python -m {program}",
+        allow_abbrev=False,
+        description="Every setting is also a key of a --config file; a flag overrides the file.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file of these settings"
+    )
+    for group in fields(Config):
+        kind = typing.cast(Any, group.type)
+        section = parser.add_argument_group(group.name, kind.__doc__)
+        for f in fields(kind):
+            names = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}"))
+            section.add_argument(
+                *names, dest=f.name, default=argparse.SUPPRESS, metavar=_metavar(f), help=_help(f)
+            )
+    parsed, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        hint = nearest(flag.lstrip("-").replace("-", "_"), prefix="--")
+        raise ValueError(f"unknown flag {flag!r}{hint}; --help lists every setting")
+    return vars(parsed)
+
+
+def _metavar(declared: dataclasses.Field[Any]) -> str:
+    return "|".join(declared.metadata["choices"]) or declared.name.upper()
+
+
+def _help(declared: dataclasses.Field[Any]) -> str:
+    default = declared.default
+    text = declared.metadata["help"].replace("%", "%%")
+    if default is None or default == ():
+        return text
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} (default: {shown})"
+
+
+def run_main(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run an entry point: a user's error is one line on stderr and exit code 2."""
+    try:
+        code = main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("SPECTRAL_DIST_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
