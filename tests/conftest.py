@@ -1,0 +1,51 @@
+"""What every test stands on: eight CPU devices, no network, strict shapes.
+
+The settings below are made before any test imports JAX, and through the environment where the
+programs that tests start must have them too.
+"""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+NUM_DEVICES = 8
+
+# A started program counts its own devices (XLA_FLAGS), so that variable is left to the tests.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ.pop("WANDB_API_KEY", None)
+
+# Tests and the programs they start compile the same steps again and again: share the results.
+_compilations = tempfile.TemporaryDirectory(prefix="spectral_dist_compilations_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilations.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+import jax  # noqa: E402 - reads the environment when it is imported
+from jaxtyping import install_import_hook  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The shapes and types written in the model's annotations are checked at every call.
+install_import_hook("spectral_dist.model", "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Refuse every connection but those to this machine: no test may depend on the network."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: Any) -> None:
+        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
+        if not local:
+            raise OSError(f"a test tried to reach {address!r}")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", local_only)
+        yield
