@@ -1,0 +1,250 @@
+"""Building one token file from one text: the .bin, its manifest, and when they can be trusted.
+
+Owns the two formats of docs/formats.md. Also the worker process that `tokens.prepare` starts where
+several texts are to be built: `python -m spectral_dist.data.build SOURCE`, which writes one JSON
+object for each event on its standard output. Knows nothing of splits or batches, imports no JAX.
+Read `build` first, then `state_of`.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from spectral_dist.data.text import TextFacts, convert
+
+FORMAT_VERSION = 1
+_CHECK_BLOCKS, _CHECK_BYTES = 16, 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(TextFacts):
+    """The facts of the text, and what tells whether source and tokens are still the same.
+
+    Attributes:
+      format_version: of the .bin and this manifest.
+      dtype: of a token.
+      source_mtime_ns: the text's modification time when it was read.
+      blocks_crc32: CRC-32 of fixed blocks of the .bin (see `blocks_crc32`).
+    """
+
+    format_version: int
+    dtype: str
+    source_mtime_ns: int
+    blocks_crc32: int
+
+
+def bin_path(path: Path) -> Path:
+    """Return the .bin of a text: beside it, in place of .txt or after any other suffix."""
+    if path.suffix == ".bin":
+        return path
+    return path.with_suffix(".bin") if path.suffix == ".txt" else Path(f"{path}.bin")
+
+
+def manifest_path(binary: Path) -> Path:
+    """Return the manifest of a .bin."""
+    return Path(f"{binary}.json")
+
+
+def blocks_crc32(binary: Path) -> int:
+    """Return the CRC-32 of 16 blocks of 64 kB, from the first byte to the last, evenly spread.
+
+    The cost is the same for any size: it notices a file of zeros, a swapped or a torn one. A file
+    of up to 1 MB is read whole.
+    """
+    size = binary.stat().st_size
+    room = size - _CHECK_BYTES
+    starts = [i * room // (_CHECK_BLOCKS - 1) for i in range(_CHECK_BLOCKS)]
+    blocks = [(start, _CHECK_BYTES) for start in starts]
+    if size <= _CHECK_BLOCKS * _CHECK_BYTES:
+        blocks = [(0, size)]
+    crc = 0
+    with binary.open("rb") as file:
+        for start, length in blocks:
+            file.seek(start)
+            crc = zlib.crc32(file.read(length), crc)
+    return crc
+
+
+def read_manifest(binary: Path) -> Manifest:
+    """Read the manifest of a .bin and check both against each other.
+
+    Raises:
+      ValueError: says in what way they cannot be trusted (without the file's name).
+    """
+    try:
+        values = json.loads(manifest_path(binary).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError("its manifest is missing") from None
+    except (OSError, ValueError) as error:
+        raise ValueError("its manifest cannot be read") from error
+    if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
+        raise ValueError("its manifest is damaged")
+    if values["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"its format version is {values['format_version']}, not {FORMAT_VERSION}")
+    declared = {f.name: f.type for f in dataclasses.fields(Manifest)}
+    if values.keys() != declared.keys() or not all(
+        isinstance(values[name], kind) for name, kind in declared.items()
+    ):
+        raise ValueError("its manifest is damaged")
+    manifest = Manifest(**values)
+    if not binary.is_file():
+        raise ValueError("it is missing")
+    if (size := binary.stat().st_size) != manifest.tokens:
+        raise ValueError(f"it holds {size:,} bytes where its manifest says {manifest.tokens:,}")
+    if blocks_crc32(binary) != manifest.blocks_crc32:
+        raise ValueError("its content does not match its manifest")
+    return manifest
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether a text's .bin can be used as it is.
+
+    Attributes:
+      manifest: of the .bin, or None if it must be built.
+      reason: why it must be built, or "" where there never was one.
+      refreshed: whether the text has a new modification time and the same content.
+    """
+
+    manifest: Manifest | None
+    reason: str = ""
+    refreshed: bool = False
+
+
+def state_of(source: Path) -> State:
+    """Return whether the .bin of a text is up to date; reads the text only if its time changed.
+
+    Raises:
+      OSError: if the text cannot be read.
+    """
+    binary = bin_path(source)
+    try:
+        manifest = read_manifest(binary)
+    except ValueError as error:
+        fresh = not binary.exists() and not manifest_path(binary).exists()
+        return State(None, "" if fresh else str(error))
+    stat = source.stat()
+    if stat.st_size != manifest.source_bytes:
+        return State(None, "the text has changed")
+    if stat.st_mtime_ns == manifest.source_mtime_ns:
+        return State(manifest)
+    with source.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != manifest.source_sha256:
+            return State(None, "the text has changed")
+    manifest = dataclasses.replace(manifest, source_mtime_ns=stat.st_mtime_ns)
+    # Only saves the hashing next time: a folder that cannot be written is no reason to stop.
+    with contextlib.suppress(OSError):
+        _write_manifest(manifest, binary)
+    return State(manifest, refreshed=True)
+
+
+def build(source: Path, progress: Callable[[int], None] = lambda done: None) -> Manifest:
+    """Write the .bin and then the manifest of a text, each under a temporary name first.
+
+    Two processes that build the same text do not disturb each other: the later rename wins, with
+    the same content.
+
+    Args:
+      source: the text.
+      progress: told the number of bytes read so far.
+
+    Raises:
+      ValueError: names the text and what is wrong, in one line.
+    """
+    binary = bin_path(source)
+    try:
+        with source.open("rb") as text:
+            before = os.fstat(text.fileno())
+            with _replacing(binary) as (file, temporary):
+                facts = convert(text, file.write, progress=progress)
+                file.flush()
+                crc = blocks_crc32(temporary)
+                after = os.fstat(text.fileno())
+                if (after.st_size, after.st_mtime_ns) != (facts.source_bytes, before.st_mtime_ns):
+                    raise ValueError("changed while it was read; start again")
+        manifest = Manifest(
+            **dataclasses.asdict(facts),
+            format_version=FORMAT_VERSION,
+            dtype="uint8",
+            source_mtime_ns=before.st_mtime_ns,
+            blocks_crc32=crc,
+        )
+        _write_manifest(manifest, binary)
+    except OSError as error:
+        raise ValueError(f"data_paths: {source}: {_os_reason(error, binary)}") from error
+    except ValueError as error:
+        raise ValueError(f"data_paths: {source}: {error}") from error
+    return manifest
+
+
+def _os_reason(error: OSError, binary: Path) -> str:
+    """Return what an operating system's error during a build means to the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left for {binary}; it needs as many bytes as the text"
+    return f"cannot build {binary.name}: {error.strerror or error}"
+
+
+def _write_manifest(manifest: Manifest, binary: Path) -> None:
+    with _replacing(manifest_path(binary)) as (file, _):
+        file.write(json.dumps(dataclasses.asdict(manifest), indent=2).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a temporary file beside `path` that takes its place when the block ends well."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file, Path(name)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _say(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def _work(source: Path) -> int:
+    """Build one text for another process; tell it of the progress, the manifest or the error."""
+    # A terminated worker must still remove its temporary file.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    told = 0
+
+    def progress(done: int) -> None:
+        nonlocal told
+        if done - told >= 1 << 24:
+            told = done
+            _say({"done": done})
+
+    try:
+        _say({"manifest": dataclasses.asdict(build(source, progress))})
+    except ValueError as error:
+        _say({"error": str(error)})
+        return 1
+    except (BrokenPipeError, KeyboardInterrupt):  # the process that asked has gone
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_work(Path(sys.argv[1])))

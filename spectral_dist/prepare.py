@@ -1,0 +1,64 @@
+"""`python -m spectral_dist.prepare --data_paths a.txt,b.txt`: texts to token files, ahead of a run.
+
+Training does the same on its first start; this does it without a device. Read `main`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from spectral_dist.config import run_main
+from spectral_dist.data.tokens import prepare
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors raised as ValueError: one clear line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build the token files and print one line for each.
+
+    Raises:
+      ValueError: names the flag or the file, and what is wrong.
+    """
+    parser = _Parser(
+        prog="python -m spectral_dist.prepare",
+        allow_abbrev=False,
+        description="Make .bin token files and their .bin.json manifests beside text files.",
+    )
+    parser.add_argument(
+        "--data_paths", "--data-paths", required=True, help="text files, joined by commas"
+    )
+    parser.add_argument(
+        "--processes", type=int, help="texts built at a time (default: the cores of this machine)"
+    )
+    parser.add_argument(
+        "--validation_fraction",
+        "--validation-fraction",
+        type=float,
+        default=0.01,
+        help="share of each text held out, for the figures printed here (default: 0.01)",
+    )
+    options = parser.parse_args(argv)
+    paths = [path.strip() for path in options.data_paths.split(",") if path.strip()]
+    if not paths:
+        raise ValueError(f"data_paths={options.data_paths!r}: must name at least one text file")
+    if options.processes is not None and options.processes < 1:
+        raise ValueError(f"processes={options.processes}: must be positive")
+    fraction = options.validation_fraction
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation_fraction={fraction}: must be above 0 and below 1")
+    files = prepare(paths, validation_fraction=fraction, min_tokens=1, processes=options.processes)
+    for file in files:
+        print(
+            f"{file.name}: {len(file.tokens):,} tokens in {file.documents:,} documents,"
+            f" {len(file.validation):,} held out; sha256 {file.sha256[:12]}; {file.path}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
