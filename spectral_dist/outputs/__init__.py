@@ -1,0 +1,21 @@
+"""Who listens to a run: the console, metrics.jsonl, W&B and the report.
+
+Each output is written to with records and never calls back, so that the loop need not know which
+of them are there. `Output` is all that they share; each lives in its own module.
+"""
+
+from typing import Protocol
+
+from spectral_dist.training.metrics import Record
+
+
+class Output(Protocol):
+    """A place that records go to. No method may stop training."""
+
+    def write(self, record: Record) -> None:
+        """Take one record. Steps never go back within one run."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is pending. May be called more than once."""
+        ...

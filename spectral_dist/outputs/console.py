@@ -1,0 +1,312 @@
+"""The console: a progress bar on a terminal, plain lines anywhere else.
+
+Owns every word that training prints. Must not know where the figures come from; it sees metric
+names and text alone. Read `Console` first, then `training_line`.
+"""
+
+import atexit
+import io
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import TextIO
+
+import rich.box
+import rich.console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from spectral_dist.training.metrics import (
+    ExtrapolationRow,
+    Record,
+    extrapolation_rows,
+    source_bits,
+)
+
+# Of the time left: how much the newest window counts against the windows before it.
+SMOOTHING = 0.3
+
+
+class Console:
+    """Prints a run; an `Output`.
+
+    On a terminal one bar at the bottom shows the last figures and everything else is printed above
+    it. Into a file or a pipe each record is one line without control characters. Where the text
+    cannot be shown (a closed pipe, a lost terminal) the console falls silent and training goes on.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        *,
+        stream: TextIO | None = None,
+        enabled: bool = True,
+    ) -> None:
+        """Show a run of `total_steps` of which `start_step` are completed.
+
+        Args:
+          total_steps: length of the run, in steps.
+          start_step: completed steps, of a restored state.
+          stream: where to print; standard output by default.
+          enabled: False prints nothing, for the processes that are not the lead.
+        """
+        self._total = total_steps
+        self._step_seconds: float | None = None
+        self._enabled = enabled
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        out = sys.stdout if stream is None else stream
+        self._encoding = getattr(out, "encoding", None) or "utf-8"
+        terminal = _is_terminal(out)
+        self._rich = rich.console.Console(
+            file=out,
+            force_terminal=terminal,
+            color_system="auto" if terminal else None,
+            width=None if terminal else 100,
+            markup=False,
+            highlight=False,
+            emoji=False,
+        )
+        if enabled and terminal:
+            self._start_bar(start_step)
+
+    def _start_bar(self, start_step: int) -> None:
+        progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=self._rich,
+            refresh_per_second=4,  # enough to look alive; each refresh takes the host's time
+            expand=True,
+        )
+        self._task = progress.add_task(
+            "", total=self._total, completed=start_step, figures="compiling"
+        )
+        progress.start()
+        self._progress = progress
+        # The cursor is hidden while the bar stands: it must come back however the run ends.
+        atexit.register(self.close)
+
+    def write(self, record: Record) -> None:
+        """Show one record: the training figures, the evaluation, or both."""
+        metrics = record.metrics
+        seconds = metrics.get("perf/step_seconds")
+        if seconds is not None and math.isfinite(seconds):
+            before = seconds if self._step_seconds is None else self._step_seconds
+            self._step_seconds = (1 - SMOOTHING) * before + SMOOTHING * seconds
+        if any(name.startswith(("train/", "perf/", "optimizer/")) for name in metrics):
+            left = self._left(record.step)
+            if self._progress is None:
+                self._print(training_line(record, self._total, left))
+            else:
+                self._progress.update(
+                    self._task, completed=record.step, figures=bar_figures(metrics, left)
+                )
+        if any(name.startswith(("val/", "extrapolation/")) for name in metrics):
+            self._print(evaluation_line(record, self._total), style="bold")
+
+    def _left(self, step: int) -> str:
+        """Return the time left, as text, by the recent steps."""
+        if self._step_seconds is None:
+            return "-"
+        return duration(max(self._total - step, 0) * self._step_seconds)
+
+    def note(self, text: str) -> None:
+        """Print one remark."""
+        self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print one warning."""
+        self._print(f"warning: {text}", style="yellow")
+
+    def show_tables(self, metrics: Mapping[str, float]) -> None:
+        """Print bits per byte by source and the extrapolation table, where `metrics` has them."""
+        sources, rows = source_bits(metrics), extrapolation_rows(metrics)
+        if sources:
+            self._print_table(_source_table(sources, metrics.get("val/bits_per_byte")))
+        if rows:
+            self._print_table(_extrapolation_table(rows))
+
+    def show_sample(self, prompt: str | bytes, text: str | bytes) -> None:
+        """Print generated text after its prompt; what is not valid UTF-8 is shown replaced."""
+        self._print("")
+        self._print("Sample (the prompt, then what the model wrote):", style="bold")
+        self._print(_printable(prompt), style="dim", end="")
+        self._print(_printable(text))
+
+    def close(self) -> None:
+        """Take the bar away, leaving its last state; printing still works afterwards."""
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            atexit.unregister(self.close)
+            try:
+                progress.stop()
+            except (OSError, ValueError):
+                self._enabled = False
+
+    def _print(self, text: str, style: str | None = None, end: str = "\n") -> None:
+        if not self._enabled:
+            return
+        # A terminal in a narrow encoding gets a question mark for a letter it lacks, not an error.
+        safe = text.encode(self._encoding, "replace").decode(self._encoding)
+        try:
+            self._rich.print(Text(safe, style=style or ""), end=end, soft_wrap=True)
+        except (OSError, ValueError):  # a closed pipe or file; ValueError is a closed TextIO's
+            self._enabled = False
+
+    def _print_table(self, table: Table) -> None:
+        # Drawn to text first, so that it takes the same way out as any other line.
+        width = max(self._rich.width, 60)
+        drawn = rich.console.Console(
+            file=io.StringIO(), width=width, markup=False, emoji=False, color_system=None
+        )
+        with drawn.capture() as capture:
+            drawn.print(table)
+        lines = [line.rstrip() for line in capture.get().splitlines()]
+        self._print("\n" + "\n".join(lines))
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether a bar can be redrawn in place; FORCE_COLOR and the like do not make a file one."""
+    isatty = getattr(stream, "isatty", None)
+    return bool(isatty and isatty()) and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def training_line(record: Record, total: int, left: str) -> str:
+    """Return the training figures of a record as one line, its columns aligned over the run.
+
+    Args:
+      record: of any metrics; those that are missing leave their place out.
+      total: length of the run, in steps.
+      left: time left, as text.
+    """
+    metrics = record.metrics
+    parts = [_step(record.step, total)]
+    columns = (
+        ("train/loss", "loss {:6.4f}", 1.0),
+        ("train/bits_per_byte", "{:6.4f} bits/byte", 1.0),
+        ("train/grad_norm", "grad {:7.3g}", 1.0),
+        ("optimizer/learning_rate", "lr {:7.1e}", 1.0),
+        ("perf/tokens_per_second", "{:>9,.0f} tokens/s", 1.0),
+        ("perf/data_wait_seconds", "data wait {:5.1f} ms", 1e3),
+        ("perf/mfu", "mfu {:4.1f}%", 1e2),
+    )
+    for name, form, scale in columns:
+        if name in metrics:
+            parts.append(_formatted(form, metrics[name] * scale))
+    parts.append(f"left {left}")
+    parts += _skipped(metrics)
+    return "  ".join(parts)
+
+
+def bar_figures(metrics: Mapping[str, float], left: str) -> str:
+    """Return what stands beside the bar: loss, bits per byte, tokens per second, time left."""
+    parts: list[str] = []
+    for name, form in (
+        ("train/loss", "loss {:.3f}"),
+        ("train/bits_per_byte", "{:.3f} bits/byte"),
+        ("perf/tokens_per_second", "{:,.0f} tokens/s"),
+    ):
+        if name in metrics:
+            parts.append(_formatted(form, metrics[name]))
+    return "  ".join([*parts, f"left {left}", *_skipped(metrics)])
+
+
+def evaluation_line(record: Record, total: int) -> str:
+    """Return the evaluation of a record as one line: by source, then by context length."""
+    metrics = record.metrics
+    parts = [_step(record.step, total)]
+    if "val/bits_per_byte" in metrics:
+        parts.append(_formatted("validation {:.4f} bits/byte", metrics["val/bits_per_byte"]))
+    parts += [f"{_name(s)} {_number(v)}" for s, v in source_bits(metrics).items()]
+    for row in extrapolation_rows(metrics):
+        if row.difference is not None and row.multiple != 1:
+            verdict = f" {_verdict(row)}" if row.success is not None else ""
+            parts.append(f"{row.multiple}x {_formatted('{:+.4f}', row.difference)}{verdict}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as minutes:seconds, hours:minutes:seconds, or with days before it."""
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def _step(step: int, total: int) -> str:
+    return f"step {step:>{len(str(total))}}/{total}"
+
+
+def _skipped(metrics: Mapping[str, float]) -> list[str]:
+    skipped = metrics.get("train/skipped_steps", 0.0)
+    return [f"skipped {skipped:.0f}"] if skipped > 0 else []
+
+
+def _formatted(form: str, value: float) -> str:
+    """Fill one value in; a value that is not finite is named instead of set in digits."""
+    if math.isfinite(value):
+        return form.format(value)
+    start, end = form.index("{"), form.index("}") + 1
+    width = len(form[start:end].format(0.0))
+    word = "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return f"{form[:start]}{word:>{width}}{form[end:]}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else _formatted("{:.4f}", value)
+
+
+def _verdict(row: ExtrapolationRow) -> str:
+    if row.success is None:
+        return "-"
+    return "success" if row.success else "no success"
+
+
+def _name(name: str) -> str:
+    """Return a file's name as one line that a terminal can show."""
+    return " ".join(_printable(name).split())
+
+
+def _printable(text: str | bytes) -> str:
+    """Return text without control characters, which a model may write by chance."""
+    decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    decoded = decoded.encode("utf-8", "replace").decode("utf-8")  # lone surrogates
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in decoded)
+
+
+def _source_table(sources: Mapping[str, float], mean: float | None) -> Table:
+    table = Table(title="Validation", title_justify="left", box=rich.box.ASCII2)
+    table.add_column("source", overflow="fold")
+    table.add_column("bits/byte", justify="right")
+    for source, value in sources.items():
+        table.add_row(Text(_name(source)), _number(value))
+    if mean is not None:
+        table.add_section()
+        table.add_row("mean by weight", _number(mean))
+    return table
+
+
+def _extrapolation_table(rows: list[ExtrapolationRow]) -> Table:
+    table = Table(
+        title="Extrapolation: the same targets, more context",
+        title_justify="left",
+        box=rich.box.ASCII2,
+    )
+    for heading in ("context", "bits/byte", "difference to 1x", "upper 95% bound"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for row in rows:
+        signed = [
+            "-" if value is None or row.multiple == 1 else _formatted("{:+.4f}", value)
+            for value in (row.difference, row.upper)
+        ]
+        table.add_row(f"{row.multiple}x", _number(row.bits_per_byte), *signed, _verdict(row))
+    return table

@@ -1,0 +1,157 @@
+"""metrics.jsonl: the record of a run, one JSON object a line.
+
+Owns the file: its lines, what a resumed run drops from it, and what happens when the disk is full
+(training goes on). Must not know what the metrics mean. Read `MetricsFile` first; `read_metrics`
+gives the records back.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from spectral_dist.training.metrics import Record
+
+
+class MetricsFile:
+    """Appends records to a JSON-lines file; an `Output`.
+
+    Each line is one write to the file, so that a run that is killed loses at most the line it was
+    writing. A write that fails (a full disk, a lost mount) is reported once and retried with the
+    next record: the metrics are never worth stopping a run for.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        resume_step: int = 0,
+        *,
+        warn: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the file, dropping what a resumed run will write again.
+
+        Args:
+          path: of metrics.jsonl; its folder exists.
+          resume_step: completed steps of the restored state; 0 begins a new file.
+          warn: called with one line at the first write that fails.
+          clock: unix seconds.
+        """
+        self._path = path
+        self._warn = warn
+        self._clock = clock
+        self._warned = False
+        self._torn = False
+        self._file: FileIO | None = None
+        try:
+            if path.exists():
+                _drop_after(path, resume_step)
+            self._open()
+        except OSError as error:
+            self._failed(error)
+
+    def write(self, record: Record) -> None:
+        """Append one record; never raises for the disk's sake."""
+        values: dict[str, Any] = {"step": record.step, "time": round(self._clock(), 3)}
+        values |= {name: _strict(value) for name, value in record.metrics.items()}
+        line = json.dumps(values, allow_nan=False).encode() + b"\n"
+        try:
+            file = self._open()
+            # A line that was cut by a full disk must not run into this one.
+            line = b"\n" + line if self._torn else line
+            self._torn = True
+            if file.write(line) != len(line):
+                raise OSError("the line was written in part (is the disk full?)")
+            self._torn = False
+        except OSError as error:
+            self._failed(error)
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.close()
+            except OSError as error:
+                self._failed(error)
+
+    def _open(self) -> FileIO:
+        # Unbuffered: with a buffer, a line that failed would be tried again behind our back.
+        if self._file is None:
+            self._file = FileIO(self._path, "a")
+        return self._file
+
+    def _failed(self, error: OSError) -> None:
+        if not self._warned and self._warn is not None:
+            reason = error.strerror or str(error)
+            self._warn(f"metrics are not written to {self._path}: {reason}; training goes on")
+        self._warned = True
+
+
+def _strict(value: float) -> float | None:
+    """Return the value as JSON has it, which knows no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _drop_after(path: Path, resume_step: int) -> None:
+    """Rewrite the file without the lines after `resume_step` and without damaged lines."""
+    kept = bytearray()
+    content = path.read_bytes()
+    for line in content.splitlines():
+        values = _parse(line)
+        if values is not None and values["step"] <= resume_step and resume_step > 0:
+            kept += line + b"\n"
+    if kept == content:
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return the object of one line, or None if the line is torn or holds no step."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return None
+    return values
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Read the records of a metrics.jsonl, in the order of the file.
+
+    A null (a value that was not finite) becomes NaN; damaged lines are passed over.
+
+    Raises:
+      ValueError: if the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"metrics file {str(path)!r}: cannot be read: {error.strerror}") from error
+    records: list[Record] = []
+    for line in content.splitlines():
+        values = _parse(line)
+        if values is None:
+            continue
+        step = values.pop("step")
+        values.pop("time", None)
+        metrics = {
+            name: math.nan if value is None else float(value)
+            for name, value in values.items()
+            if value is None or isinstance(value, int | float)
+        }
+        records.append(Record(step=step, metrics=metrics))
+    return records
