@@ -1,0 +1,79 @@
+"""The constants of the spectral mixer: a bank of decaying exponentials in an orthonormal basis.
+
+All in float64 on the host, once, at build time: with poles this close the Gram matrix of the raw
+exponentials has a condition number of about 1e6, and float32 would lose the last of them. Nothing
+here is learned and nothing here knows JAX. Read `balanced_poles` first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FilterBank:
+    """A linear system with N states, orthonormal impulse responses and unit gain.
+
+    state[t] = transition @ state[t-1] + drive * u[t], all float64.
+
+    Attributes:
+      transition_NN: A, with ||A||_2 = 1 and A A^T + b b^T = I.
+      drive_N: b.
+      cholesky_NN: R, lower triangular; row n holds the coefficients of the n-th exponential,
+        b_n a_n^t = sum_m R[n, m] response[t, m].
+      taus_N: time constants in tokens, ascending.
+    """
+
+    transition_NN: Float64
+    drive_N: Float64
+    cholesky_NN: Float64
+    taus_N: Float64
+
+    def responses(self, length: int) -> Float64:
+        """Impulse responses A^t b for t = 0 .. length - 1: [length, N]."""
+        out_TN = np.empty((length, self.drive_N.size))
+        state_N = self.drive_N
+        for t in range(length):
+            out_TN[t] = state_N
+            state_N = self.transition_NN @ state_N
+        return out_TN
+
+    def powers(self, length: int) -> Float64:
+        """Powers A^1 .. A^length: [length, N, N]."""
+        size = self.drive_N.size
+        out = np.empty((length, size, size))
+        power_NN = self.transition_NN
+        for t in range(length):
+            out[t] = power_NN
+            power_NN = power_NN @ self.transition_NN
+        return out
+
+
+def balanced_poles(num_poles: int, tau_min: float, tau_max: float) -> FilterBank:
+    """Return the input-balanced bank of N exponentials with log-spaced time constants.
+
+    a_n = exp(-1 / tau_n), b_n = sqrt(1 - a_n^2); the Gram matrix of the normalised exponentials is
+    P_ij = b_i b_j / (1 - a_i a_j) = R R^T, and A = R^-1 diag(a) R, b = R^-1 b. The responses are then
+    orthonormal over t, and white input of unit variance gives a state of unit covariance.
+
+    Args:
+      num_poles: N, at least 1.
+      tau_min: shortest time constant, in tokens, above 0.
+      tau_max: longest time constant, in tokens, above tau_min.
+
+    Source: Takenaka-Malmquist orthonormalisation of exponentials; the bank stands for the Hankel
+    filters of Agarwal et al. 2023, arXiv:2312.06837, which are mixtures of decaying exponentials.
+    """
+    taus_N = np.geomspace(tau_min, tau_max, num_poles)
+    a_N = np.exp(-1.0 / taus_N)
+    b_N = np.sqrt(-np.expm1(-2.0 / taus_N))
+    # 1 - a_i a_j by expm1: the difference of nearly equal numbers for long time constants.
+    rate_N = 1.0 / taus_N
+    gram_NN = np.outer(b_N, b_N) / -np.expm1(-(rate_N[:, None] + rate_N[None, :]))
+    cholesky_NN = np.linalg.cholesky(gram_NN)
+    transition_NN = np.linalg.solve(cholesky_NN, a_N[:, None] * cholesky_NN)
+    drive_N = np.linalg.solve(cholesky_NN, b_N)
+    return FilterBank(transition_NN, drive_N, cholesky_NN, taus_N)
