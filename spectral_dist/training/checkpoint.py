@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,7 +161,9 @@ class Checkpoints:
                 damaged.append(step)
                 self._warn(f"checkpoint {step} in {self.folder} cannot be read ({reason})")
                 continue
-            self._make_ready(damaged)
+            # A folder that cannot be written is the next save's failure, with its own warning.
+            with contextlib.suppress(OSError, Unreadable):
+                self._make_ready(damaged)
             return found
         if damaged:
             raise ValueError(
@@ -192,7 +194,7 @@ class Checkpoints:
         start = time.perf_counter()
         try:
             self._finish()
-            self._make_ready([])
+            self._make_ready()
             if step not in self.steps():
                 self._start(step, state, description, validation)
         except Exception as error:  # whatever it is, it must not end a training
@@ -209,11 +211,11 @@ class Checkpoints:
         self, step: int, state: Any, description: Mapping[str, Any], validation: float | None
     ) -> None:
         """Copy the arrays to the host and hand the rest to background threads."""
+        if validation is not None and not math.isfinite(validation):
+            validation = None  # never the best
         fields = {
             "description": dict(description),
-            "validation": validation
-            if validation is not None and math.isfinite(validation)
-            else None,
+            "validation": validation,
             "arrays": array_types(state),
         }
         # What JSON cannot hold fails here rather than in the background.
@@ -282,19 +284,22 @@ class Checkpoints:
         except Exception as error:  # Orbax raises plain Exception among others
             raise Unreadable(short(error)) from error
 
-    def _make_ready(self, damaged: list[int]) -> None:
+    def _make_ready(self, damaged: Sequence[int] = ()) -> None:
         """Put `damaged` aside; the first time, clear what a killed process left."""
-        if jax.process_index() == 0:
-            for step in damaged:
-                _put_aside(self.folder / str(step))
+
+        def act() -> None:
             if not self._ready:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for pattern in (f"*{_TEMPORARY}*", f"*{_DELETED}"):
                     for left in self.folder.glob(pattern):
                         shutil.rmtree(left, ignore_errors=True)
-                self._move_links(self.steps())
+            if damaged or not self._ready:
+                self._move_links([step for step in self.steps() if step not in damaged])
+            for step in damaged:
+                _put_aside(self.folder / str(step))
+
+        _together(lambda: act() if jax.process_index() == 0 else None)
         self._ready = True
-        _together(lambda: None)
 
     def _kept(self) -> list[int]:
         """Return the steps to keep, ascending: the last `keep` and the best by validation."""
@@ -338,19 +343,19 @@ def _restore_args(abstract_state: Any) -> Any:
 
 
 def _together(action: Callable[[], T]) -> T:
-    """Run `action` on every process; raise Unreadable on all of them if it does so on one."""
-    reason: Unreadable | None = None
+    """Run `action` on every process; if it fails on one, fail on all rather than wait for ever."""
+    error: Unreadable | OSError | None = None
     result: Any = None
     try:
         result = action()
-    except Unreadable as error:
-        reason = error
+    except (Unreadable, OSError) as caught:
+        error = caught
     if jax.process_count() > 1:
-        bad = multihost_utils.process_allgather(np.asarray(reason is not None))
-        if reason is None and bad.any():
-            reason = Unreadable("another process cannot read it")
-    if reason is not None:
-        raise reason
+        failed = multihost_utils.process_allgather(np.asarray(error is not None))
+        if error is None and failed.any():
+            error = Unreadable(f"failed on process {int(failed.argmax())}")
+    if error is not None:
+        raise error
     return result
 
 
