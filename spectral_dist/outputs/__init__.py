@@ -4,6 +4,7 @@ Each output is written to with records and never calls back, so that the loop ne
 of them are there. `Output` is all that they share; each lives in its own module.
 """
 
+import sys
 from typing import Protocol
 
 from spectral_dist.training.metrics import Record
@@ -19,3 +20,8 @@ class Output(Protocol):
     def close(self) -> None:
         """Finish what is pending. May be called more than once."""
         ...
+
+
+def warn_on_stderr(text: str) -> None:
+    """Print one warning where there is no console to print it."""
+    sys.stderr.write(f"warning: {text}\n")

@@ -14,6 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from spectral_dist.outputs import warn_on_stderr
 from spectral_dist.training.metrics import Record
 
 
@@ -30,7 +31,7 @@ class MetricsFile:
         path: Path,
         resume_step: int = 0,
         *,
-        warn: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] = warn_on_stderr,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Open the file, dropping what a resumed run will write again.
@@ -86,7 +87,7 @@ class MetricsFile:
         return self._file
 
     def _failed(self, error: OSError) -> None:
-        if not self._warned and self._warn is not None:
+        if not self._warned:
             reason = error.strerror or str(error)
             self._warn(f"metrics are not written to {self._path}: {reason}; training goes on")
         self._warned = True
