@@ -202,6 +202,17 @@ def configs_folder() -> Path:
     return beside if beside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which by itself would silently keep the last of two equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read flat settings from a YAML file.
 
@@ -209,7 +220,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
       ValueError: if the file cannot be read, is not a mapping or holds an unknown name.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except OSError as error:
         raise ValueError(f"config={str(path)!r}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -310,34 +321,36 @@ def resolve(config: Config) -> Config:
 
 # Every other number must be positive.
 _AT_LEAST_ZERO = ("seed", "weight_decay", "z_loss", "warmup_steps")
-_BELOW_ONE = ("validation_fraction", "beta1", "beta2", "final_lr_fraction", "decay_fraction")
+_BELOW_ONE = ("beta1", "beta2", "final_lr_fraction", "decay_fraction")
 
 
 def _check_ranges(config: Config) -> None:
-    flat = config.flat()
-    for name, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}={value}: must be finite")
-        if not isinstance(value, int | float):
-            continue
-        if name in _AT_LEAST_ZERO:
-            if value < 0:
-                raise ValueError(f"{name}={value}: must not be negative")
-        elif name in _BELOW_ONE:
-            if not 0 <= value < 1:
-                raise ValueError(f"{name}={value}: must be at least 0 and below 1")
-        elif value <= 0:
-            raise ValueError(f"{name}={value}: must be positive")
-        if value >= 2**31:
-            raise ValueError(f"{name}={value}: must be below 2**31")
-    if config.data.validation_fraction == 0:
-        raise ValueError("validation_fraction=0.0: must be above 0")
+    for name, value in config.flat().items():
+        if isinstance(value, int | float):
+            rule = _broken_rule(name, value)
+            if rule:
+                raise ValueError(f"{name}={value}: must {rule}")
     lengths = config.evaluation.eval_lengths
     if not lengths or min(lengths) < 1:
         raise ValueError(f"eval_lengths={','.join(map(str, lengths))}: must be positive integers")
     name = config.run.run_name
     if not name or name in (".", "..") or any(c in name for c in "/\\\0\n"):
         raise ValueError(f"run_name={name!r}: must name one folder")
+
+
+def _broken_rule(name: str, value: float) -> str | None:
+    """Return the rule that a number breaks, or None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "be finite"
+    if value >= 2**31:
+        return "be below 2**31"
+    if name == "validation_fraction":
+        return None if 0 < value < 1 else "be above 0 and below 1"
+    if name in _AT_LEAST_ZERO:
+        return None if value >= 0 else "not be negative"
+    if name in _BELOW_ONE:
+        return None if 0 <= value < 1 else "be at least 0 and below 1"
+    return None if value > 0 else "be positive"
 
 
 def _check_relations(config: Config) -> None:

@@ -1,0 +1,211 @@
+"""The shape of the package: sizes, names, import rules, and what an installation contains.
+
+The rules are those of ARCHITECTURE.md; each failure text says what to do.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "spectral_dist"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_TRAIN_STEP_LINES = 40
+FORBIDDEN_STEMS = {"utils", "util", "common", "helpers", "helper", "misc"}
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import in full"
+            yield str(node.module), node.lineno
+
+
+# ---- sizes and names ----
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_sizes_and_names(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines < MAX_FILE_LINES, f"{path.name} has {lines} lines: split off a second noun"
+    assert path.stem not in FORBIDDEN_STEMS, "a helper lives in the module whose noun it serves"
+    for node in functions(path):
+        length = (node.end_lineno or node.lineno) - node.lineno + 1
+        limit = MAX_TRAIN_STEP_LINES if node.name == "train_step" else MAX_FUNCTION_LINES
+        assert length < limit, f"{path.name}:{node.lineno} {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_modules_say_what_they_own(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), "say what it owns, and what to read first"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_every_function_is_annotated(path: Path) -> None:
+    for node in functions(path):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+        assert not bare, f"{path.name}:{node.lineno} {node.name}: {bare}"
+        assert node.returns is not None, f"{path.name}:{node.lineno} {node.name}: its result"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_no_code_from_data(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec"), f"{path.name}:{node.lineno}"
+    for name, line in imports(path):
+        assert name.split(".")[0] not in ("pickle", "dill"), f"{path.name}:{line}"
+
+
+def test_every_module_has_its_tests() -> None:
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in tests)
+    named = tuple(path.stem.removeprefix("test_") for path in tests)
+    missing = [
+        dotted(path)
+        for path in MODULES
+        if path.stem != "__init__"
+        # turkish_lexicon is tested through turkish, and array_typing is the legend of every shape.
+        and not path.stem.startswith((*named, "array_typing"))
+        and not re.search(rf"\b{path.stem}\b", text)
+    ]
+    assert not missing, f"no test names {', '.join(missing)}"
+
+
+# ---- imports ----
+
+
+def layers() -> list[str]:
+    contract = PROJECT["tool"]["importlinter"]["contracts"][0]
+    return [name for layer in contract["layers"] for name in re.split(r"\s*[|:]\s*", layer)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_every_module_has_a_layer(path: Path) -> None:
+    name = dotted(path)
+    if name in ("spectral_dist", "spectral_dist.training"):  # folders, empty but for a docstring
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert len(tree.body) == 1, "what is here is imported by every module below it"
+        return
+    assert any(name == layer or name.startswith(f"{layer}.") for layer in layers()), (
+        f"{name}: give it a place in the layers of pyproject.toml"
+    )
+
+
+def test_wandb_is_imported_in_one_place() -> None:
+    found = {dotted(p) for p in MODULES for name, _ in imports(p) if name.split(".")[0] == "wandb"}
+    assert found <= {"spectral_dist.outputs.wandb"}
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("spectral_dist", ["jax", "numpy", "yaml"]),
+        ("spectral_dist.data.weights", ["jax", "numpy", "grain", "yaml"]),
+        ("spectral_dist.config", ["jax", "numpy", "grain", "wandb", "rich"]),
+        ("spectral_dist.command_line", ["jax", "numpy", "grain", "wandb", "rich"]),
+        ("spectral_dist.data.text", ["jax"]),
+        ("spectral_dist.data.tokens", ["jax"]),
+    ],
+)
+def test_light_modules_load_nothing_heavy(module: str, absent: list[str]) -> None:
+    code = f"import sys, {module}; print(sorted(set({absent!r}) & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+
+
+# ---- what is shipped ----
+
+
+def test_dependencies_have_lower_bounds_and_tested_versions() -> None:
+    bounds = {
+        re.split(r"[>=\[]", line)[0].lower(): line for line in PROJECT["project"]["dependencies"]
+    }
+    assert all(re.fullmatch(r"[\w.-]+>=[\d.]+", line) for line in bounds.values())
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pins = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins), "names and versions only"
+    tested = dict(line.lower().split("==") for line in pins)
+    assert tested.keys() == bounds.keys()
+    for name, line in bounds.items():
+        lower = [int(part) for part in line.split(">=")[1].split(".")]
+        assert lower <= [int(part) for part in tested[name].split(".")], name
+
+
+def test_every_third_party_import_is_declared() -> None:
+    # Import names that differ from the names of their distributions.
+    distributions = {"yaml": "pyyaml", "orbax": "orbax-checkpoint"}
+    ours = {"spectral_dist", *sys.stdlib_module_names}
+    roots = {name.split(".")[0] for path in MODULES for name, _ in imports(path)} - ours
+    declared = {re.split(r"[>=]", d)[0].lower() for d in PROJECT["project"]["dependencies"]}
+    assert {distributions.get(root, root) for root in roots} <= declared
+
+
+def test_the_package_is_typed_and_licensed() -> None:
+    assert (PACKAGE / "py.typed").exists()
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in licence
+    assert "The spectral_dist authors" in licence
+
+
+def test_the_ci_script_runs_what_the_readme_says() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    text = script.read_text(encoding="utf-8")
+    commands = ["ruff", "pyright", "lint-imports", "-m pytest", "-e '.[test]'"]
+    assert all(command in text for command in commands)
+
+
+# ---- the tests themselves ----
+
+
+def test_eight_devices_and_no_network() -> None:
+    import socket
+
+    import jax
+
+    assert len(jax.devices()) == 8
+    with (
+        pytest.raises(OSError, match="a test tried to reach"),
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection,
+    ):
+        connection.connect(("192.0.2.1", 80))  # an address kept for documentation
+
+
+def test_shapes_in_annotations_are_checked() -> None:
+    import jax.numpy as jnp
+
+    from spectral_dist.model.layers import rms_norm
+
+    assert rms_norm(jnp.ones((2, 3))).shape == (2, 3)
+    with pytest.raises(Exception, match="Type-check error"):
+        rms_norm(jnp.ones((2, 3), jnp.int32))
