@@ -113,6 +113,7 @@ def _sum_of_json(body: Mapping[str, Any]) -> int:
 
 
 def short(error: BaseException) -> str:
-    """Return the first line of an error's text, in at most 160 characters."""
+    """Return the first line of an error's text; of a long one its two ends, where the reason is."""
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 160 else f"{text[:50]} ... {text[-105:]}"

@@ -3,9 +3,6 @@
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -392,52 +389,3 @@ def test_links_move_before_old_ones_are_deleted(
     monkeypatch.setattr(checkpoint, "_delete", look_and_delete)
     save_all(open_folder(keep=1), {1: None, 2: None, 3: None})
     assert targets == [["2"], ["3"]]
-
-
-KILLED = """
-import time
-from pathlib import Path
-import sys
-import jax
-from spectral_dist.training import checkpoint
-
-def stop(*_):
-    print("all but committed", flush=True)
-    time.sleep(600)
-
-checkpoints = checkpoint.Checkpoints(Path(sys.argv[1]), keep=2, warn=print)
-state = {"x": jax.numpy.arange(100_000)}
-checkpoints.save(1, state, {"step": 1})
-checkpoints._finish()
-checkpoint.write_manifest = stop
-checkpoints.save(2, state, {"step": 2})
-time.sleep(600)
-"""
-
-
-def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_one(
-    tmp_path: Path, open_folder: Callable[..., Checkpoints], warnings: list[str]
-) -> None:
-    folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    process.send_signal(signal.SIGKILL)
-    _, err = process.communicate()
-    assert line == "all but committed\n", err
-    assert err == ""  # no chatter of Orbax either
-    assert any("tmp" in name for name in os.listdir(folder))
-    checkpoints = open_folder()
-    assert checkpoints.steps() == [1]
-    target = abstract({"x": jnp.arange(100_000)})
-    found = checkpoints.restore_latest(target, accept)
-    assert found is not None
-    np.testing.assert_array_equal(np.asarray(found[0]["x"]), np.arange(100_000))
-    checkpoints.close()
-    assert sorted(os.listdir(folder)) == ["1", "checkpoint_0"]
-    assert warnings == []

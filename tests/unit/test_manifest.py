@@ -87,4 +87,7 @@ def test_compare_names_the_first_difference(tmp_path: Path) -> None:
 def test_short_keeps_one_line() -> None:
     assert short(ValueError("first\nsecond")) == "first"
     assert short(KeyError()) == "KeyError"
-    assert len(short(ValueError("x" * 1000))) == 160
+    long = short(OSError("Error writing " + "x" * 1000 + ": No space left on device"))
+    assert len(long) == 160
+    assert long.startswith("Error writing x")
+    assert long.endswith(": No space left on device")
