@@ -4,10 +4,11 @@ Training does the same on its first start; this does it without a device. Read `
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from spectral_dist.config import run_main
+from spectral_dist.command_line import run_main
 from spectral_dist.data.tokens import prepare
 
 
@@ -53,9 +54,9 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"validation_fraction={fraction}: must be above 0 and below 1")
     files = prepare(paths, validation_fraction=fraction, min_tokens=1, processes=options.processes)
     for file in files:
-        print(
+        sys.stdout.write(
             f"{file.name}: {len(file.tokens):,} tokens in {file.documents:,} documents,"
-            f" {len(file.validation):,} held out; sha256 {file.sha256[:12]}; {file.path}"
+            f" {len(file.validation):,} held out; sha256 {file.sha256[:12]}; {file.path}\n"
         )
     return 0
 

@@ -9,12 +9,14 @@ Read `build` first, then `state_of`.
 import contextlib
 import dataclasses
 import errno
+import glob
 import hashlib
 import json
 import os
+import secrets
 import signal
 import sys
-import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from spectral_dist.data.text import TextFacts, convert
 
 FORMAT_VERSION = 1
 _CHECK_BLOCKS, _CHECK_BYTES = 16, 1 << 16
+_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,7 @@ def read_manifest(binary: Path) -> Manifest:
         raise ValueError("its manifest is damaged")
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(f"its format version is {values['format_version']}, not {FORMAT_VERSION}")
-    declared = {f.name: f.type for f in dataclasses.fields(Manifest)}
+    declared: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Manifest)}
     if values.keys() != declared.keys() or not all(
         isinstance(values[name], kind) for name, kind in declared.items()
     ):
@@ -166,13 +169,21 @@ def build(source: Path, progress: Callable[[int], None] = lambda done: None) -> 
     try:
         with source.open("rb") as text:
             before = os.fstat(text.fileno())
+            changed = ValueError("changed while it was read; start again")
+
+            def watch(done: int) -> None:
+                # A text that is still being written might never end.
+                if done > before.st_size:
+                    raise changed
+                progress(done)
+
             with _replacing(binary) as (file, temporary):
-                facts = convert(text, file.write, progress=progress)
+                facts = convert(text, file.write, progress=watch)
                 file.flush()
                 crc = blocks_crc32(temporary)
                 after = os.fstat(text.fileno())
                 if (after.st_size, after.st_mtime_ns) != (facts.source_bytes, before.st_mtime_ns):
-                    raise ValueError("changed while it was read; start again")
+                    raise changed
         manifest = Manifest(
             **dataclasses.asdict(facts),
             format_version=FORMAT_VERSION,
@@ -203,45 +214,53 @@ def _write_manifest(manifest: Manifest, binary: Path) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """Open a temporary file beside `path` that takes its place when the block ends well."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    _remove_abandoned(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file, Path(name)
+        with temporary.open("xb") as file:
+            yield file, temporary
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            temporary.unlink()
         raise
 
 
-def _say(event: dict[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files that killed processes left; a live one writes all the time."""
+    with contextlib.suppress(OSError):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink()
 
 
 def _work(source: Path) -> int:
     """Build one text for another process; tell it of the progress, the manifest or the error."""
-    # A terminated worker must still remove its temporary file.
+    # A stopped worker must remove its temporary file, so it ends by an exception. Ctrl-C reaches
+    # the whole group; the process that asked decides.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     told = 0
+
+    def say(event: dict[str, Any]) -> None:
+        try:
+            sys.stdout.write(json.dumps(event) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:  # the process that asked has gone
+            sys.exit(1)
 
     def progress(done: int) -> None:
         nonlocal told
         if done - told >= 1 << 24:
             told = done
-            _say({"done": done})
+            say({"done": done})
 
     try:
-        _say({"manifest": dataclasses.asdict(build(source, progress))})
+        say({"manifest": dataclasses.asdict(build(source, progress))})
     except ValueError as error:
-        _say({"error": str(error)})
-        return 1
-    except (BrokenPipeError, KeyboardInterrupt):  # the process that asked has gone
+        say({"error": str(error)})
         return 1
     return 0
 

@@ -75,7 +75,7 @@ def convert(
     """Write the tokens of a text, reading it in blocks: constant memory, at the disk's speed.
 
     Args:
-      source: the text, opened for reading in binary mode.
+      source: the text, opened in binary mode at its start; it can be read again.
       write: takes the tokens, in order.
       progress: told the number of bytes read so far, once for each block.
       block_bytes: bytes read at a time.
@@ -100,7 +100,19 @@ def convert(
         hashed.result()
     if converter.source_bytes == 0:
         raise ValueError("is empty")
-    return converter.finish(carry, digest.hexdigest())
+    ending = converter.finish(carry)
+    replaced = converter.first_replaced
+    return TextFacts(
+        source_bytes=converter.source_bytes,
+        source_sha256=digest.hexdigest(),
+        tokens=converter.tokens,
+        documents=converter.documents,
+        nul_bytes=converter.nul_bytes,
+        invalid_sequences=converter.invalid,
+        first_replaced_line=None if replaced is None else _line_of(source, replaced),
+        crlf_separators=converter.crlf,
+        ending=ending,
+    )
 
 
 def to_text(tokens: bytes | np.ndarray, *, ending: str = "", crlf: bool = False) -> bytes:
@@ -131,16 +143,16 @@ class _Converter:
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write = write
         self._at_line_start = True
-        self._lines = 0
+        self._done = 0  # bytes of the source that were converted
         self._last = b"\n"  # the last token written, or a line feed before the first
         self._tail = b""  # the last bytes of the source, as long as the longest separator
         self.source_bytes = 0
-        self._tokens = 0
-        self._documents = 0
-        self._crlf = 0
-        self._nul_bytes = 0
-        self._invalid = 0
-        self._first_replaced_line: int | None = None
+        self.tokens = 0
+        self.documents = 0
+        self.crlf = 0
+        self.nul_bytes = 0
+        self.invalid = 0
+        self.first_replaced: int | None = None  # where it stands in the source
 
     def take(self, block: bytes) -> bytes:
         """Convert as much of the block as can be decided; return the rest, for the next block."""
@@ -153,8 +165,8 @@ class _Converter:
         self._put(block[:cut])
         return block[cut:]
 
-    def finish(self, rest: bytes, sha256: str) -> TextFacts:
-        """Convert the rest, end the last document and return the facts."""
+    def finish(self, rest: bytes) -> str:
+        """Convert the rest and end the last document; return what its byte 0 stands for."""
         ending = ""
         if rest == SEPARATOR and self._at_line_start:
             ending = rest.decode()
@@ -163,21 +175,11 @@ class _Converter:
             self._put(rest)
             if self._last == b"\0":
                 crlf = self._tail.endswith(b"\r\n")
-                self._crlf -= crlf
+                self.crlf -= crlf
                 ending = SEPARATOR.decode() + ("\r\n" if crlf else "\n")
             else:
                 self._emit(b"\0", documents=1)
-        return TextFacts(
-            source_bytes=self.source_bytes,
-            source_sha256=sha256,
-            tokens=self._tokens,
-            documents=self._documents,
-            nul_bytes=self._nul_bytes,
-            invalid_sequences=self._invalid,
-            first_replaced_line=self._first_replaced_line,
-            crlf_separators=self._crlf,
-            ending=ending,
-        )
+        return ending
 
     def _put(self, block: bytes) -> None:
         """Convert a block that ends between two characters, and after a line if it holds one."""
@@ -188,20 +190,20 @@ class _Converter:
         started = self._at_line_start
         self._at_line_start = block.endswith(b"\n")
         tokens, plain, crlf = _replace_separators(clean, started)
-        self._crlf += crlf
+        self.crlf += crlf
         self._emit(tokens, documents=plain + crlf)
 
     def _emit(self, tokens: bytes, documents: int) -> None:
         self._write(tokens)
-        self._tokens += len(tokens)
-        self._documents += documents
+        self.tokens += len(tokens)
+        self.documents += documents
         self._last = tokens[-1:]
 
     def _clean(self, block: bytes) -> bytes:
         """Return the block with NUL bytes and invalid UTF-8 replaced by U+FFFD, and count them."""
         original = block
-        nul_bytes = block.count(b"\0")
-        if nul_bytes:
+        if b"\0" in block:
+            self.nul_bytes += block.count(b"\0")
             block = block.replace(b"\0", REPLACEMENT)
         try:
             block.decode()
@@ -209,13 +211,10 @@ class _Converter:
             # U+FFFD that the text itself holds is not a replacement.
             own = block.count(REPLACEMENT)
             block = block.decode(errors="replace").encode()
-            self._invalid += block.count(REPLACEMENT) - own
-        self._nul_bytes += nul_bytes
-        if self._first_replaced_line is None:
-            if block is not original:
-                first = _first_difference(original, block)
-                self._first_replaced_line = self._lines + original.count(b"\n", 0, first) + 1
-            self._lines += original.count(b"\n")
+            self.invalid += block.count(REPLACEMENT) - own
+        if block is not original and self.first_replaced is None:
+            self.first_replaced = self._done + _first_difference(original, block)
+        self._done += len(original)
         return block
 
 
@@ -225,23 +224,24 @@ def _replace_separators(block: bytes, at_line_start: bool) -> tuple[bytes, int, 
     Returns:
       The tokens; how many separators ended with a line feed; how many with CR and LF.
     """
-    if SEPARATOR not in block:
+    first, *parts = block.split(SEPARATOR)
+    if not parts:
         return block, 0, 0
-    if at_line_start:
-        block = b"\n" + block
-    counts = [0, 0]
-    # Neighbours share the line feed between them, so one pass replaces every other one; those left
-    # over follow a byte 0. `replace` runs at memory speed; a loop over the lines would not.
-    while True:
-        before = sum(counts)
-        for previous, replaced in ((b"\n", b"\n\0"), (b"\0", b"\0\0")):
-            for kind, line_end in enumerate((b"\n", b"\r\n")):
-                pattern = previous + SEPARATOR + line_end
-                shorter = block.replace(pattern, replaced)
-                counts[kind] += (len(block) - len(shorter)) // (len(pattern) - len(replaced))
-                block = shorter
-        if sum(counts) == before:
-            return block[1:] if at_line_start else block, counts[0], counts[1]
+    pieces = [first]
+    lines = {b"\n": 0, b"\r\n": 0}
+    # What stands before each separator: a line starts after a line feed or another separator.
+    starts_line = first.endswith(b"\n") or (at_line_start and not first)
+    for part in parts:
+        end = b"\n" if part.startswith(b"\n") else b"\r\n"
+        if starts_line and part.startswith(end):
+            lines[end] += 1
+            rest = part[len(end) :]
+            pieces += (b"\0", rest)
+            starts_line = not rest or rest.endswith(b"\n")
+        else:
+            pieces += (SEPARATOR, part)
+            starts_line = part.endswith(b"\n")
+    return b"".join(pieces), lines[b"\n"], lines[b"\r\n"]
 
 
 def _character_cut(block: bytes) -> int:
@@ -254,6 +254,19 @@ def _character_cut(block: bytes) -> int:
         if block[-back] & 0xC0 != 0x80:
             return len(block) - back
     return max(len(block) - 1, 0)
+
+
+def _line_of(source: BinaryIO, offset: int) -> int:
+    """Return the line, from 1, that the byte at `offset` stands in; reads the text again so far.
+
+    Counting the lines of every text on the way, for the few that need it, would cost a tenth.
+    """
+    source.seek(0)
+    line = 1
+    while offset > 0 and (block := source.read(min(offset, BLOCK_BYTES))):
+        line += block.count(b"\n")
+        offset -= len(block)
+    return line
 
 
 def _first_difference(left: bytes, right: bytes) -> int:

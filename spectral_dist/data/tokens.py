@@ -117,8 +117,13 @@ def prepare(
 def _check_readable(source: Path) -> None:
     """Raise ValueError if a path is not a file with content that this process may read."""
     try:
+        if "\0" in str(source):
+            raise ValueError(f"data_paths: {str(source)!r}: a path holds no NUL")
         if source.is_dir():
             raise ValueError(f"data_paths: {source}: is a folder; name the text files in it")
+        # A pipe or a device would block, or never end.
+        if source.exists() and not source.is_file():
+            raise ValueError(f"data_paths: {source}: is not a regular file")
         with source.open("rb") as file:
             if not file.read(1):
                 raise ValueError(f"data_paths: {source}: is empty")
@@ -186,7 +191,7 @@ def _build_all(
     """Build the texts, in worker processes where there are several and they are large."""
     if not sources:
         return {}
-    progress = {source: _Progress(source, report, time.monotonic) for source in sources}
+    progress: dict[Path, _Progress] = {}
     wanted = min(len(sources), processes or _cores())
     total = sum(source.stat().st_size for source in sources)
     built: dict[Path, Manifest] = {}
@@ -197,7 +202,9 @@ def _build_all(
             progress[source].close(built[source])
         return built
     for source, event in _run_workers(sources, wanted):
-        if "done" in event:
+        if event is None:
+            progress[source] = _Progress(source, report, time.monotonic)
+        elif "done" in event:
             progress[source](event["done"])
         elif "manifest" in event:
             built[source] = Manifest(**event["manifest"])
@@ -213,8 +220,10 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _run_workers(sources: Sequence[Path], count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Build texts in `count` processes at a time; yield the events of all of them.
+def _run_workers(
+    sources: Sequence[Path], count: int
+) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Build texts in `count` processes at a time; yield their events, each one's first is None.
 
     A new interpreter for each, not a fork (JAX's threads would not survive one) and not
     `multiprocessing` (whose children import the main module again, JAX included).
@@ -223,12 +232,14 @@ def _run_workers(sources: Sequence[Path], count: int) -> Iterator[tuple[Path, di
     waiting = sorted(sources, key=lambda source: source.stat().st_size)
     events: queue.SimpleQueue[tuple[Path, dict[str, Any] | None]] = queue.SimpleQueue()
     running: dict[Path, subprocess.Popen[bytes]] = {}
+    finished: set[Path] = set()
 
     def listen(source: Path, worker: subprocess.Popen[bytes]) -> None:
         assert worker.stdout is not None
-        for line in worker.stdout:
-            with contextlib.suppress(ValueError):
-                events.put((source, json.loads(line)))
+        with worker.stdout:
+            for line in worker.stdout:
+                with contextlib.suppress(ValueError):
+                    events.put((source, json.loads(line)))
         events.put((source, None))
 
     path = os.pathsep.join(filter(None, sys.path))
@@ -243,11 +254,15 @@ def _run_workers(sources: Sequence[Path], count: int) -> Iterator[tuple[Path, di
                 )
                 running[source] = worker
                 threading.Thread(target=listen, args=(source, worker), daemon=True).start()
+                yield source, None
             source, event = events.get()
             if event is not None:
+                finished |= {source} if "manifest" in event else set()
                 yield source, event
-            elif running.pop(source).wait() < 0:
-                raise ValueError(f"data_paths: {source}: the process that built it was killed")
+                continue
+            code = running.pop(source).wait()
+            if source not in finished:
+                raise ValueError(f"data_paths: {source}: its worker process ended (exit {code})")
     finally:
         for worker in running.values():
             worker.terminate()

@@ -38,7 +38,7 @@ def normalise_weights(
                 f"data_weights={shown}: the weight {weight:g} of {path} must be finite and not"
                 " negative"
             )
-    total = math.fsum(weights)
+    total = sum(weights)
     if total == 0:
         raise ValueError(f"data_weights={shown}: at least one weight must be above 0")
     if not math.isfinite(total):

@@ -1,0 +1,215 @@
+"""Building one token file: when it is trusted, and what a failure leaves behind."""
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spectral_dist.data import build as module
+from spectral_dist.data.build import (
+    Manifest,
+    bin_path,
+    blocks_crc32,
+    build,
+    manifest_path,
+    read_manifest,
+    state_of,
+)
+from spectral_dist.data.text import to_text
+
+TEXT = "Çağrı, ığdırlı İsmail'e şöyle öğüt verdi.\n<|endoftext|>\nüçüncü\n".encode() * 50
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Return a text that was never built."""
+    path = tmp_path / "türkçe metin.txt"
+    path.write_bytes(TEXT)
+    return path
+
+
+def entries(folder: Path) -> list[str]:
+    """Return the names in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_paths_of_the_token_file() -> None:
+    assert bin_path(Path("d/a.txt")) == Path("d/a.bin")
+    assert bin_path(Path("d/a.b.txt")) == Path("d/a.b.bin")
+    assert bin_path(Path("d/a.md")) == Path("d/a.md.bin")
+    assert bin_path(Path("d/a")) == Path("d/a.bin")
+    assert bin_path(Path("d/a.bin")) == Path("d/a.bin")
+    assert manifest_path(Path("d/a.bin")) == Path("d/a.bin.json")
+
+
+def test_a_build_gives_the_text_back_and_is_trusted(source: Path) -> None:
+    assert state_of(source).manifest is None
+    assert state_of(source).reason == ""
+    manifest = build(source)
+    assert entries(source.parent) == sorted(
+        [source.name, "türkçe metin.bin", "türkçe metin.bin.json"]
+    )
+    binary = bin_path(source)
+    assert manifest.exact
+    assert to_text(binary.read_bytes(), ending=manifest.ending) == TEXT
+    assert read_manifest(binary) == manifest == state_of(source).manifest
+    assert manifest.documents == binary.read_bytes().count(0) == 51
+    assert (manifest.format_version, manifest.dtype) == (1, "uint8")
+
+
+def test_a_new_time_with_the_same_content_refreshes_the_manifest(source: Path) -> None:
+    manifest = build(source)
+    os.utime(source, ns=(1, 1))
+    state = state_of(source)
+    assert state.refreshed
+    assert state.manifest == dataclasses.replace(manifest, source_mtime_ns=1)
+    assert not state_of(source).refreshed
+
+
+def change_text(source: Path) -> None:
+    source.write_bytes(TEXT.replace(b"verdi", b"vardi"))
+
+
+def grow_text(source: Path) -> None:
+    source.write_bytes(TEXT + b"more\n")
+
+
+def cut_tokens(source: Path) -> None:
+    binary = bin_path(source)
+    binary.write_bytes(binary.read_bytes()[:-1])
+
+
+def zero_tokens(source: Path) -> None:
+    binary = bin_path(source)
+    binary.write_bytes(bytes(binary.stat().st_size))
+
+
+def change_manifest(name: str, value: Any) -> Callable[[Path], None]:
+    def change(source: Path) -> None:
+        path = manifest_path(bin_path(source))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (change_text, "the text has changed"),
+        (grow_text, "the text has changed"),
+        (cut_tokens, "bytes where its manifest says"),
+        (zero_tokens, "content does not match"),
+        (lambda source: bin_path(source).unlink(), "it is missing"),
+        (lambda source: manifest_path(bin_path(source)).unlink(), "manifest is missing"),
+        (lambda source: manifest_path(bin_path(source)).write_text('{"for'), "cannot be read"),
+        (lambda source: manifest_path(bin_path(source)).write_bytes(b"\xff\0"), "cannot be read"),
+        (lambda source: manifest_path(bin_path(source)).write_text("[]"), "damaged"),
+        (lambda source: manifest_path(bin_path(source)).write_text("{}"), "damaged"),
+        (change_manifest("tokens", "many"), "damaged"),
+        (change_manifest("surprise", 1), "damaged"),
+        (change_manifest("format_version", 0), "format version is 0, not 1"),
+    ],
+)
+def test_anything_else_is_built_again(
+    source: Path, harm: Callable[[Path], None], reason: str
+) -> None:
+    build(source)
+    harm(source)
+    os.utime(source, ns=(1, 1))
+    state = state_of(source)
+    assert state.manifest is None
+    assert reason in state.reason
+    build(source)
+    assert state_of(source).manifest is not None
+
+
+def test_the_content_check_reads_both_ends_and_costs_the_same_for_any_size(tmp_path: Path) -> None:
+    path = tmp_path / "large.bin"
+    size = 1 << 34  # sparse: 16 GB that take no room
+    with path.open("wb") as file:
+        file.truncate(size)
+    start = time.process_time()
+    zeros = blocks_crc32(path)
+    assert time.process_time() - start < 1
+    for place in (0, size - 1):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+        assert blocks_crc32(path) != zeros
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"\0")
+    assert blocks_crc32(path) == zeros
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "no space left for"),
+        (errno.EROFS, "Read-only file system"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+def test_a_failed_write_names_the_text_and_leaves_nothing(
+    source: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    build(source)
+    before = bin_path(source).read_bytes()
+    grow_text(source)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module.os, "fsync", fail)
+    with pytest.raises(ValueError, match=words) as caught:
+        build(source)
+    assert str(source) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(entries(source.parent)) == 3
+    assert bin_path(source).read_bytes() == before
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(source: Path) -> None:
+    def grow(done: int) -> None:
+        with source.open("ab") as file:
+            file.write(b"more\n")
+        os.utime(source, ns=(2, 2))
+
+    with pytest.raises(ValueError, match=r"metin\.txt: changed while it was read"):
+        build(source, grow)
+    assert entries(source.parent) == [source.name]
+
+
+def test_abandoned_temporary_files_are_removed_and_live_ones_are_not(source: Path) -> None:
+    old = source.with_name(f".{bin_path(source).name}.aaaa.tmp")
+    live = source.with_name(f".{bin_path(source).name}.bbbb.tmp")
+    for path in (old, live):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    build(source)
+    assert not old.exists()
+    assert live.exists()
+
+
+def test_the_worker_tells_of_its_manifest_or_its_error(source: Path) -> None:
+    command = [sys.executable, "-m", "spectral_dist.data.build"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    workers = [
+        subprocess.Popen([*command, path], stdout=subprocess.PIPE, env=environment)
+        for path in (str(source), str(source), str(source.with_name("none.txt")))
+    ]
+    outputs = [json.loads(worker.communicate()[0]) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 1]
+    assert "none.txt" in outputs[2]["error"]
+    # Two at once on one text: either's files are whole.
+    assert Manifest(**outputs[0]["manifest"]) == read_manifest(bin_path(source))
+    assert state_of(source).manifest is not None
+    assert len(entries(source.parent)) == 3

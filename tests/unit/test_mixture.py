@@ -1,0 +1,313 @@
+"""Rows and batches: every window once an epoch, shares exact, the same on any mesh."""
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from spectral_dist.data import mixture
+from spectral_dist.data.mixture import (
+    Batch,
+    TrainRows,
+    long_windows,
+    token_batches,
+    validation_windows,
+)
+from spectral_dist.data.tokens import TokenFile
+
+T = 8
+
+
+def source(name: str, windows: int, held_out: bytes = b"held out\0") -> TokenFile:
+    """Return a source of `windows` training windows, each token a function of its place."""
+    split = windows * T + 1 + T // 2  # an incomplete window at the end is dropped
+    train = (np.arange(split) * 7 % 251 + 1).astype(np.uint8)
+    tokens = np.concatenate([train, np.frombuffer(held_out, np.uint8)])
+    return TokenFile(name, Path(f"{name}.bin"), tokens, 1, "0" * 64, split)
+
+
+FILES = [source("a", 40), source("b", 7), source("c", 1)]
+
+
+def starts(rows: TrainRows, indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (source, start) of rows, found by their content."""
+    found = []
+    for row, source_index in zip(*rows.rows(indices), strict=True):
+        train = FILES[source_index].train
+        windows = np.lib.stride_tricks.sliding_window_view(train, T + 1)[::T]
+        (match,) = np.flatnonzero((windows == row).all(1))
+        found.append((int(source_index), int(match)))
+    return found
+
+
+def test_every_window_comes_once_an_epoch_in_a_new_order() -> None:
+    rows = TrainRows(FILES, (1, 0, 0), T, seed=3)
+    epochs = [[w for _, w in starts(rows, range(40 * e, 40 * e + 40))] for e in range(4)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(40))
+    for one, other in itertools.combinations(epochs, 2):
+        assert one != other
+
+
+def test_rows_do_not_depend_on_how_they_are_asked_for() -> None:
+    weights = (0.5, 0.3, 0.2)
+    rows = TrainRows(FILES, weights, T, seed=3)
+    tokens, sources = rows.rows(range(200))
+    assert tokens.dtype == np.uint8
+    assert sources.dtype == np.int32
+    assert tokens.shape == (200, T + 1)
+    backwards, _ = TrainRows(FILES, weights, T, seed=3).rows(range(199, -1, -1))
+    np.testing.assert_array_equal(backwards[::-1], tokens)
+    one, _ = rows.rows([137])
+    np.testing.assert_array_equal(one[0], tokens[137])
+    other, _ = TrainRows(FILES, weights, T, seed=4).rows(range(200))
+    assert (other != tokens).any()
+
+
+def test_the_order_of_the_data_is_the_one_of_earlier_versions() -> None:
+    """A run that is resumed with a new version must see the batches it would have seen."""
+    tokens, sources = TrainRows(FILES, (0.5, 0.3, 0.2), T, seed=3).rows(range(500))
+    digest = hashlib.sha256(tokens.tobytes() + sources.astype("<i4").tobytes()).hexdigest()
+    assert digest[:16] == "2de7b8fb5c0b5b39"
+
+
+@pytest.mark.parametrize(
+    "weights", [(0.8, 0.2, 0), (0.7, 0.3, 0), (1 / 3, 1 / 3, 1 / 3), (0.6, 0.3, 0.1), (1, 0, 1e-3)]
+)
+def test_shares_are_exact_after_any_number_of_rows(weights: tuple[float, ...]) -> None:
+    _, sources = TrainRows(FILES, weights, T, seed=0).rows(range(3000))
+    counts = (sources[:, None] == np.arange(3)).cumsum(0)
+    wanted = np.arange(1, 3001)[:, None] * np.array(weights) / sum(weights)
+    assert np.abs(counts - wanted).max() < 2
+
+
+def test_every_source_counts_its_own_rows_without_a_gap() -> None:
+    shares = mixture._Shares((0.5, 0.3, 0.2))
+    for first in (0, 10**9, 10**15):
+        seen: dict[int, list[int]] = {}
+        for index in range(first, first + 1000):
+            chosen, key = shares[index]
+            seen.setdefault(chosen, []).append(key)
+        for keys in seen.values():
+            assert keys == list(range(keys[0], keys[0] + len(keys)))
+        if first == 0:
+            assert all(keys[0] == 0 for keys in seen.values())
+
+
+@pytest.mark.parametrize("index", [10**6, 10**9, 2**31, 2**33, 10**12])
+def test_any_index_can_be_read(index: int) -> None:
+    weights = (0.5, 0.3, 0.2)
+    rows = TrainRows(FILES, weights, T, seed=3)
+    found = starts(rows, range(index, index + 80))
+    assert {s for s, _ in found} == {0, 1, 2}
+    # 80 rows hold 40 of the first source: an epoch and the next meet, nothing comes three times.
+    assert max(found.count(row) for row in found if row[0] == 0) <= 2
+
+
+def test_two_sources_of_one_size_have_orders_of_their_own() -> None:
+    twins = [source("a", 40), source("b", 40)]
+    rows = TrainRows(twins, (0.5, 0.5), T, seed=0)
+    tokens, sources = rows.rows(range(80))
+    assert (tokens[sources == 0] != tokens[sources == 1]).any()
+
+
+def test_too_short_for_one_window() -> None:
+    with pytest.raises(ValueError, match=r"a\.bin: 0 windows of seq_len=1000"):
+        TrainRows(FILES, (1, 0, 0), 1000, seed=0)
+
+
+# ---- batches
+
+
+def sharding(
+    shape: tuple[int, int, int], axes: tuple[str, ...] = ("data", "fsdp")
+) -> NamedSharding:
+    count = int(np.prod(shape))
+    devices = np.array(jax.devices()[:count]).reshape(shape)
+    return NamedSharding(Mesh(devices, ("data", "fsdp", "tensor")), PartitionSpec(None, axes))
+
+
+def batches(
+    place: jax.sharding.Sharding, start: int = 0, steps: int = 4, rows: TrainRows | None = None
+) -> list[Batch]:
+    rows = rows or TrainRows(FILES, (0.5, 0.3, 0.2), T, seed=3)
+    return list(
+        token_batches(
+            rows,
+            accum_steps=3,
+            batch_size=8,
+            sharding=place,
+            start_step=start,
+            steps=steps,
+            prefetch_steps=2,
+        )
+    )
+
+
+def test_a_batch_is_the_rows_of_its_step() -> None:
+    rows = TrainRows(FILES, (0.5, 0.3, 0.2), T, seed=3)
+    got = batches(sharding((1, 1, 1)), start=2)
+    assert [batch.step for batch in got] == [2, 3]
+    for batch in got:
+        tokens, sources = rows.rows(range(batch.step * 24, batch.step * 24 + 24))
+        assert batch.tokens.dtype == np.uint8
+        assert batch.sources.dtype == np.int32
+        np.testing.assert_array_equal(batch.tokens, tokens.reshape(3, 8, T + 1))
+        np.testing.assert_array_equal(batch.sources, sources.reshape(3, 8))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_batches_are_equal_on_every_mesh(shape: tuple[int, int, int]) -> None:
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices")
+    place = sharding(shape)
+    for one, other in zip(batches(sharding((1, 1, 1))), batches(place), strict=True):
+        assert other.tokens.sharding.is_equivalent_to(place, 3)
+        assert other.sources.sharding.is_equivalent_to(place, 2)
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.sources, other.sources)
+
+
+def test_a_single_device_needs_no_mesh() -> None:
+    alone = batches(SingleDeviceSharding(jax.devices()[0]))
+    for one, other in zip(batches(sharding((1, 1, 1))), alone, strict=True):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+
+
+class Recorder(TrainRows):
+    """Rows that remember what was read."""
+
+    def __init__(self) -> None:
+        super().__init__(FILES, (0.5, 0.3, 0.2), T, seed=3)
+        self.read: list[int] = []
+
+    def rows(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        self.read += indices
+        return super().rows(indices)
+
+
+def test_replicas_do_not_read_a_row_twice() -> None:
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices")
+    rows = Recorder()
+    batches(sharding((2, 1, 4)), rows=rows)
+    assert sorted(rows.read) == list(range(4 * 24))
+
+
+def test_a_process_reads_the_rows_of_its_own_devices_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of two halves of the devices, as two processes would see them."""
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices")
+    place = sharding((4, 2, 1))
+    everything = place.addressable_devices_indices_map((3, 8))
+    halves = [dict(list(everything.items())[:4]), dict(list(everything.items())[4:])]
+    read = []
+    for half in halves:
+        monkeypatch.setattr(
+            NamedSharding, "addressable_devices_indices_map", lambda self, shape, half=half: half
+        )
+        placement = mixture._Placement(Recorder(), (3, 8), place)
+        read.append({int(number) for number in placement._numbers})
+    assert len(read[0]) == len(read[1]) == 12
+    assert read[0] | read[1] == set(range(24))
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "token-batches"]
+
+
+def test_batches_are_made_ahead_and_no_further() -> None:
+    rows = Recorder()
+    made = threading.Event()
+    original = rows.rows
+
+    def counted(indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        result = original(indices)
+        if len(rows.read) == 3 * 24:
+            made.set()
+        return result
+
+    rows.rows = counted  # type: ignore[method-assign]
+    iterator = token_batches(
+        rows,
+        accum_steps=3,
+        batch_size=8,
+        sharding=sharding((1, 1, 1)),
+        start_step=0,
+        steps=1000,
+        prefetch_steps=2,
+    )
+    assert next(iterator).step == 0
+    assert made.wait(10)  # steps 1 and 2 are made while step 0 is in use
+    assert not threading.Event().wait(0.2)
+    assert len(rows.read) == 3 * 24
+    assert len(loader_threads()) == 1
+    iterator.close()  # type: ignore[attr-defined]
+    assert loader_threads() == []
+
+
+def test_an_error_while_reading_reaches_the_consumer() -> None:
+    class Broken(Recorder):
+        def rows(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+            if min(indices) >= 48:
+                raise OSError("the disk is gone")
+            return super().rows(indices)
+
+    seen = []
+    iterator = token_batches(
+        Broken(),
+        accum_steps=3,
+        batch_size=8,
+        sharding=sharding((1, 1, 1)),
+        start_step=0,
+        steps=1000,
+        prefetch_steps=3,
+    )
+    with pytest.raises(OSError, match="the disk is gone"):
+        seen.extend(batch.step for batch in iterator)
+    assert seen == [0, 1]
+    assert loader_threads() == []
+
+
+# ---- held-out windows
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 1000])
+@pytest.mark.parametrize("size", [T + 1, T + 2, 2 * T, 2 * T + 1, 100, 101])
+def test_validation_windows_spread_over_the_held_out_part(size: int, count: int) -> None:
+    held_out = np.arange(1, size + 1, dtype=np.uint8)
+    windows = validation_windows(source("a", 3, held_out.tobytes()), T, count)
+    assert windows.shape == (min(count, (size - 1) // T), T + 1)
+    assert windows.dtype == np.uint8
+    targets = windows[:, 1:].ravel().tolist()
+    assert len(set(targets)) == len(targets)
+    assert (np.diff(windows.astype(int), axis=1) == 1).all()
+    assert windows[0, 0] == 1
+    if len(windows) > 1:
+        assert windows[-1, -1] == size
+
+
+def test_long_windows_stay_inside_one_document() -> None:
+    sizes = [3, 9, 8, 40, 0, 17, 30]
+    documents = [bytes([i + 1]) * size for i, size in enumerate(sizes)]
+    file = source("a", 3, b"\0".join(documents) + b"\0")
+    windows = long_windows(file, 8, 1000)
+    # A document of n tokens holds (n - 1) // 8 windows of 8 targets.
+    assert windows[:, 0].tolist() == [2, 4, 4, 4, 4, 6, 6, 7, 7, 7]
+    assert (windows == windows[:, :1]).all()
+    assert windows.shape[1] == 9
+    np.testing.assert_array_equal(long_windows(file, 8, 5), windows[::2])
+    assert long_windows(file, 40, 5).shape == (0, 41)
+
+
+def test_long_windows_do_not_share_targets() -> None:
+    held_out = np.arange(1, 101, dtype=np.uint8).tobytes()  # a document without an end
+    windows = long_windows(source("a", 3, held_out), 8, 1000)
+    targets = windows[:, 1:].ravel().tolist()
+    assert len(set(targets)) == len(targets) == 96

@@ -1,0 +1,277 @@
+"""Token files: names, what is built when, the split, and one clear line for every mistake."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectral_dist.data import tokens as module
+from spectral_dist.data.build import bin_path, manifest_path
+from spectral_dist.data.tokens import TokenFile, prepare, split_point
+
+
+def document(number: int, size: int = 200) -> str:
+    """Return a document of about `size` bytes, with its separator."""
+    line = f"belge {number}: ışığı görünce şaşırdı\n"
+    return line * max(1, size // len(line.encode())) + "<|endoftext|>\n"
+
+
+def write(path: Path, documents: int = 100, size: int = 200) -> Path:
+    path.write_text("".join(document(i, size) for i in range(documents)), encoding="utf-8")
+    return path
+
+
+def run(
+    *paths: Path | str, share: float = 0.1, min_tokens: int = 50, processes: int | None = 1
+) -> tuple[list[TokenFile], list[str]]:
+    """Prepare the paths; return the files and the reported lines."""
+    lines: list[str] = []
+    files = prepare(
+        [str(path) for path in paths],
+        validation_fraction=share,
+        min_tokens=min_tokens,
+        processes=processes,
+        report=lines.append,
+    )
+    return files, lines
+
+
+def test_a_text_is_built_once_and_split_by_document(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt")
+    (file,), lines = run(path)
+    assert len(lines) == 1
+    assert "100 documents" in lines[0]
+    assert (file.name, file.path, file.documents) == ("a", tmp_path / "a.bin", 100)
+    assert file.tokens.dtype == np.uint8
+    assert len(file.sha256) == 64
+    assert file.train[-1] == 0
+    assert file.validation[-1] == 0
+    assert bytes(file.validation).startswith(b"belge ")
+    assert abs(len(file.validation) / len(file.tokens) - 0.1) < 0.01
+    assert len(file.train) + len(file.validation) == len(file.tokens)
+    stamp = file.path.stat().st_mtime_ns
+    (again,), lines = run(path)
+    assert lines == []
+    assert again.path.stat().st_mtime_ns == stamp
+    assert again.split == file.split
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_several_texts_in_processes_give_the_same_files(tmp_path: Path, processes: int) -> None:
+    paths = [write(tmp_path / f"{name}.txt", 50 + i) for i, name in enumerate("abc")]
+    files, lines = run(*paths, processes=processes)
+    assert [file.name for file in files] == ["a", "b", "c"]
+    assert [file.documents for file in files] == [50, 51, 52]
+    assert len(lines) == 3
+    assert len(list(tmp_path.iterdir())) == 9
+
+
+def test_an_error_in_a_worker_is_the_same_line_and_stops_the_others(tmp_path: Path) -> None:
+    good, bad = write(tmp_path / "a.txt"), tmp_path / "b.txt"
+    bad.write_bytes(os.urandom(4096))
+    messages = []
+    for processes in (1, 2):
+        with pytest.raises(ValueError, match=r"b\.txt: does not look like text") as caught:
+            run(good, bad, processes=processes)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert not bin_path(bad).exists()
+
+
+def test_equal_stems_get_numbers_and_one_text_twice_is_built_once(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    first, second = write(tmp_path / "a.txt"), write(tmp_path / "d" / "a.txt")
+    third = write(tmp_path / "a_2.md")
+    files, lines = run(first, second, third, first)
+    assert [file.name for file in files] == ["a", "a_2", "a_2_2", "a_3"]
+    assert len(lines) == 3
+    assert files[2].path == tmp_path / "a_2.md.bin"
+
+
+def test_a_prepared_file_needs_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt")
+    (file,), _ = run(path)
+    path.unlink()
+    (alone,), lines = run(file.path)
+    assert (alone.split, alone.sha256, alone.name) == (file.split, file.sha256, "a")
+    assert lines == []
+    with pytest.raises(ValueError, match=r"a\.txt: no such file; .*a\.bin is there"):
+        run(path)
+    file.path.write_bytes(bytes(len(file.tokens)))
+    with pytest.raises(ValueError, match=r"a\.bin: its content does not match its manifest"):
+        run(file.path)
+    manifest_path(file.path).unlink()
+    with pytest.raises(ValueError, match=r"a\.bin: its manifest is missing"):
+        run(file.path)
+
+
+def test_replaced_bytes_and_rebuilds_are_reported(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt")
+    path.write_bytes(path.read_bytes() + b"bad \0 \xff\n")
+    _, lines = run(path)
+    assert "1 NUL bytes and 1 pieces of invalid UTF-8" in lines[1]
+    assert f"line {path.read_bytes().count(bytes([10]))}" in lines[1]
+    write(path)
+    _, lines = run(path)
+    assert "building a.bin again: the text has changed" in lines[0]
+    os.utime(path, ns=(1, 1))
+    _, lines = run(path)
+    assert len(lines) == 1
+    assert "same content" in lines[0]
+
+
+def test_progress_is_told_at_most_every_two_seconds(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt")
+    now, lines = [0.0], []
+    progress = module._Progress(path, lines.append, lambda: now[0])
+    for now[0] in np.arange(0, 10, 0.1):
+        progress(path.stat().st_size // 2)
+    assert len(lines) == 4
+    assert "50% of 0.0 MB" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(b"\x7fELF" + bytes(5000)), "does not look like text"),
+        (lambda path: path.write_bytes(b"short\n"), "too short: 7 tokens"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to(path), "cannot be read"),
+    ],
+)
+def test_bad_files_are_one_line_that_names_them(tmp_path: Path, make, words: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "source.txt"
+    make(path)
+    with pytest.raises(ValueError, match=r"^data_paths: ") as caught:
+        run(path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_and_a_read_only_folder(tmp_path: Path) -> None:
+    """On real file systems, where this process may mount them."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        path = write(small / "a.txt", documents=200)
+        with pytest.raises(ValueError, match="no space left") as caught:
+            run(path)
+        assert str(path) in str(caught.value)
+        assert [entry.name for entry in small.iterdir()] == ["a.txt"]
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        with pytest.raises(ValueError, match=r"a\.txt: cannot build a\.bin: Read-only"):
+            run(path)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+# ---- the split
+
+
+def tokens_of(*sizes: int, line: int = 0) -> np.ndarray:
+    """Return documents of these sizes, the byte 0 included, with a line break every `line`."""
+    parts = []
+    for size in sizes:
+        part = np.full(size, ord("x"), np.uint8)
+        if line:
+            part[line - 1 :: line] = ord("\n")
+        part[-1] = 0
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "split"),
+    [
+        ((900, 100), 0.1, 900),
+        ((880, 120), 0.1, 880),
+        ((500, 300, 130, 70), 0.1, 930),
+        ((500, 300, 160, 40), 0.1, 800),  # 960 is nearer and leaves too few tokens
+        ((500, 500), 0.01, 500),
+        ((100,) * 10, 0.5, 500),
+        ((100,) * 10, 0.9, 100),
+    ],
+)
+def test_the_split_is_the_document_boundary_nearest_to_the_share(
+    sizes: tuple[int, ...], share: float, split: int
+) -> None:
+    assert split_point(tokens_of(*sizes), share, 50) == (split, None)
+
+
+@pytest.mark.parametrize("sizes", [(1000,), (10, 990), (400, 600), (990, 10)])
+def test_without_a_usable_boundary_the_split_is_at_a_line(sizes: tuple[int, ...]) -> None:
+    split, remark = split_point(tokens_of(*sizes, line=30), 0.1, 50)
+    tokens = tokens_of(*sizes, line=30)
+    assert tokens[split - 1] == ord("\n")
+    assert abs(split - 900) <= 16
+    assert remark is not None
+    assert "line break" in remark
+
+
+def test_one_endless_line_is_split_between_characters() -> None:
+    tokens = np.frombuffer(("ş" * 500 + "\0").encode(), np.uint8)
+    for share in (0.1, 0.101, 0.3333):
+        split, remark = split_point(tokens, share, 50)
+        assert bytes(tokens[split:]).decode()
+        assert remark is not None
+        assert "inside a line" in remark
+
+
+def test_the_search_for_a_boundary_crosses_blocks_and_takes_the_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        tokens = np.where(draw.random(300) < 0.02, 0, 120).astype(np.uint8)
+        low, high = sorted(draw.integers(0, 300, 2).tolist())
+        target = int(draw.integers(low, high + 1))
+        hits = [i for i in range(low, high + 1) if tokens[i] == 0]
+        nearest = min((abs(i - target) for i in hits), default=None)
+        for block in (1, 2, 7, 64, 1000):
+            monkeypatch.setattr(module, "_SEARCH_BLOCK", block)
+            found = module._nearest(tokens, 0, target, low, high)
+            assert (found is None) == (nearest is None)
+            if found is not None:
+                assert tokens[found] == 0
+                assert low <= found <= high
+                assert abs(found - target) == nearest
+
+
+def test_a_huge_file_is_not_read_for_its_split(tmp_path: Path) -> None:
+    path = tmp_path / "huge.bin"
+    with path.open("wb") as file:
+        file.truncate(100 << 30)  # sparse
+        file.seek((100 << 30) - (1 << 30))
+        file.write(b"x")
+    tokens = np.memmap(path, np.uint8, "r")
+    split, remark = split_point(tokens, 0.01, 2049)
+    assert (split, remark) == (round(0.99 * len(tokens)), None)
+
+
+def test_each_part_must_hold_a_window(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"line\n" * 20)
+    (file,), _ = run(path, min_tokens=50)
+    assert (len(file.train), len(file.validation)) == (50, 51)
+    with pytest.raises(ValueError, match=r"a\.txt: too short: 101 tokens.* 51 each"):
+        run(path, min_tokens=51)
+
+
+def test_a_share_that_cannot_be_met_is_reported(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", documents=2, size=1000)
+    (file,), lines = run(path, share=0.01)
+    assert file.validation.tobytes().count(0) == 1
+    assert "is held out, not 1.00%" in lines[-1]
