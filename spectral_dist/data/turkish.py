@@ -4,7 +4,6 @@ Owns the spelling rules: two-way and four-way vowel harmony, consonant softening
 buffer letters, vowel drop and narrowing, the aorist, the apostrophe of proper names, numerals. It
 must not know what a sentence means (turkish_documents.py). Read `inflect` first.
 """
-# ruff: noqa: RUF001 - the dotless i is a Turkish letter here, not a mistyped i.
 
 from dataclasses import dataclass
 from functools import lru_cache

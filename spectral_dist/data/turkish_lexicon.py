@@ -4,7 +4,6 @@ Owns the words and the marks that say how a word departs from the regular spelli
 nothing of the rules themselves (turkish.py) or of sentences (turkish_documents.py). Read
 `roots` first.
 """
-# ruff: noqa: RUF001 - the dotless i is a Turkish letter here, not a mistyped i.
 
 from dataclasses import dataclass
 from functools import cache
@@ -44,7 +43,8 @@ _NOUNS = {
     "drink": "su% çay kahve süt ayran limonata şerbet",
     "crop": "buğday pamuk* çay fındık* zeytin üzüm domates patates elma kiraz incir mısır arpa"
     " pirinç* tütün",
-    "text": "kitap* dergi gazete mektup* şiir roman öykü masal makale rapor metin~ belge yazı haber",
+    "text": "kitap* dergi gazete mektup* şiir roman öykü masal makale rapor metin~ belge yazı"
+    " haber",
     "thing": "çanta anahtar telefon bilgisayar kalem defter saat^ gözlük* şemsiye kutu sandık* masa"
     " sandalye dolap* lamba halı perde ayna vazo tablo fotoğraf bavul cüzdan bıçak* top oyuncak*"
     " merdiven ip çekiç* çivi",
@@ -89,7 +89,8 @@ _NAMES = {
     " Eskişehir Diyarbakır Gaziantep Mardin Van Rize Sinop Tokat Bolu Kars Edirne Çanakkale Muğla"
     " Denizli Ordu Zonguldak Şanlıurfa Malatya Iğdır Isparta Uşak Ağrı Aydın Balıkesir Sivas Çorum"
     " Amasya Kütahya Mersin Hatay",
-    "country": "Türkiye Almanya Fransa İtalya Japonya Mısır İspanya Hollanda Yunanistan Bulgaristan",
+    "country": "Türkiye Almanya Fransa İtalya Japonya Mısır İspanya Hollanda Yunanistan"
+    " Bulgaristan",
 }
 _ADJECTIVES = {
     "of_person": "genç* yaşlı akıllı çalışkan mutlu üzgün yorgun cesur dürüst nazik* sabırlı"
@@ -113,11 +114,13 @@ _VERBS = {
     " say ölç topla ek büyü yetiştir sula yak söndür koru kullan üret art azal geliş değiş değiştir"
     " incele araştır keşfet* yayımla hazırla açıkla tartış kabul_et* savun inan güven katıl ayrıl"
     " yaşa doğ evlen ak es yağ giy sakla paylaş hisset* karar_ver! cevap_ver! rica_et* duy kaç uç"
-    " ziyaret_et* sağla göster um bırak ilgilen tanı tanış buluş",
+    " ziyaret_et* sağla göster um bırak ilgilen tanı tanış buluş"
+    " besle hazırlan dinlen görün dökül uzaklaş dağıl din karar",
 }
 _OTHERS = {
     "adverb": "hemen sessizce dikkatle yavaşça hızla çabucak mutlaka yine birlikte erkenden hep"
-    " sık_sık bazen genellikle nihayet birden artık çoktan daima asla",
+    " sık_sık bazen genellikle nihayet birden artık daima",
+    "bound_adverb": "asla çoktan hiç",  # asla and hiç only with a denied verb
     "conjunction": "ve ama fakat ancak çünkü veya oysa üstelik hatta ayrıca böylece",
     "postposition": "için gibi kadar göre doğru karşı sonra önce beri rağmen ile",
     "numeral": "sıfır bir iki üç dört* beş altı yedi sekiz dokuz on yirmi otuz kırk elli altmış"
