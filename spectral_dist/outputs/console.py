@@ -5,6 +5,7 @@ names and text alone. Read `Console` first, then `training_line`.
 """
 
 import atexit
+import contextlib
 import io
 import math
 import os
@@ -27,6 +28,18 @@ from spectral_dist.training.metrics import (
 
 # Of the time left: how much the newest window counts against the windows before it.
 SMOOTHING = 0.3
+
+
+class _Screen(rich.console.Console):
+    """A rich console that outlives its pipe: rich's own ends the program."""
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent; what is still in the buffer goes nowhere, and so does not fail at exit."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
 
 
 class Console:
@@ -55,13 +68,14 @@ class Console:
         """
         self._total = total_steps
         self._step_seconds: float | None = None
+        self._skipped = 0.0
         self._enabled = enabled
         self._progress: Progress | None = None
         self._task = TaskID(0)
         out = sys.stdout if stream is None else stream
         self._encoding = getattr(out, "encoding", None) or "utf-8"
         terminal = _is_terminal(out)
-        self._rich = rich.console.Console(
+        self._rich = _Screen(
             file=out,
             force_terminal=terminal,
             color_system="auto" if terminal else None,
@@ -76,7 +90,7 @@ class Console:
     def _start_bar(self, start_step: int) -> None:
         progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=None),  # takes what is left, and gives way on a narrow terminal
             TextColumn("{task.fields[figures]}", markup=False),
             console=self._rich,
             refresh_per_second=4,  # enough to look alive; each refresh takes the host's time
@@ -105,8 +119,16 @@ class Console:
                 self._progress.update(
                     self._task, completed=record.step, figures=bar_figures(metrics, left)
                 )
+                self._tell_skipped(record)
         if any(name.startswith(("val/", "extrapolation/")) for name in metrics):
             self._print(evaluation_line(record, self._total), style="bold")
+
+    def _tell_skipped(self, record: Record) -> None:
+        """Say above the bar that steps were skipped; the bar itself has no room for it."""
+        skipped = record.metrics.get("train/skipped_steps", 0.0)
+        if skipped > self._skipped:
+            self.warn(f"{skipped:.0f} steps skipped so far, not finite (at step {record.step})")
+        self._skipped = max(skipped, self._skipped)
 
     def _left(self, step: int) -> str:
         """Return the time left, as text, by the recent steps."""
@@ -212,7 +234,7 @@ def bar_figures(metrics: Mapping[str, float], left: str) -> str:
     ):
         if name in metrics:
             parts.append(_formatted(form, metrics[name]))
-    return "  ".join([*parts, f"left {left}", *_skipped(metrics)])
+    return "  ".join([*parts, f"left {left}"])
 
 
 def evaluation_line(record: Record, total: int) -> str:

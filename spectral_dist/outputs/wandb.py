@@ -106,10 +106,8 @@ class WandbMirror:
 
     def _mirror(self, config: Config, folder: Path, mode: Mode, resume: bool) -> None:
         """Run in the thread: start W&B, send records until the end, finish."""
-        try:
-            run = _start_run(config, folder, mode, resume)
-        except (Exception, SystemExit) as error:  # any: a mirror must not stop the run
-            self._warn_once(f"W&B is left out: {_one_line(error)}; metrics.jsonl has every figure")
+        run = self._start(config, folder, mode, resume)
+        if run is None:
             return
         try:
             while (record := self._next()) is not None:
@@ -119,6 +117,19 @@ class WandbMirror:
                 run.finish()
             except (Exception, SystemExit) as error:
                 self._warn_once(f"W&B did not finish: {_one_line(error)}")
+
+    def _start(self, config: Config, folder: Path, mode: Mode, resume: bool) -> Any:
+        """Return the started `wandb.Run`, offline where the server fails; None if neither works."""
+        try:
+            return _start_run(config, folder, mode, resume)
+        except (Exception, SystemExit) as error:  # any: a mirror must not stop the run
+            if mode == "offline" or isinstance(error, ImportError):
+                self._warn_once(f"W&B is left out: {_one_line(error)}; metrics.jsonl has it all")
+                return None
+            self._warn_once(
+                f"W&B cannot be reached: {_one_line(error)}; writing offline, for `wandb sync`"
+            )
+            return self._start(config, folder, "offline", resume=True)
 
     def _next(self) -> Record | None:
         """Return the next record; None at the end of the run."""
@@ -145,6 +156,8 @@ class WandbMirror:
 
 def _start_run(config: Config, folder: Path, mode: Mode, resume: bool) -> Any:
     """Import wandb and begin, or continue, the run; returns a `wandb.Run`."""
+    # The setting `silent` below comes too late for what wandb prints about the key.
+    os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     identity = _run_id(folder, resume)

@@ -49,6 +49,8 @@ class FakeWandb(types.ModuleType):
         self.finished = False
         self.refused: set[int] = set()
         self.error: BaseException | None = None
+        self.modes: list[str] = []
+        self.offline_works = False
         self.released = threading.Event()
         self.released.set()
         self.init_released = threading.Event()
@@ -56,7 +58,8 @@ class FakeWandb(types.ModuleType):
 
     def init(self, **arguments: Any) -> FakeRun:
         self.init_released.wait(20)
-        if self.error is not None:
+        self.modes.append(arguments["mode"])
+        if self.error is not None and not (arguments["mode"] == "offline" and self.offline_works):
             raise self.error
         self.arguments = arguments
         return FakeRun(self)
@@ -129,6 +132,23 @@ def test_failure_to_start_gives_one_warning(
     assert len(warnings) == 1
     assert "\n" not in warnings[0]
     assert output.dropped == 3
+
+
+def test_unreachable_server_falls_back_to_offline(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    fake.error = RuntimeError("timed out")
+    fake.offline_works = True
+    config = dataclasses.replace(CONFIG, output=OutputConfig(wandb_mode="online"))
+    warnings: list[str] = []
+    output = WandbMirror(config, tmp_path, resume=False, warn=warnings.append)
+    output.write(record(1))
+    output.close()
+    assert fake.modes == ["online", "offline"]
+    assert len(fake.logged) == 1
+    assert len(warnings) == 1
+    assert "timed out" in warnings[0]
 
 
 def test_missing_folder_gives_one_warning(fake: FakeWandb, tmp_path: Path) -> None:

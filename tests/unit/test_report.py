@@ -1,0 +1,222 @@
+import itertools
+import math
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from spectral_dist.outputs import report
+from spectral_dist.outputs.jsonl import MetricsFile
+from spectral_dist.outputs.report import (
+    MAX_POINTS,
+    Series,
+    draw_chart,
+    draw_page,
+    main,
+    tick_text,
+    ticks,
+    write_report,
+)
+from spectral_dist.training.metrics import Record
+
+HOSTILE = '<script>alert("x")</script>&'
+
+
+def run_folder(folder: Path, records: list[Record], settings: str = "lr: 0.001\n") -> Path:
+    folder.mkdir(exist_ok=True)
+    output = MetricsFile(folder / "metrics.jsonl", 0)
+    for record in records:
+        output.write(record)
+    output.close()
+    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    return folder
+
+
+def full_records() -> list[Record]:
+    records = []
+    for step in range(10, 2001, 10):
+        values = {
+            "train/loss": 5 / step,
+            "optimizer/learning_rate": 1e-3 * step / 2000,
+            "perf/tokens_per_second": 1e5 + step,
+        }
+        if step % 500 == 0:
+            values |= {"val/tr/bits_per_byte": 2.0 - step / 4000, "val/en/bits_per_byte": 2.1}
+            values |= {
+                "extrapolation/1x/bits_per_byte": 2.0,
+                "extrapolation/2x/bits_per_byte": 1.9 + step / 1e6,
+                "extrapolation/2x/difference": -0.1,
+                "extrapolation/2x/difference_upper": -0.05,
+                "extrapolation/2x/success": 1.0,
+                "extrapolation/2x/tr/bits_per_byte": 1.8,
+            }
+        records.append(Record(step, values))
+    return records
+
+
+def charts(page: str) -> list[ElementTree.Element]:
+    """Every SVG of a page, which must be well-formed and draw inside its box, finite numbers."""
+    found = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.S)]
+    for svg in found:
+        left, top, width, height = (float(n) for n in svg.attrib["viewBox"].split())
+        for line in svg.iter("polyline"):
+            for point in line.attrib["points"].split():
+                x, y = (float(n) for n in point.split(","))
+                assert left <= x <= left + width
+                assert top <= y <= top + height
+        for mark in svg.iter("circle"):
+            assert top <= float(mark.attrib["cy"]) <= top + height
+    assert "nan" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.S)
+    return found
+
+
+def words(svg: ElementTree.Element) -> list[str]:
+    return [text.text or "" for text in svg.iter("text")]
+
+
+def test_page_has_the_charts_the_table_and_the_configuration(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "trial", full_records())
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    page = path.read_text(encoding="utf-8")
+    drawn = charts(page)
+    units = ("nats per token", "bits per byte", "learning rate", "tokens per second")
+    assert len(drawn) == len(units)
+    for svg, unit in zip(drawn, units, strict=True):
+        assert unit in words(svg)
+        assert "step" in words(svg)
+    assert {"tr", "en"} <= set(words(drawn[1]))
+    cells = re.findall(r"<td>(.*?)</td>", page)
+    assert cells == [
+        *["1x", "2.0000", "-", "-", "-", "-"],
+        *["2x", "1.9020", "-0.1000", "-0.0500", "success", "1.8000"],
+    ]
+    assert "Extrapolation at step 2,000" in page
+    assert "<pre>lr: 0.001\n</pre>" in page
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.yaml",
+        "metrics.jsonl",
+        "report.html",
+    ]
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path, full_records())).read_text(encoding="utf-8")
+    for word in ("http:", "https:", "<script", "src=", "@import", "url("):
+        assert word not in page
+
+
+def test_names_and_settings_are_escaped() -> None:
+    records = [
+        Record(
+            1, {f"val/{HOSTILE.replace('/', '')}/bits_per_byte": 1.0, "val/b/bits_per_byte": 2.0}
+        )
+    ]
+    page = draw_page(HOSTILE, records, HOSTILE)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 4
+    charts(page)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [Record(0, {})],
+        [Record(5, {"train/loss": 3.0, "perf/tokens_per_second": 0.0})],
+        [Record(5, {"train/loss": 0.0}), Record(6, {"train/loss": 0.0})],
+        [Record(5, {"train/loss": math.nan})],
+        [Record(5, {"train/loss": 1e-300}), Record(6, {"train/loss": 1e300})],
+        [Record(5, {"train/loss": -2.0, "optimizer/learning_rate": -1.0})],
+        [Record(2, {"train/loss": 1.0}), Record(1, {"train/loss": 2.0})],
+    ],
+)
+def test_few_or_odd_points(records: list[Record], tmp_path: Path) -> None:
+    charts(
+        write_report(run_folder(tmp_path, records))
+        .read_text(encoding="utf-8")
+        .replace(">nan<", "><")
+    )
+
+
+def test_line_breaks_where_a_value_is_not_finite() -> None:
+    points = [(n, math.nan if n == 50 else 1.0 + n) for n in range(100)]
+    (svg,) = charts(draw_chart("t", "u", [Series("a", points)]))
+    assert [len(line.attrib["points"].split()) for line in svg.iter("polyline")] == [50, 49]
+
+
+def test_long_runs_keep_their_spikes_in_a_small_file() -> None:
+    points = [(n, 1000.0 if n == 77_777 else 1.0) for n in range(100_000)]
+    (svg,) = charts(draw_chart("t", "u", [Series("a", points)]))
+    (line,) = svg.iter("polyline")
+    heights = [float(p.split(",")[1]) for p in line.attrib["points"].split()]
+    assert len(heights) <= MAX_POINTS
+    assert min(heights) < max(heights) - 150
+
+
+def test_names_at_the_lines_ends_do_not_overlap() -> None:
+    lines = [Series(f"source_{n}", [(1, 1.0 + n / 1e6), (2, 2.0)]) for n in range(9)]
+    (svg,) = charts(draw_chart("t", "u", lines, named=True))
+    heights = sorted(
+        float(text.attrib["y"]) for text in svg.iter("text") if text.get("class") == "name"
+    )
+    assert len(heights) == 9
+    gaps = [b - a for a, b in itertools.pairwise(heights)]
+    assert min(gaps) >= report.LABEL_GAP - 0.11
+    assert heights[-1] <= report.HEIGHT
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (1.53, 1.5301), (-3.0, 7e5), (0.0, 1e-9), (1e8, 3e8)]
+)
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 3 <= len(found) <= 9
+    room = 1e-6 * (high - low)
+    assert all(low - room <= value <= high + room for value in found)
+    assert all(float(n).is_integer() for n in ticks(0.0, 3.0, whole=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (2.5, "2.5"),
+        (0.02, "0.02"),
+        (5e-4, "5e-4"),
+        (1500.0, "1.5k"),
+        (150000.0, "150k"),
+        (2.5e6, "2.5M"),
+        (-20000.0, "-20k"),
+        (0.1 + 0.2, "0.3"),
+    ],
+)
+def test_tick_text(value: float, text: str) -> None:
+    assert tick_text(value) == text
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_folder(tmp_path / "trial", full_records())
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert main([str(tmp_path / "absent")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "absent" in error
+
+
+def test_failed_write_keeps_the_earlier_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder(tmp_path / "trial", full_records())
+    (folder / "report.html").write_text("earlier")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_report(folder)
+    assert (folder / "report.html").read_text() == "earlier"
+    assert len(list(folder.iterdir())) == 3
