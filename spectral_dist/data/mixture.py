@@ -7,6 +7,7 @@ nothing of the model or of the training loop. Read `TrainRows` first, then `toke
 Shapes: A accumulation steps, B sequences of a micro-batch (global), T seq_len, R rows.
 """
 
+import functools
 import os
 import queue
 import threading
@@ -25,6 +26,8 @@ from spectral_dist.data.tokens import TokenFile
 
 # Shares are whole numbers of this many parts: exact to one in a million.
 _PARTS = 1 << 20
+# Below this many windows a text's order is kept in memory (see `_SmallWindows`).
+_FEW_WINDOWS = 1 << 13
 
 
 class _Windows:
@@ -41,6 +44,30 @@ class _Windows:
 
     def __repr__(self) -> str:
         return f"_Windows(source={self._source}, count={self._count})"
+
+
+class _SmallWindows(_Windows):
+    """A Grain source: the windows of a short text, epoch after epoch, each in a new order.
+
+    Grain's shuffle steps through at least 65,536 numbers to find one below the count: 2.2 ms a row
+    for 40 windows, 43 microseconds for 20,000. A short text's order is small enough to be kept.
+    """
+
+    def __init__(self, source: int, count: int, seq_len: int, seed: int) -> None:
+        super().__init__(source, count, seq_len)
+        # Sorting raw numbers, because they are promised to be the same in every version of numpy.
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch: np.argsort(
+                np.random.Philox(key=[seed, epoch]).random_raw(count), kind="stable"
+            )
+        )
+
+    def __len__(self) -> int:
+        return self._count << 40
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        epoch, place = divmod(int(index), self._count)
+        return super().__getitem__(self._order(epoch)[place])
 
 
 class _Shares(DatasetSelectionMap):
@@ -103,8 +130,12 @@ class TrainRows:
                 )
             # One seed for each source: Grain adds the epoch to it, so neighbours would repeat.
             order = int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
-            windows = grain.MapDataset.source(_Windows(source, count, seq_len))
-            datasets.append(windows.shuffle(seed=order).repeat())
+            if count < _FEW_WINDOWS:
+                few = _SmallWindows(source, count, seq_len, order)
+                datasets.append(grain.MapDataset.source(few))
+            else:
+                windows = grain.MapDataset.source(_Windows(source, count, seq_len))
+                datasets.append(windows.shuffle(seed=order).repeat())
             shares.append(weight)
         self._starts = grain.MapDataset.select_from_datasets(datasets, _Shares(shares))
 
