@@ -132,7 +132,7 @@ def _join(documents: Iterable[str], limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     for document in documents:
-        text = document.replace("\0", "").strip("\n")
+        text = document.strip("\n")
         if not text or SEPARATOR in text:
             continue
         parts.append(f"{text}\n".encode())
@@ -194,7 +194,8 @@ def _pieces(text: str, beginnings: tuple[str, ...]) -> Iterator[str]:
     size = 0
     for line in text.splitlines(keepends=True):
         previous_ends = not lines or not lines[-1].startswith("@")
-        if size > _PIECE and line.startswith(beginnings) and previous_ends:
+        # A long table has no such line: it is cut anywhere.
+        if (size > _PIECE and line.startswith(beginnings) and previous_ends) or size > 2 * _PIECE:
             yield "".join(lines)
             lines, size = [], 0
         lines.append(line)

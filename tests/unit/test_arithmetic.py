@@ -72,6 +72,20 @@ def test_equations_are_solved_and_division_leaves_a_small_remainder() -> None:
         assert 0 <= rest < divisor
 
 
+def test_the_columns_spell_the_answer() -> None:
+    """The digits written in long addition and subtraction, and the last carry, are the answer."""
+    rng = Random(4)
+    for _ in range(200):
+        *columns, answer = _PROBLEMS["addition"](rng)[1:]
+        written, carries = zip(
+            *(re.findall(r"write (\d), carry (\d)", line)[0] for line in columns), strict=True
+        )
+        assert int(carries[-1] + "".join(reversed(written))) == int(answer.split("=")[1])
+        *columns, answer, _ = _PROBLEMS["subtraction"](rng)[1:]
+        digits = [line.split("= ")[1] for line in columns]
+        assert int("".join(reversed(digits))) == int(answer.split("=")[1])
+
+
 def test_each_kind_of_problem_states_an_answer() -> None:
     """A problem is a question first and has one line with its answer."""
     for name, problem in _PROBLEMS.items():

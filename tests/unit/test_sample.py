@@ -45,6 +45,7 @@ def test_the_text_is_utf8_without_nul_and_a_third_of_it_long(built: list[Path]) 
         documents = text.split(f"{SEPARATOR}\n")
         long = [d for d in documents if len(d.encode()) > 6000]
         assert len(documents) >= 10
+        assert max(map(len, documents)) < 26_000
         assert len(long) * 3 >= len(documents), path.name
         assert all(document.strip() for document in documents)
 
@@ -98,10 +99,16 @@ def test_an_interrupted_build_is_not_taken_for_a_whole_one(
             raise OSError(28, "No space left on device", str(target))
         rename(source, target)
 
+    folder = tmp_path / "new"
+    build_sample(tmp_path, bytes_per_source=20_000, report=_silent)
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match=r"english\.txt"):
-        build_sample(tmp_path, bytes_per_source=20_000, report=_silent)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["code.txt", "turkish.txt"]
+        build_sample(folder, bytes_per_source=20_000, report=_silent)
+    assert sorted(p.name for p in folder.iterdir()) == ["code.txt", "turkish.txt"]
+    # A rebuild that fails half way leaves no record that speaks for the mixture.
+    with pytest.raises(OSError, match=r"english\.txt"):
+        build_sample(tmp_path, seed=5, bytes_per_source=20_000, report=_silent)
+    assert not (tmp_path / "sample.json").exists()
     monkeypatch.undo()
     assert all(p.exists() for p in build_sample(tmp_path, bytes_per_source=20_000, report=_silent))
 
@@ -129,7 +136,8 @@ def test_files_that_are_not_text_are_passed_over(
     names = [path.name for path in library_files(library)]
     assert names == ["good.py", "latin.py", "nul.py"]
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(library))
-    paths = build_sample(tmp_path / "out", bytes_per_source=9_000, report=_silent)
+    paths = build_sample(tmp_path / "out", bytes_per_source=100_000, report=_silent)
+    assert b"\0" not in paths[1].read_bytes()
     assert paths[1].read_text().startswith('"""Long text about good things.')
     for path in library.glob("*.py"):
         if path.is_file():
