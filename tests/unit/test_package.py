@@ -114,7 +114,7 @@ def test_every_module_has_its_tests() -> None:
 
 def layers() -> list[str]:
     contract = PROJECT["tool"]["importlinter"]["contracts"][0]
-    return [name for layer in contract["layers"] for name in re.split(r"\s*[|:]\s*", layer)]
+    return [name for layer in contract["layers"] for name in re.split(r"[\s|:]+", layer)]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
