@@ -303,8 +303,8 @@ def resolve(config: Config) -> Config:
 
     _check_ranges(config)
     data, model, optimizer = config.data, config.model, config.optimizer
-    weights, _ = normalise_weights(data.data_weights, data.data_paths)
-    data = dataclasses.replace(data, data_weights=weights)
+    if data.data_paths:
+        normalise_weights(data.data_weights, data.data_paths)
     heads = model.hidden_dim // model.head_dim
     filled = dataclasses.replace(
         model,
@@ -314,7 +314,7 @@ def resolve(config: Config) -> Config:
     )
     if optimizer.warmup_steps is None:
         optimizer = dataclasses.replace(optimizer, warmup_steps=max(1, config.run.steps // 20))
-    config = dataclasses.replace(config, data=data, model=filled, optimizer=optimizer)
+    config = dataclasses.replace(config, model=filled, optimizer=optimizer)
     _check_relations(config)
     return config
 
@@ -327,9 +327,9 @@ _BELOW_ONE = ("beta1", "beta2", "final_lr_fraction", "decay_fraction")
 def _check_ranges(config: Config) -> None:
     for name, value in config.flat().items():
         if isinstance(value, int | float):
-            rule = _broken_rule(name, value)
-            if rule:
-                raise ValueError(f"{name}={value}: must {rule}")
+            _check_number(name, value)
+    if config.data.validation_fraction == 0:
+        raise ValueError("validation_fraction=0.0: must be above 0")
     lengths = config.evaluation.eval_lengths
     if not lengths or min(lengths) < 1:
         raise ValueError(f"eval_lengths={','.join(map(str, lengths))}: must be positive integers")
@@ -338,19 +338,19 @@ def _check_ranges(config: Config) -> None:
         raise ValueError(f"run_name={name!r}: must name one folder")
 
 
-def _broken_rule(name: str, value: float) -> str | None:
-    """Return the rule that a number breaks, or None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "be finite"
-    if value >= 2**31:
-        return "be below 2**31"
-    if name == "validation_fraction":
-        return None if 0 < value < 1 else "be above 0 and below 1"
+def _check_number(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value}: must be finite")
     if name in _AT_LEAST_ZERO:
-        return None if value >= 0 else "not be negative"
-    if name in _BELOW_ONE:
-        return None if 0 <= value < 1 else "be at least 0 and below 1"
-    return None if value > 0 else "be positive"
+        if value < 0:
+            raise ValueError(f"{name}={value}: must not be negative")
+    elif name in _BELOW_ONE:
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value}: must be at least 0 and below 1")
+    elif value <= 0:
+        raise ValueError(f"{name}={value}: must be positive")
+    if value >= 2**31:
+        raise ValueError(f"{name}={value}: must be below 2**31")
 
 
 def _check_relations(config: Config) -> None:

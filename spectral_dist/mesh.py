@@ -123,6 +123,17 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _spec(axes, allowed))
 
 
+def constrain_like(tree: Any, specs: Any) -> Any:
+    """Pin each array of a tree to its PartitionSpec, as far as the compiler is free to choose."""
+    allowed = _automatic_axes()
+
+    def pin(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        parts = (tuple(m for m in part or () if m in allowed) or None for part in spec)
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts)) if allowed else x
+
+    return jax.tree.map(pin, tree, specs)
+
+
 def local(function: Callable[P, R], in_axes: Any, out_axes: Any) -> Callable[P, R]:
     """Run a function on each device's own shard: the compiler can put no collective inside.
 

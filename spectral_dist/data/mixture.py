@@ -198,6 +198,7 @@ def token_batches(
     batch_size: int,
     sharding: jax.sharding.Sharding,
     start_step: int,
+    start_row: int,
     steps: int,
     prefetch_steps: int,
 ) -> Iterator[Batch]:
@@ -212,6 +213,7 @@ def token_batches(
       batch_size: B, over all devices.
       sharding: of the tokens [A, B, T + 1]; the last dimension is not split.
       start_step: the first step, at least 0.
+      start_row: global index of its first row; start_step * A * B if A * B never changed.
       steps: the step to stop before.
       prefetch_steps: batches ready ahead, at least 1.
     """
@@ -227,7 +229,9 @@ def token_batches(
                 free.acquire()
                 if stop.is_set():
                     return
-                ready.put(place.batch(step))
+                ready.put(
+                    place.batch(step, start_row + (step - start_step) * accum_steps * batch_size)
+                )
             ready.put(None)
         except BaseException as error:  # whatever it is, the consumer must hear of it
             ready.put(error)
@@ -261,8 +265,7 @@ class _Placement:
         # The place of row (a, b) among the rows that are read here; -1 where it is not.
         self._place = np.where(mine, np.cumsum(mine).reshape(shape) - 1, -1)
 
-    def batch(self, step: int) -> Batch:
-        first = step * self._place.size
+    def batch(self, step: int, first: int) -> Batch:
         read, sources = self._rows.rows([first + int(number) for number in self._numbers])
 
         def pick_tokens(index: Any) -> np.ndarray:

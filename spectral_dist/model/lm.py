@@ -173,20 +173,27 @@ def _first_of_stack(stack: nnx.Module) -> tuple[Any, Any]:
     return definition, jax.tree.map(lambda p: p[0], stacked)
 
 
-def build(config: ModelConfig, key: jax.Array) -> tuple[nnx.GraphDef[SpectralLM], Params]:
-    """Return the model's definition and its initial parameters, a plain nested dict of float32.
+def define(config: ModelConfig) -> nnx.GraphDef[SpectralLM]:
+    """Return the model's definition: `nnx.merge(definition, nnx.State(params))` is the model."""
+    return nnx.split(_abstract(config), nnx.Param)[0]
 
-    Initial values depend on (config, key) alone, whatever the mesh. `nnx.merge(definition,
-    nnx.State(params))` is the model.
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Return the initial parameters, a plain nested dict of float32 arrays.
+
+    Their values depend on (config, key) alone, whatever the mesh.
     """
-    definition, state = nnx.split(SpectralLM(config, nnx.Rngs(params=key)), nnx.Param)
-    return definition, nnx.to_pure_dict(state)
+    _, state = nnx.split(SpectralLM(config, nnx.Rngs(params=key)), nnx.Param)
+    return nnx.to_pure_dict(state)
+
+
+def _abstract(config: ModelConfig) -> SpectralLM:
+    return nnx.eval_shape(lambda: SpectralLM(config, nnx.Rngs(params=jax.random.key(0))))
 
 
 def logical_axes(config: ModelConfig) -> Params:
     """Return the logical axes of every parameter, in a dict like the parameters'."""
-    model = nnx.eval_shape(lambda: SpectralLM(config, nnx.Rngs(params=jax.random.key(0))))
-    _, state = nnx.split(model, nnx.Param)
+    _, state = nnx.split(_abstract(config), nnx.Param)
 
     def axes(variable: nnx.Variable[Any]) -> Axes:
         declared: Axes = variable.get_metadata("axes")

@@ -167,7 +167,9 @@ def mix_recurrent(
 
 
 def causal_convolution(
-    x_BT3D: Float[Array, "B T 3 D"], before: Float[Array, "B J 3 D"], taps_K3D: Float32[Array, "K 3 D"]
+    x_BT3D: Float[Array, "B T 3 D"],
+    before: Float[Array, "B J 3 D"],
+    taps_K3D: Float32[Array, "K 3 D"],
 ) -> tuple[Float[Array, "B T 3 D"], Float[Array, "B J 3 D"]]:
     """Convolve every channel with its K taps; `before` holds the K - 1 inputs that came earlier.
 
@@ -230,7 +232,8 @@ class SpectralMixer(nnx.Module):
         """Return the state before the first token."""
         poles, width, dim, _ = self.shape
         return SpectralState(
-            jnp.zeros((batch, width - 1, 3, dim), dtype), jnp.zeros((batch, poles, dim), jnp.float32)
+            jnp.zeros((batch, width - 1, 3, dim), dtype),
+            jnp.zeros((batch, poles, dim), jnp.float32),
         )
 
     def __call__(
@@ -250,7 +253,13 @@ class SpectralMixer(nnx.Module):
         at_state = SpectralState(inner, ("batch", "poles", "channels"))
         mixed_BTD, state = local(
             self._mix_local,
-            (inner, at_state, ("taps", "branches", "channels"), ("poles", "channels"), ("channels",)),
+            (
+                inner,
+                at_state,
+                ("taps", "branches", "channels"),
+                ("poles", "channels"),
+                ("channels",),
+            ),
             (("batch", "time", "channels"), at_state),
         )(projected, state, self.taps[...], self.coefficients[...], self.skip[...])
         return jnp.einsum("btc,cd->btd", mixed_BTD, self.w_out[...].astype(dtype)), state

@@ -53,16 +53,14 @@ class Console:
     def __init__(
         self,
         total_steps: int,
-        start_step: int = 0,
         *,
         stream: TextIO | None = None,
         enabled: bool = True,
     ) -> None:
-        """Show a run of `total_steps` of which `start_step` are completed.
+        """Get ready to show a run; notes may come before it starts.
 
         Args:
           total_steps: length of the run, in steps.
-          start_step: completed steps, of a restored state.
           stream: where to print; standard output by default.
           enabled: False prints nothing, for the processes that are not the lead.
         """
@@ -84,7 +82,11 @@ class Console:
             highlight=False,
             emoji=False,
         )
-        if enabled and terminal:
+        self._terminal = terminal
+
+    def start(self, start_step: int) -> None:
+        """Begin the run after `start_step` completed steps: on a terminal, show the bar."""
+        if self._enabled and self._terminal:
             self._start_bar(start_step)
 
     def _start_bar(self, start_step: int) -> None:
@@ -96,9 +98,7 @@ class Console:
             refresh_per_second=4,  # enough to look alive; each refresh takes the host's time
             expand=True,
         )
-        self._task = progress.add_task(
-            "", total=self._total, completed=start_step, figures="compiling"
-        )
+        self._task = progress.add_task("", total=self._total, completed=start_step, figures="")
         progress.start()
         self._progress = progress
         # The cursor is hidden while the bar stands: it must come back however the run ends.

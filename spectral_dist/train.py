@@ -1,0 +1,276 @@
+"""`python -m spectral_dist.train`: a whole run, from settings to a trained model.
+
+Read `main` first: it is the flow on one page, and data goes down that page only. What a resumed run
+may change is in `resume`.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from spectral_dist.command_line import load_config, run_main
+from spectral_dist.config import Config
+from spectral_dist.data.mixture import TrainRows, token_batches
+from spectral_dist.data.sample import build_sample
+from spectral_dist.data.tokens import TokenFile, prepare
+from spectral_dist.data.weights import normalise_weights
+from spectral_dist.mesh import make_mesh
+from spectral_dist.model.flops import flops_per_token
+from spectral_dist.model.sampling import sample
+from spectral_dist.outputs import Output
+from spectral_dist.outputs.console import Console
+from spectral_dist.outputs.jsonl import MetricsFile
+from spectral_dist.outputs.report import write_report
+from spectral_dist.outputs.run_folder import write_run_folder
+from spectral_dist.outputs.wandb import WandbMirror
+from spectral_dist.training.checkpoint import Checkpoints, complete_steps
+from spectral_dist.training.evaluation import Evaluation
+from spectral_dist.training.loop import Progress, train
+from spectral_dist.training.metrics import Record, Throughput, memory_bytes, mfu
+from spectral_dist.training.resume import describe, resume
+from spectral_dist.training.signals import StopSignal
+from spectral_dist.training.state import TrainState, abstract_state, init_state
+from spectral_dist.training.step import batch_sharding, make_train_step
+
+SAMPLE_FOLDER = Path("data/sample")
+SAMPLE_BYTES = 400
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the command line says; return the exit code."""
+    config = load_config(argv)
+    mesh = make_mesh(config.mesh.shape)
+    lead = jax.process_index() == 0
+    console = Console(config.run.steps, enabled=lead)
+    config, files = open_sources(config, console.note)
+    folder = Path(config.run.checkpoint_dir) / config.run.run_name
+
+    with jax.set_mesh(mesh), StopSignal() as stop, contextlib.ExitStack() as closing:
+        checkpoints = Checkpoints(folder, keep=config.run.keep, warn=console.warn)
+        closing.callback(checkpoints.close)
+        abstract = abstract_state(config, mesh)
+        restored = resume(checkpoints, abstract, config, files, console.note)
+        write_run_folder(folder, config, argv, enabled=lead)
+        state, step, row = restored or (init_state(config, mesh), 0, 0)
+
+        rows = TrainRows(files, config.data.data_weights, config.data.seq_len, config.run.seed)
+        batches = token_batches(
+            rows,
+            accum_steps=config.data.accum_steps,
+            batch_size=config.data.batch_size,
+            sharding=batch_sharding(config, mesh),
+            start_step=step,
+            start_row=row,
+            steps=config.run.steps,
+            prefetch_steps=config.data.prefetch_steps,
+        )
+        train_step = compile_step(config, mesh, abstract, console.note)
+        evaluation = Evaluation(config, files, mesh, report=console.note)
+
+        outputs: list[Output] = [console]
+        if lead:
+            outputs.append(MetricsFile(folder / "metrics.jsonl", step, warn=console.warn))
+            outputs.append(WandbMirror(config, folder, resume=step > 0))
+        for output in outputs:
+            closing.callback(output.close)
+        console.start(step)
+
+        milestones = Milestones(config, files, checkpoints, evaluation, outputs, (step, row))
+        progress = Progress(step, state, None)
+        for progress in train(train_step, state, batches, config, milestones.throughput):
+            milestones.reach(progress, stopping=stop.received is not None)
+            if stop.received is not None:
+                break
+        else:
+            milestones.finish(progress)
+        checkpoints.close()
+        console.close()
+        if stop.received is not None:
+            say_stopped(stop.received, progress.step, folder, console)
+            return 128 + stop.received
+        if lead:
+            show_results(config, files, progress, milestones.measured, console)
+            show_next_steps(config, folder, checkpoints, console)
+        return 0
+
+
+def open_sources(config: Config, report: Callable[[str], None]) -> tuple[Config, list[TokenFile]]:
+    """Return the settings with their sources and normalised weights, and the sources prepared."""
+    data = config.data
+    if not data.data_paths:
+        paths = build_sample(SAMPLE_FOLDER, report=report)
+        data = dataclasses.replace(data, data_paths=tuple(map(str, paths)))
+    weights, message = normalise_weights(data.data_weights, data.data_paths)
+    if message:
+        report(message)
+    files = prepare(
+        data.data_paths,
+        validation_fraction=data.validation_fraction,
+        min_tokens=data.seq_len + 1,
+        report=report,
+    )
+    data = dataclasses.replace(data, data_weights=weights)
+    return dataclasses.replace(config, data=data), files
+
+
+def compile_step(
+    config: Config, mesh: Mesh, abstract: TrainState, report: Callable[[str], None]
+) -> Any:
+    """Compile the training step, and say how long that took and what it needs."""
+    started = time.perf_counter()
+    data = config.data
+    shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(config, mesh))
+    compiled = make_train_step(config, mesh).lower(abstract, tokens).compile()
+    seconds = time.perf_counter() - started
+    count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    memory = compiled.memory_analysis()
+    need = ""
+    if memory is not None:
+        total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        need = f", {total / 2**30:.2f} GiB a device"
+    report(f"{count:,} parameters; training step compiled in {seconds:.1f} s{need}")
+    return compiled
+
+
+class Milestones:
+    """What happens between two steps: records go out, evaluations and checkpoints fall due."""
+
+    def __init__(
+        self,
+        config: Config,
+        files: list[TokenFile],
+        checkpoints: Checkpoints,
+        evaluation: Evaluation,
+        outputs: Sequence[Output],
+        first: tuple[int, int],
+    ) -> None:
+        """Listen to a run.
+
+        Args:
+          config: the settings.
+          files: the sources.
+          checkpoints: where states are saved.
+          evaluation: what is measured on held-out text.
+          outputs: who is told.
+          first: the step and the row that this start of the run begins at.
+        """
+        self._config, self._files, self._first = config, files, first
+        self._checkpoints, self._evaluation, self._outputs = checkpoints, evaluation, outputs
+        self._flops = flops_per_token(config.model, config.data.seq_len)
+        self._told_wait = 0.0
+        self.throughput = Throughput()
+        self.measured: dict[str, float] = {}
+
+    def reach(self, progress: Progress, stopping: bool) -> None:
+        """Do what is due at a step; the run's last one is `finish`'s."""
+        run, step = self._config.run, progress.step
+        if progress.record is not None:
+            self._write(self._completed(progress.record))
+        if step == run.steps:
+            return
+        validation = None
+        if step % self._config.evaluation.eval_every == 0 and not stopping:
+            validation = self.evaluate(progress)
+        if stopping or step % run.save_every == 0:
+            self._save(progress, validation)
+
+    def finish(self, progress: Progress) -> None:
+        """Evaluate and save after the last step."""
+        self._save(progress, self.evaluate(progress))
+
+    def evaluate(self, progress: Progress) -> float | None:
+        """Measure on held-out text; return bits per byte, the clock of training stopped."""
+        self.throughput.pause()
+        params = progress.state.params
+        self.measured = self._evaluation.by_source(params) | self._evaluation.extrapolation(params)
+        self._write(Record(progress.step, self.measured))
+        self.throughput.resume()
+        return self.measured.get("val/bits_per_byte")
+
+    def _save(self, progress: Progress, validation: float | None) -> None:
+        data, (step, row) = self._config.data, self._first
+        next_row = row + (progress.step - step) * data.batch_size * data.accum_steps
+        description = describe(self._config, self._files, next_row)
+        self._checkpoints.save(progress.step, progress.state, description, validation=validation)
+        waited = self._checkpoints.wait_seconds
+        self.throughput.add(0, 0, checkpoint_wait=waited - self._told_wait)
+        self._told_wait = waited
+
+    def _completed(self, record: Record) -> Record:
+        """Add the figures that need the devices."""
+        metrics, devices = dict(record.metrics), jax.devices()
+        speed = metrics.get("perf/tokens_per_second")
+        dtype = self._config.model.compute_dtype
+        if speed is not None:
+            share = mfu(speed, self._flops, devices[0].device_kind, len(devices), dtype)
+            metrics |= {} if share is None else {"perf/mfu": share}
+        peak = memory_bytes(jax.local_devices())
+        metrics |= {} if peak is None else {"perf/memory_bytes": peak}
+        return Record(record.step, metrics)
+
+    def _write(self, record: Record) -> None:
+        for output in self._outputs:
+            output.write(record)
+
+
+def show_results(
+    config: Config,
+    files: list[TokenFile],
+    progress: Progress,
+    measured: dict[str, float],
+    console: Console,
+) -> None:
+    """Print the tables, one sample and what to try next."""
+    console.show_tables(measured)
+    shards = math.prod(config.mesh.shape[:2])
+    prompt = bytes(files[0].validation[:64]).split(b"\0")[0]
+    prompt = prompt.decode("utf-8", "ignore").encode()
+    if "attention" not in config.model.pattern:
+        text = sample(
+            config.model,
+            progress.state.params,
+            prompt,
+            max_new_tokens=SAMPLE_BYTES,
+            temperature=0.8,
+            key=jax.random.key(config.run.seed),
+            rows=shards,
+        )
+        console.show_sample(prompt, bytes(text))
+
+
+def show_next_steps(
+    config: Config, folder: Path, checkpoints: Checkpoints, console: Console
+) -> None:
+    """Say where things are and what to try."""
+    report = write_report(folder)
+    name = config.run.run_name
+    console.note(f"saved in {folder}; curves in {report}")
+    console.note("next, for example:")
+    console.note(f'  python -m spectral_dist.generate --run_name {name} --prompt "Bir "')
+    console.note(f"  python -m spectral_dist.evaluate --run_name {name} --lengths 1,2,4,8")
+    console.note(
+        "  python -m spectral_dist.train --config configs/level1.yaml --data_paths YOUR.txt"
+    )
+    if checkpoints.failed_saves:
+        console.warn(f"{checkpoints.failed_saves} checkpoints could not be saved: see above")
+
+
+def say_stopped(stop: signal.Signals, step: int, folder: Path, console: Console) -> None:
+    """Say what was saved after a signal."""
+    steps = complete_steps(folder)
+    saved = f"saved step {step}" if step in steps else f"step {step} could NOT be saved"
+    console.note(f"stopped by {stop.name}: {saved} in {folder}; the same command continues")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,135 @@
+"""Measurements on held-out text: bits per byte by source, and by length of context.
+
+Owns what is measured and how it is judged; knows nothing of when, or of who reads it. Read
+`Evaluation` first.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spectral_dist.config import Config
+from spectral_dist.data.mixture import long_windows, validation_windows
+from spectral_dist.data.tokens import TokenFile
+from spectral_dist.mesh import RULES
+from spectral_dist.model.lm import Params
+from spectral_dist.training.step import make_eval_step
+
+# Below this many windows the bootstrap says nothing.
+MIN_WINDOWS = 8
+# A longer context may cost this much, in bits per byte, and still count as a success.
+TOLERANCE = 0.002
+_RESAMPLES = 2_000
+
+
+class Evaluation:
+    """The held-out windows of a run's sources, and the compiled functions that score them."""
+
+    def __init__(
+        self,
+        config: Config,
+        files: Sequence[TokenFile],
+        mesh: Mesh,
+        *,
+        report: Callable[[str], None],
+    ) -> None:
+        """Choose the windows; compiles nothing yet.
+
+        Args:
+          config: the settings; eval_lengths are the multiples k of seq_len that are compared.
+          files: the sources, of which only the held-out part is read.
+          mesh: the devices.
+          report: is told once which measurements the held-out text does not allow.
+        """
+        settings, seq_len = config.evaluation, config.data.seq_len
+        self._config, self._mesh = config, mesh
+        self._eval_step = make_eval_step(config, mesh)
+        self._weights = {f.name: w for f, w in zip(files, config.data.data_weights, strict=True)}
+        self._windows = {
+            f.name: validation_windows(f, seq_len, settings.eval_windows) for f in files
+        }
+        self.lengths = sorted({1, *settings.eval_lengths})
+        longest = self.lengths[-1] * seq_len
+        self._long = {
+            f.name: long_windows(f, longest, settings.extrapolation_windows) for f in files
+        }
+        for name, windows in self._windows.items():
+            if not len(windows):
+                report(f"{name}: too little held-out text for one window of {seq_len} bytes")
+        self.missing = [name for name, windows in self._long.items() if not len(windows)]
+        if self.missing and len(self.lengths) > 1:
+            report(
+                f"no held-out document of {', '.join(self.missing)} is longer than {longest:,} bytes"
+                f" ({self.lengths[-1]}x seq_len): left out of the extrapolation table"
+            )
+
+    def by_source(self, params: Params) -> dict[str, float]:
+        """Return val/<source>/bits_per_byte, and val/bits_per_byte, their mean by data_weights."""
+        seq_len = self._config.data.seq_len
+        bits = {
+            name: float(self._score(params, windows, seq_len).mean())
+            for name, windows in self._windows.items()
+            if len(windows)
+        }
+        metrics = {f"val/{name}/bits_per_byte": value for name, value in bits.items()}
+        weight = sum(self._weights[name] for name in bits)
+        if weight > 0:
+            mean = sum(self._weights[name] * value for name, value in bits.items()) / weight
+            metrics["val/bits_per_byte"] = mean
+        return metrics
+
+    def extrapolation(self, params: Params) -> dict[str, float]:
+        """Return the extrapolation table: the same targets, given ever more context.
+
+        At each k the last seq_len bytes of the same windows are scored, given k seq_len bytes in all.
+        Success at k: the upper 95% bound (paired bootstrap over windows) of the mean difference to
+        k = 1 is at most +0.002 bits per byte. Empty if there are fewer than 8 long windows.
+        """
+        windows = {name: w for name, w in self._long.items() if len(w)}
+        if len(self.lengths) < 2 or sum(map(len, windows.values())) < MIN_WINDOWS:
+            return {}
+        seq_len, metrics = self._config.data.seq_len, {}
+        bits: dict[int, np.ndarray] = {}
+        for k in self.lengths:
+            parts = {
+                n: self._score(params, w[:, -(k * seq_len + 1) :], seq_len, k)
+                for n, w in windows.items()
+            }
+            bits[k] = np.concatenate(list(parts.values()))
+            metrics[f"extrapolation/{k}x/bits_per_byte"] = float(bits[k].mean())
+            for name, part in parts.items():
+                metrics[f"extrapolation/{k}x/{name}/bits_per_byte"] = float(part.mean())
+            if k > 1:
+                difference, upper = paired_bound(bits[k] - bits[1])
+                metrics[f"extrapolation/{k}x/difference"] = difference
+                metrics[f"extrapolation/{k}x/difference_upper"] = upper
+                metrics[f"extrapolation/{k}x/success"] = float(upper <= TOLERANCE)
+        return metrics
+
+    def _score(self, params: Params, windows: np.ndarray, targets: int, k: int = 1) -> np.ndarray:
+        """Return the bits per byte of the last `targets` bytes of each window, float64 [n]."""
+        shards = math.prod(self._mesh.shape[axis] for axis in RULES["batch"])
+        # A longer context in fewer rows: the memory of training is enough for it.
+        rows = max(shards, self._config.data.batch_size // k // shards * shards)
+        place = NamedSharding(self._mesh, PartitionSpec(RULES["batch"]))
+        nats = []
+        for start in range(0, len(windows), rows):
+            part = windows[np.minimum(np.arange(start, start + rows), len(windows) - 1)]
+            tokens = jax.make_array_from_callback(part.shape, place, partial(_pick, part))
+            nats.append(np.asarray(self._eval_step(params, tokens, targets), np.float64))
+        return np.concatenate(nats)[: len(windows)] / targets / math.log(2)
+
+
+def _pick(rows: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+    return rows[index]
+
+
+def paired_bound(differences: np.ndarray) -> tuple[float, float]:
+    """Return the mean of paired differences [n] and its upper 95% bound by bootstrap."""
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(differences), (_RESAMPLES, len(differences)))
+    return float(differences.mean()), float(np.quantile(differences[draws].mean(axis=1), 0.95))

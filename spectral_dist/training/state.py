@@ -1,0 +1,93 @@
+"""What a run carries from step to step, and where it lies on the mesh.
+
+Owns the one description of the state: its arrays, their shardings and their initial values, all
+derived from the parameters' declarations. Read `TrainState`, then `abstract_state`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spectral_dist.config import Config
+from spectral_dist.mesh import sharding
+from spectral_dist.model.lm import Params, init_params, logical_axes
+from spectral_dist.training.optimizer import make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """The whole state of training; a checkpoint holds exactly this.
+
+    Attributes:
+      step: completed steps, int32; a skipped one counts.
+      params: nested dict of float32 arrays.
+      moments: the optimizer's state.
+      skipped: steps skipped so far because loss or gradient was not finite, int32.
+      bad_in_row: how many of the last steps in a row were, int32.
+    """
+
+    step: jax.Array
+    params: Params
+    moments: Any
+    skipped: jax.Array
+    bad_in_row: jax.Array
+
+
+def param_shardings(config: Config, mesh: Mesh) -> Params:
+    """Return the sharding of every parameter.
+
+    Raises:
+      ValueError: names a parameter that the mesh cannot divide.
+    """
+    shapes = jax.eval_shape(lambda key: init_params(config.model, key), jax.random.key(0))
+    axes = logical_axes(config.model)
+
+    def place(path: Any, shape: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
+        name = "/".join(str(key.key) for key in path)
+        return sharding(mesh, name, axes, shape.shape)
+
+    return jax.tree_util.tree_map_with_path(place, shapes, axes)
+
+
+def _initial_state(config: Config, key: jax.Array) -> TrainState:
+    params = init_params(config.model, key)
+    optimizer = make_optimizer(config.optimizer, logical_axes(config.model))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), zero, zero)
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Return the state's shapes, dtypes and shardings, with no array made.
+
+    Raises:
+      ValueError: names a parameter that the mesh cannot divide.
+    """
+    shapes = jax.eval_shape(lambda key: _initial_state(config, key), jax.random.key(0))
+    placed = param_shardings(config, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    moments = optax.tree_map_params(
+        make_optimizer(config.optimizer, logical_axes(config.model)),
+        lambda _, where: where,
+        shapes.moments,
+        placed,
+        transform_non_params=lambda _: everywhere,
+    )
+    shardings = TrainState(everywhere, placed, moments, everywhere, everywhere)
+    return jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
+    )
+
+
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """Return the state before the first step, made on the devices that will hold it.
+
+    The values depend on the settings and the seed alone: bitwise the same on every mesh.
+    """
+    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(config, mesh))
+    make = jax.jit(lambda key: _initial_state(config, key), out_shardings=shardings)
+    return make(jax.random.key(config.run.seed))

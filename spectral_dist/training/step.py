@@ -1,0 +1,149 @@
+"""The training step: one function, jitted once, its state donated.
+
+Owns how gradients are accumulated and reduced, and the decision to skip a step. The same function is
+compiled for attached devices and for a described cluster. Read `make_train_step` first.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spectral_dist.array_typing import Array, UInt8
+from spectral_dist.config import Config
+from spectral_dist.mesh import RULES, constrain_like, sharding
+from spectral_dist.model.lm import Params, SpectralLM, define, logical_axes
+from spectral_dist.training.loss import loss_sums, token_nats
+from spectral_dist.training.optimizer import learning_rate, make_optimizer
+from spectral_dist.training.state import TrainState, abstract_state, param_shardings
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]
+
+
+def batch_sharding(config: Config, mesh: Mesh) -> NamedSharding:
+    """Return where the tokens of a step lie, [A, B, T + 1]: rows over data and fsdp."""
+    data = config.data
+    shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
+    return sharding(mesh, "the batch", ("layers", "batch", "time"), shape)
+
+
+def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
+    """Return train_step(state, tokens_ABT) -> (state, metrics).
+
+    tokens_ABT: uint8 [A, B, T + 1], placed by `batch_sharding`. Metrics, float32 scalars: loss (nats
+    per token), grad_norm (before clipping), learning_rate, skipped (so far), bad_in_row.
+
+    Sharding: the state as it declares; the gradient is reduced over data once a step, after the
+    accumulation. To be traced with the mesh in use (`jax.set_mesh`).
+    """
+    axes = logical_axes(config.model)
+    optimizer = make_optimizer(config.optimizer, axes)
+    schedule = learning_rate(config)
+    accumulate = make_accumulate(config, mesh)
+
+    def train_step(
+        state: TrainState, tokens_ABT: UInt8[Array, "A B T1"]
+    ) -> tuple[TrainState, Metrics]:
+        loss, grads = accumulate(state.params, tokens_ABT)
+        norm = optax.global_norm(grads)
+        # Decided on the device, before anything changes: no bad number ever enters the state.
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        rate = schedule(state.step)
+        updates, moments = optimizer.update(grads, state.moments, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        params, moments = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, moments),
+            (state.params, state.moments),
+        )
+        bad_in_row = jnp.where(good, 0, state.bad_in_row + 1)
+        skipped = state.skipped + jnp.where(good, 0, 1)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        metrics |= {"skipped": skipped, "bad_in_row": bad_in_row}
+        metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+        return TrainState(state.step + 1, params, moments, skipped, bad_in_row), metrics
+
+    at_state = jax.tree.map(lambda s: s.sharding, abstract_state(config, mesh))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        train_step,
+        in_shardings=(at_state, batch_sharding(config, mesh)),
+        out_shardings=(at_state, everywhere),
+        donate_argnums=0,
+    )
+
+
+def make_accumulate(
+    config: Config, mesh: Mesh
+) -> Callable[[Params, jax.Array], tuple[jax.Array, Params]]:
+    """Return (params, tokens_ABT) -> mean loss in nats per token, and its gradient.
+
+    One running sum in float32 over the micro-batches, divided by the tokens at the end. The whole is
+    manual over the mesh axis `data` (and automatic over the others), because the compiler would
+    otherwise reduce over `data` inside the layer loop of every micro-batch.
+    """
+    definition = define(config.model)
+    specs = jax.tree.map(lambda s: s.spec, param_shardings(config, mesh))
+
+    def objective(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model: SpectralLM = nnx.merge(definition, nnx.State(params))
+        tokens_BT = tokens_BT.astype(jnp.int32)
+        logits_BTV, _ = model(tokens_BT[:, :-1])
+        return loss_sums(logits_BTV, tokens_BT[:, 1:], config.optimizer.z_loss)
+
+    def add_one(total: Any, params: Params, tokens_BT: jax.Array) -> Any:
+        (_, nats), grads = jax.value_and_grad(objective, has_aux=True)(params, tokens_BT)
+        count = jnp.float32(tokens_BT.shape[0] * (tokens_BT.shape[1] - 1))
+        nats_sum, count_sum, grads_sum = total
+        grads_sum = jax.tree.map(jnp.add, grads_sum, grads)
+        return nats_sum + nats, count_sum + count, constrain_like(grads_sum, specs)
+
+    def sums(params: Params, tokens_ABT: jax.Array) -> Any:
+        zeros = constrain_like(jax.tree.map(jnp.zeros_like, params), specs)
+        start = (jnp.float32(0), jnp.float32(0), zeros)
+        add = lambda total, tokens_BT: (add_one(total, params, tokens_BT), None)  # noqa: E731
+        return jax.lax.scan(add, start, tokens_ABT)[0]
+
+    if mesh.shape["data"] > 1:  # XLA's partitioner rejects a sum over a manual axis of size 1
+        sums = jax.shard_map(
+            lambda params, tokens_ABT, sums=sums: jax.lax.psum(sums(params, tokens_ABT), "data"),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(None, "data")),
+            out_specs=PartitionSpec(),
+            axis_names={"data"},
+            check_vma=False,
+        )
+
+    def accumulate(params: Params, tokens_ABT: jax.Array) -> tuple[jax.Array, Params]:
+        nats, count, grads = sums(params, tokens_ABT)
+        return nats / count, jax.tree.map(lambda g: g / count, grads)
+
+    return accumulate
+
+
+def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, jax.Array, int], jax.Array]:
+    """Return eval_step(params, tokens_BT, targets) -> nats of the last `targets` bytes, [B] float32.
+
+    tokens_BT: uint8 [B, T + 1], rows over data and fsdp; any T, of which each length compiles once.
+    """
+    definition = define(config.model)
+
+    def eval_step(params: Params, tokens_BT: jax.Array, targets: int) -> jax.Array:
+        model: SpectralLM = nnx.merge(definition, nnx.State(params))
+        tokens_BT = tokens_BT.astype(jnp.int32)
+        logits_BTV, _ = model(tokens_BT[:, :-1])
+        nats_BT, _ = token_nats(logits_BTV[:, -targets:], tokens_BT[:, -targets:])
+        return jnp.sum(nats_BT, axis=1)
+
+    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return jax.jit(
+        eval_step,
+        static_argnums=2,
+        in_shardings=(param_shardings(config, mesh), rows),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
