@@ -1,8 +1,9 @@
 """Tokens to batches: which row a step sees, and reading it ahead of the device.
 
-Owns the order of the data: the row (a, b) of step s has the global index s*A*B + a*B + b, and its
-content is a function of (seed, index) alone, whatever the mesh and the number of processes. Knows
-nothing of the model or of the training loop. Read `TrainRows` first, then `token_batches`.
+Owns the order of the data: the row (a, b) of step s has the global index s*A*B + a*B + b (counted
+on from the row reached, where a resumed run has another A*B), and its content is a function of
+(seed, index) alone, whatever the mesh and the number of processes. Knows nothing of the model or of
+the training loop. Read `TrainRows` first, then `token_batches`.
 
 Shapes: A accumulation steps, B sequences of a micro-batch (global), T seq_len, R rows.
 """

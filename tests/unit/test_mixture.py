@@ -153,6 +153,7 @@ def batches(
             batch_size=8,
             sharding=place,
             start_step=start,
+            start_row=start * 24,
             steps=steps,
             prefetch_steps=2,
         )
@@ -169,6 +170,35 @@ def test_a_batch_is_the_rows_of_its_step() -> None:
         assert batch.sources.dtype == np.int32
         np.testing.assert_array_equal(batch.tokens, tokens.reshape(3, 8, T + 1))
         np.testing.assert_array_equal(batch.sources, sources.reshape(3, 8))
+
+
+def test_another_batch_size_goes_on_with_the_next_unseen_row() -> None:
+    rows = Recorder()
+    before = token_batches(
+        rows,
+        accum_steps=3,
+        batch_size=8,
+        sharding=sharding((1, 1, 1)),
+        start_step=0,
+        start_row=0,
+        steps=2,
+        prefetch_steps=1,
+    )
+    assert [batch.step for batch in before] == [0, 1]
+    after = token_batches(
+        rows,
+        accum_steps=1,
+        batch_size=4,
+        sharding=sharding((1, 1, 1)),
+        start_step=2,
+        start_row=48,
+        steps=5,
+        prefetch_steps=1,
+    )
+    assert [(batch.step, batch.tokens.shape[:2]) for batch in after] == [
+        (step, (1, 4)) for step in (2, 3, 4)
+    ]
+    assert rows.read == list(range(48 + 12))
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
@@ -249,6 +279,7 @@ def test_batches_are_made_ahead_and_no_further() -> None:
         batch_size=8,
         sharding=sharding((1, 1, 1)),
         start_step=0,
+        start_row=0,
         steps=1000,
         prefetch_steps=2,
     )
@@ -275,6 +306,7 @@ def test_an_error_while_reading_reaches_the_consumer() -> None:
         batch_size=8,
         sharding=sharding((1, 1, 1)),
         start_step=0,
+        start_row=0,
         steps=1000,
         prefetch_steps=3,
     )
