@@ -1,8 +1,8 @@
 """The mesh of devices and the one table that says where every dimension lies on it.
 
-Parameters and activations name their dimensions by logical axes; `RULES` maps these to the mesh axes
-data, fsdp and tensor. Nothing else in the program names a mesh axis, but for the training step, which
-reduces over `data`. Knows nothing of the model. Read `RULES`, then `partition_spec`.
+Parameters and activations name their dimensions by logical axes; `RULES` maps these to the mesh
+axes data, fsdp and tensor. Nothing else in the program names a mesh axis, but for the training
+step, which reduces over `data`. Knows nothing of the model. Read `RULES`, then `partition_spec`.
 """
 
 import math

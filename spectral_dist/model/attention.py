@@ -138,7 +138,7 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, window: int | None, rngs: nnx.Rngs) -> None:
-        """Declare w_query [D, H E], w_key_value [D, 2, G E], the two norms [E] and w_out [H E, D]."""
+        """Declare w_query [D, H E], w_key_value [D, 2, G E], two norms [E] and w_out [H E, D]."""
         dim, size, kv_heads = config.hidden_dim, config.head_dim, config.num_kv_heads
         assert kv_heads is not None
         self.window = window
@@ -151,7 +151,7 @@ class Attention(nnx.Module):
         self.w_out = parameter(rngs, (dim, dim), ("heads", "embed"), fan_in(dim, config.num_layers))
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> WindowState | None:
-        """Return the state before the first token; None for full attention, whose state would grow."""
+        """Return the state before the first token; None for full attention: it would grow."""
         if self.window is None:
             return None
         _, kv_heads, size = self.shape

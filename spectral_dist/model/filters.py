@@ -56,8 +56,8 @@ def balanced_poles(num_poles: int, tau_min: float, tau_max: float) -> FilterBank
     """Return the input-balanced bank of N exponentials with log-spaced time constants.
 
     a_n = exp(-1 / tau_n), b_n = sqrt(1 - a_n^2); the Gram matrix of the normalised exponentials is
-    P_ij = b_i b_j / (1 - a_i a_j) = R R^T, and A = R^-1 diag(a) R, b = R^-1 b. The responses are then
-    orthonormal over t, and white input of unit variance gives a state of unit covariance.
+    P_ij = b_i b_j / (1 - a_i a_j) = R R^T, and A = R^-1 diag(a) R, b = R^-1 b. The responses are
+    then orthonormal over t, and white input of unit variance gives a state of unit covariance.
 
     Args:
       num_poles: N, at least 1.

@@ -9,7 +9,8 @@ from spectral_dist.model.lm import VOCAB_SIZE
 
 def parameter_count(config: ModelConfig) -> int:
     """Return the number of matrix parameters: what a token is multiplied by, the head included."""
-    assert config.mlp_dim is not None and config.num_kv_heads is not None
+    assert config.mlp_dim is not None
+    assert config.num_kv_heads is not None
     dim = config.hidden_dim
     spectral = 4 * dim * dim
     attention = 2 * dim * dim + 2 * dim * config.num_kv_heads * config.head_dim

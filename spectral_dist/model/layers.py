@@ -31,7 +31,7 @@ def normal(sigma: float) -> Initialiser:
 
 
 def fan_in(size: int, residual_layers: int | None = None) -> Initialiser:
-    """Draw with sigma = 1 / sqrt(size), or 1 / sqrt(2 layers size) for what ends in the residual."""
+    """Draw with sigma 1 / sqrt(size), or 1 / sqrt(2 layers size) for what ends in the residual."""
     return normal(1.0 / math.sqrt(size * (2 * residual_layers if residual_layers else 1)))
 
 

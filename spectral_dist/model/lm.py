@@ -1,8 +1,8 @@
 """The language model: bytes in, logits of the next byte out.
 
-Layers repeat a pattern of mixers. Whole repeats are stacked and run by one scan, so that compile time
-does not grow with depth; what is left of the pattern follows as single layers. Knows nothing of data,
-loss or training. Read `SpectralLM.__call__` first.
+Layers repeat a pattern of mixers. Whole repeats are stacked and run by one scan, so that compile
+time does not grow with depth; what is left of the pattern follows as single layers. Knows nothing
+of data, loss or training. Read `SpectralLM.__call__` first.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from spectral_dist.array_typing import Array, Float, Float32, Integer
 from spectral_dist.config import ModelConfig
 from spectral_dist.mesh import Axes, constrain
 from spectral_dist.model.attention import Attention
-from spectral_dist.model.layers import RMSNorm, SwiGLU, fan_in, normal, parameter
+from spectral_dist.model.layers import RMSNorm, SwiGLU, normal, parameter
 from spectral_dist.model.spectral import SpectralMixer
 
 VOCAB_SIZE = 256
@@ -24,7 +24,7 @@ Params = dict[str, Any]
 State = Any
 
 REMAT_POLICIES = {
-    # The dense products are dear to compute again; the mixer's own, batched over channels, are cheap.
+    # The dense products are dear to compute again; the mixers' own, batched ones are cheap.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -102,7 +102,9 @@ class SpectralLM(nnx.Module):
         if rest:
             self.rest = Group(rest, config, rngs)
         self.norm = RMSNorm(dim, "norm", rngs)
-        self.head = parameter(rngs, (dim, VOCAB_SIZE), ("embed", "vocab"), fan_in(dim))
+        # Small, so that the first loss is that of even odds: ln 256 (Yang et al. 2022,
+        # arXiv:2203.03466, table 8: the readout starts at 1 / width).
+        self.head = parameter(rngs, (dim, VOCAB_SIZE), ("embed", "vocab"), normal(1.0 / dim))
 
     def __call__(
         self, tokens_BT: Integer[Array, "B T"], state: State = None

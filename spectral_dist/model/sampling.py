@@ -1,4 +1,4 @@
-"""Text from the model, byte by byte, by the recurrent form: constant memory, constant time a byte."""
+"""Text from the model, byte by byte, by the recurrent form: constant memory, constant time."""
 
 from collections.abc import Iterator
 

@@ -66,8 +66,9 @@ def mix_chunked(
     """Mix in chunks of C tokens, all by matrix products.
 
     Inside a chunk one product for each channel with [Toeplitz(h) | R], h = response . coefficients
-    and R[i] = coefficients A^(i+1), on [u ; state]; from chunk to chunk the state is carried by A^C in
-    float32. About 2 (C + N) + 4 N FLOPs an element. A last piece shorter than C is a chunk of its own.
+    and R[i] = coefficients A^(i+1), on [u ; state]; from chunk to chunk the state is carried by A^C
+    in float32. About 2 (C + N) + 4 N FLOPs an element. A last piece shorter than C is one more
+    chunk.
 
     Args:
       u_BTD: input; its dtype is the dtype of the operands, sums are float32.
@@ -90,13 +91,10 @@ def mix_chunked(
         return jnp.concatenate([head, tail], axis=1), state_BND
 
     dtype = u_BTD.dtype
-    response_CN = bank.responses(size)
-    powers_CNN = bank.powers(size)
-    h_CD = jnp.einsum("cn,nd->dc", _constant(response_CN), coefficients_ND)
-    h_DC = h_CD.at[:, 0].add(skip_D)
+    response_CN, powers_CNN = bank.responses(size), bank.powers(size)
+    h_DC = jnp.einsum("cn,nd->dc", _constant(response_CN), coefficients_ND).at[:, 0].add(skip_D)
     carry_DNC = jnp.einsum("nd,cnm->dmc", coefficients_ND, _constant(powers_CNN))
     kernel_DKC = jnp.concatenate([toeplitz(h_DC), carry_DNC], axis=1).astype(dtype)
-
     u_BMCD = u_BTD.reshape(batch, time // size, size, channels)
     inflow_MBND = jnp.einsum(
         "cn,bmcd->mbnd",
@@ -111,9 +109,8 @@ def mix_chunked(
 
     last_BND, before_MBND = jax.lax.scan(carry, state_BND, inflow_MBND)
     before_BMND = before_MBND.swapaxes(0, 1).astype(dtype)
-    y_BMCD = jnp.einsum(
-        "bmkd,dkc->bmcd", jnp.concatenate([u_BMCD, before_BMND], axis=2), kernel_DKC
-    )
+    inputs_BMKD = jnp.concatenate([u_BMCD, before_BMND], axis=2)
+    y_BMCD = jnp.einsum("bmkd,dkc->bmcd", inputs_BMKD, kernel_DKC)
     return y_BMCD.reshape(batch, time, channels), last_BND
 
 
@@ -215,7 +212,7 @@ class SpectralMixer(nnx.Module):
             return (0.02 * jax.random.normal(key, shape, jnp.float32)).at[0].add(1.0)
 
         def one_exponential(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            # One unit-norm exponential for each channel, the time constants spread over the channels.
+            # One unit-norm exponential for each channel, their time constants spread evenly.
             nearest = np.round(np.linspace(0, poles - 1, dim)).astype(int)
             noise = jax.random.normal(key, shape, jnp.float32) * (0.1 / poles**0.5)
             return jnp.asarray(bank.cholesky_NN[nearest].T, jnp.float32) + noise

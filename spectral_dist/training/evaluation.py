@@ -63,8 +63,8 @@ class Evaluation:
         self.missing = [name for name, windows in self._long.items() if not len(windows)]
         if self.missing and len(self.lengths) > 1:
             report(
-                f"no held-out document of {', '.join(self.missing)} is longer than {longest:,} bytes"
-                f" ({self.lengths[-1]}x seq_len): left out of the extrapolation table"
+                f"no held-out document of {', '.join(self.missing)} is longer than {longest:,}"
+                f" bytes ({self.lengths[-1]}x seq_len): left out of the extrapolation table"
             )
 
     def by_source(self, params: Params) -> dict[str, float]:
@@ -85,7 +85,8 @@ class Evaluation:
     def extrapolation(self, params: Params) -> dict[str, float]:
         """Return the extrapolation table: the same targets, given ever more context.
 
-        At each k the last seq_len bytes of the same windows are scored, given k seq_len bytes in all.
+        At each k the last seq_len bytes of the same windows are scored, given k seq_len bytes in
+        all.
         Success at k: the upper 95% bound (paired bootstrap over windows) of the mean difference to
         k = 1 is at most +0.002 bits per byte. Empty if there are fewer than 8 long windows.
         """

@@ -58,8 +58,8 @@ def check_model(config: Config, description: dict[str, Any]) -> None:
     changed = [f"{k}={now[k]} (was {then[k]})" for k in now if now[k] != then[k]]
     if changed:
         raise ValueError(
-            f"run_name={config.run.run_name!r} was trained with another model: {', '.join(changed)};"
-            " use its settings, or another --run_name"
+            f"run_name={config.run.run_name!r} was trained with another model:"
+            f" {', '.join(changed)}; use its settings, or another --run_name"
         )
 
 

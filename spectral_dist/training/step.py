@@ -1,7 +1,7 @@
 """The training step: one function, jitted once, its state donated.
 
-Owns how gradients are accumulated and reduced, and the decision to skip a step. The same function is
-compiled for attached devices and for a described cluster. Read `make_train_step` first.
+Owns how gradients are accumulated and reduced, and the decision to skip a step. The same function
+is compiled for attached devices and for a described cluster. Read `make_train_step` first.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ def batch_sharding(config: Config, mesh: Mesh) -> NamedSharding:
 def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     """Return train_step(state, tokens_ABT) -> (state, metrics).
 
-    tokens_ABT: uint8 [A, B, T + 1], placed by `batch_sharding`. Metrics, float32 scalars: loss (nats
-    per token), grad_norm (before clipping), learning_rate, skipped (so far), bad_in_row.
+    tokens_ABT: uint8 [A, B, T + 1], placed by `batch_sharding`. Metrics, float32 scalars: loss
+    (nats per token), grad_norm (before clipping), learning_rate, skipped (so far), bad_in_row.
 
     Sharding: the state as it declares; the gradient is reduced over data once a step, after the
     accumulation. To be traced with the mesh in use (`jax.set_mesh`).
@@ -83,8 +83,8 @@ def make_accumulate(
 ) -> Callable[[Params, jax.Array], tuple[jax.Array, Params]]:
     """Return (params, tokens_ABT) -> mean loss in nats per token, and its gradient.
 
-    One running sum in float32 over the micro-batches, divided by the tokens at the end. The whole is
-    manual over the mesh axis `data` (and automatic over the others), because the compiler would
+    One running sum in float32 over the micro-batches, divided by the tokens at the end. The whole
+    is manual over the mesh axis `data` (and automatic over the others), because the compiler would
     otherwise reduce over `data` inside the layer loop of every micro-batch.
     """
     definition = define(config.model)
@@ -127,7 +127,7 @@ def make_accumulate(
 
 
 def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, jax.Array, int], jax.Array]:
-    """Return eval_step(params, tokens_BT, targets) -> nats of the last `targets` bytes, [B] float32.
+    """Return eval_step(params, tokens_BT, targets) -> nats of the last targets, [B] float32.
 
     tokens_BT: uint8 [B, T + 1], rows over data and fsdp; any T, of which each length compiles once.
     """
