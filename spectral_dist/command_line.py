@@ -35,15 +35,16 @@ def load_config(argv: Sequence[str], program: str = "spectral_dist.train") -> Co
     return resolve(from_flat(values))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse, with its errors raised as ValueError: one clear line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise ValueError with argparse's message."""
         raise ValueError(message)
 
 
 def _parse_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m {program}",
         allow_abbrev=False,
         description="Every setting is also a key of a --config file; a flag overrides the file.",

@@ -42,7 +42,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh of the attached devices with the axes data, fsdp and tensor.
 
     The only place where devices are counted.

@@ -152,10 +152,11 @@ class Attention(nnx.Module):
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> WindowState | None:
         """Return the state before the first token; None for full attention: it would grow."""
-        if self.window is None:
-            return None
+        return None if self.window is None else self._empty(batch, self.window, dtype)
+
+    def _empty(self, batch: int, window: int, dtype: jnp.dtype) -> WindowState:
         _, kv_heads, size = self.shape
-        empty = jnp.zeros((batch, self.window, kv_heads, size), dtype)
+        empty = jnp.zeros((batch, window, kv_heads, size), dtype)
         return WindowState(empty, empty, jnp.zeros((batch,), jnp.int32))
 
     def __call__(
@@ -181,8 +182,8 @@ class Attention(nnx.Module):
             assert state is None
             mixed = local(full_attention, (at_query, at_key, at_key), at_query)(query, key, value)
         else:
-            state = self.init_state(batch, dtype) if state is None else state
-            at_state = WindowState(at_key, at_key, ("batch",))
+            state = self._empty(batch, self.window, dtype) if state is None else state
+            at_state = WindowState._make((at_key, at_key, ("batch",)))
             mixed, state = local(
                 window_attention, (at_query, at_key, at_key, at_state), (at_query, at_state)
             )(query, key, value, state)

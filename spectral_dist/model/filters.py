@@ -1,7 +1,7 @@
 """The constants of the spectral mixer: a bank of decaying exponentials in an orthonormal basis.
 
 All in float64 on the host, once, at build time: with poles this close the Gram matrix of the raw
-exponentials has a condition number of about 1e6, and float32 would lose the last of them. Nothing
+exponentials has a condition number of 1e6 and more, and float32 would lose the last of them. Nothing
 here is learned and nothing here knows JAX. Read `balanced_poles` first.
 """
 
@@ -58,6 +58,8 @@ def balanced_poles(num_poles: int, tau_min: float, tau_max: float) -> FilterBank
     a_n = exp(-1 / tau_n), b_n = sqrt(1 - a_n^2); the Gram matrix of the normalised exponentials is
     P_ij = b_i b_j / (1 - a_i a_j) = R R^T, and A = R^-1 diag(a) R, b = R^-1 b. The responses are
     then orthonormal over t, and white input of unit variance gives a state of unit covariance.
+    Computed in closed form, as a cascade of all-passes: factoring P would fail from N = 32 on,
+    where its condition number is beyond float64.
 
     Args:
       num_poles: N, at least 1.
@@ -70,10 +72,23 @@ def balanced_poles(num_poles: int, tau_min: float, tau_max: float) -> FilterBank
     taus_N = np.geomspace(tau_min, tau_max, num_poles)
     a_N = np.exp(-1.0 / taus_N)
     b_N = np.sqrt(-np.expm1(-2.0 / taus_N))
-    # 1 - a_i a_j by expm1: the difference of nearly equal numbers for long time constants.
     rate_N = 1.0 / taus_N
-    gram_NN = np.outer(b_N, b_N) / -np.expm1(-(rate_N[:, None] + rate_N[None, :]))
-    cholesky_NN = np.linalg.cholesky(gram_NN)
-    transition_NN = np.linalg.solve(cholesky_NN, a_N[:, None] * cholesky_NN)
-    drive_N = np.linalg.solve(cholesky_NN, b_N)
+    transition_NN = np.zeros((num_poles, num_poles))
+    drive_N = np.zeros(num_poles)
+    cholesky_NN = np.zeros((num_poles, num_poles))
+    # A cascade: section m low-passes its input v_m, and hands on v_(m+1), v_m all-passed by a_m.
+    # v_m as a mixture of the states one step before (v_from_N) and of the input (v_from_input);
+    # passed_N is the all-passes' product so far at each pole, that is at z^-1 = a_n.
+    v_from_N, v_from_input, passed_N = np.zeros(num_poles), 1.0, np.ones(num_poles)
+    for m in range(num_poles):
+        # 1 - a_n a_m by expm1: the difference of nearly equal numbers for long time constants.
+        one_less_N = -np.expm1(-(rate_N + rate_N[m]))
+        cholesky_NN[m:, m] = (b_N * b_N[m] / one_less_N * passed_N)[m:]
+        transition_NN[m] = b_N[m] * v_from_N
+        transition_NN[m, m] += a_N[m]
+        drive_N[m] = b_N[m] * v_from_input
+        v_from_N *= -a_N[m]
+        v_from_N[m] += b_N[m]
+        v_from_input *= -a_N[m]
+        passed_N = passed_N * (-a_N * np.expm1(rate_N - rate_N[m])) / one_less_N
     return FilterBank(transition_NN, drive_N, cholesky_NN, taus_N)

@@ -247,7 +247,7 @@ class SpectralMixer(nnx.Module):
             state = self.init_state(x_BTD.shape[0], dtype)
         projected = jnp.einsum("btd,dkc->btkc", x_BTD, self.w_in[...].astype(dtype))
         inner = ("batch", "time", "branches", "channels")
-        at_state = SpectralState(inner, ("batch", "poles", "channels"))
+        at_state = SpectralState._make((inner, ("batch", "poles", "channels")))
         mixed_BTD, state = local(
             self._mix_local,
             (

@@ -7,6 +7,7 @@ Owns what is measured and how it is judged; knows nothing of when, or of who rea
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -125,7 +126,7 @@ class Evaluation:
         return np.concatenate(nats)[: len(windows)] / targets / math.log(2)
 
 
-def _pick(rows: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+def _pick(rows: np.ndarray, index: Any) -> np.ndarray:
     return rows[index]
 
 

@@ -6,12 +6,17 @@ settings of the model must be the same; everything else may change, and is told.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+from jax.sharding import Mesh
 
 from spectral_dist.config import COMPUTE_SETTINGS, Config, from_flat, resolve
 from spectral_dist.data.tokens import TokenFile
+from spectral_dist.model.lm import Params
 from spectral_dist.training.checkpoint import Checkpoints
-from spectral_dist.training.state import TrainState
+from spectral_dist.training.checkpoint import resolve as find_checkpoint
+from spectral_dist.training.state import TrainState, abstract_state
 
 # Changing these says nothing about the state: no word is lost on them.
 _SILENT = (
@@ -35,7 +40,10 @@ def describe(config: Config, files: Sequence[TokenFile], next_row: int) -> dict[
       files: the sources.
       next_row: global index of the first row that no completed step has seen.
     """
-    sources = [{"name": f.name, "tokens": len(f.tokens), "sha256": f.sha256} for f in files]
+    sources = [
+        {"name": f.name, "tokens": len(f.tokens), "split": f.split, "sha256": f.sha256}
+        for f in files
+    ]
     return {"config": config.flat(), "sources": sources, "next_row": next_row}
 
 
@@ -93,6 +101,53 @@ def resume(
             "the order of the data is another one from here on: some rows may come twice or never"
         )
     return state, step, int(description["next_row"])
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained model.
+
+    Attributes:
+      config: the settings it was trained with.
+      params: its parameters, on the mesh it was loaded onto.
+      step: completed steps.
+      description: what its checkpoint says.
+    """
+
+    config: Config
+    params: Params
+    step: int
+    description: dict[str, Any]
+
+
+def load_run(checkpoint_dir: str, run_name: str, checkpoint: str, mesh: Mesh) -> LoadedRun:
+    """Load one checkpoint of a run onto a mesh, changing nothing.
+
+    Args:
+      checkpoint_dir: folder of the runs.
+      run_name: the run.
+      checkpoint: checkpoint_0 (latest), checkpoint_1 (previous) or a step.
+      mesh: of any shape.
+
+    Raises:
+      ValueError: if there is no such run or checkpoint, or it cannot be read.
+    """
+    folder = Path(checkpoint_dir) / run_name
+    if not run_name or not folder.is_dir():
+        there = sorted(p.name for p in Path(checkpoint_dir).glob("*") if p.is_dir())
+        raise ValueError(
+            f"run_name={run_name!r}: no such run in {checkpoint_dir};"
+            f" there: {', '.join(there) or 'none'}"
+        )
+    step = find_checkpoint(folder, checkpoint)
+    checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)
+    try:
+        description = checkpoints.describe(step)
+        config = stored_config(description)
+        state, _ = checkpoints.restore(abstract_state(config, mesh), step)
+    finally:
+        checkpoints.close()
+    return LoadedRun(config, state.params, step, description)
 
 
 def _short(value: Any) -> str:

@@ -4,6 +4,7 @@ Owns the one description of the state: its arrays, their shardings and their ini
 derived from the parameters' declarations. Read `TrainState`, then `abstract_state`.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,8 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
         placed,
         transform_non_params=lambda _: everywhere,
     )
-    shardings = TrainState(everywhere, placed, moments, everywhere, everywhere)
+    shardings = jax.tree.map(lambda _: everywhere, shapes)
+    shardings = dataclasses.replace(shardings, params=placed, moments=moments)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
     )

@@ -22,7 +22,6 @@ from spectral_dist.training.optimizer import learning_rate, make_optimizer
 from spectral_dist.training.state import TrainState, abstract_state, param_shardings
 
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]
 
 
 def batch_sharding(config: Config, mesh: Mesh) -> NamedSharding:
@@ -32,7 +31,7 @@ def batch_sharding(config: Config, mesh: Mesh) -> NamedSharding:
     return sharding(mesh, "the batch", ("layers", "batch", "time"), shape)
 
 
-def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
+def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Return train_step(state, tokens_ABT) -> (state, metrics).
 
     tokens_ABT: uint8 [A, B, T + 1], placed by `batch_sharding`. Metrics, float32 scalars: loss

@@ -1,0 +1,112 @@
+"""`python -m spectral_dist.evaluate`: bits per byte of any text, by source and by context length.
+
+The same windows, targets and verdicts as in training. Of a text that the run was trained on, only
+the held-out part is read; of any other text, all of it. Read `main` first.
+"""
+
+import dataclasses
+import json
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from spectral_dist.command_line import Parser, run_main
+from spectral_dist.config import Config, MeshConfig, from_flat, resolve
+from spectral_dist.data.tokens import TokenFile, prepare
+from spectral_dist.mesh import make_mesh
+from spectral_dist.outputs.console import Console
+from spectral_dist.training.evaluation import Evaluation
+from spectral_dist.training.resume import LoadedRun, load_run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print bits per byte of held-out or other text; return the exit code."""
+    flags = _parse(argv)
+    shape = MeshConfig(mesh=flags.mesh).shape
+    devices = jax.devices()[:1] if shape == (1, 1, 1) else None
+    mesh = make_mesh(shape, devices)
+    console = Console(0)
+    with jax.set_mesh(mesh):
+        loaded = load_run(flags.checkpoint_dir, flags.run_name, flags.checkpoint, mesh)
+        files = open_texts(loaded, flags.data_paths, console)
+        config = _config(loaded.config, flags, files)
+        evaluation = Evaluation(config, files, mesh, report=console.note)
+        measured = evaluation.by_source(loaded.params) | evaluation.extrapolation(loaded.params)
+    if not measured:
+        raise ValueError(
+            f"data_paths={','.join(str(f.path) for f in files)}: no text is as long as one window"
+            f" of {config.data.seq_len + 1} bytes"
+        )
+    console.note(f"{flags.run_name} at step {loaded.step}, windows of {config.data.seq_len} bytes")
+    console.show_tables(measured)
+    if flags.json:
+        _write_json(Path(flags.json), loaded, flags, measured)
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> Namespace:
+    parser = Parser(prog="python -m spectral_dist.evaluate", description=main.__doc__)
+    parser.add_argument("--run_name", "--run-name", required=True, help="run to load")
+    parser.add_argument("--checkpoint_dir", "--checkpoint-dir", default="checkpoints")
+    parser.add_argument(
+        "--checkpoint", default="checkpoint_0", help="checkpoint_0 (latest), checkpoint_1 or a step"
+    )
+    parser.add_argument(
+        "--data_paths", "--data-paths", help="texts, joined by commas (default: the run's own)"
+    )
+    parser.add_argument("--lengths", help="context lengths, multiples of seq_len, such as 1,2,4")
+    parser.add_argument("--windows", type=int, help="windows for each source (default: the run's)")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="rows at a time")
+    parser.add_argument("--mesh", default="1x1x1", help="devices as DATAxFSDPxTENSOR")
+    parser.add_argument("--json", help="file to write every figure to")
+    return parser.parse_args(argv)
+
+
+def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> list[TokenFile]:
+    """Return the texts to score, each reduced to what the run did not train on."""
+    data = loaded.config.data
+    paths = data_paths.split(",") if data_paths is not None else data.data_paths
+    if not all(paths):
+        raise ValueError(f"data_paths={data_paths!r}: must be files joined by commas")
+    files = prepare(
+        paths, validation_fraction=data.validation_fraction, min_tokens=1, report=console.note
+    )
+    trained_on = {source["sha256"]: source["split"] for source in loaded.description["sources"]}
+    return [dataclasses.replace(file, split=trained_on.get(file.sha256, 0)) for file in files]
+
+
+def _config(config: Config, flags: Namespace, files: Sequence[TokenFile]) -> Config:
+    """Return the run's settings with what this evaluation asks for in their place."""
+    wanted: dict[str, Any] = {"batch_size": flags.batch_size}
+    if flags.lengths is not None:
+        wanted["eval_lengths"] = flags.lengths
+    if flags.windows is not None:
+        wanted |= {"eval_windows": flags.windows, "extrapolation_windows": flags.windows}
+    wanted |= {"mesh": flags.mesh, "data_paths": [str(file.path) for file in files]}
+    wanted["data_weights"] = [1 / len(files)] * len(files)
+    return resolve(from_flat(config.flat() | wanted))
+
+
+def _write_json(
+    path: Path, loaded: LoadedRun, flags: Namespace, measured: dict[str, float]
+) -> None:
+    found = {
+        "run_name": flags.run_name,
+        "step": loaded.step,
+        "seq_len": loaded.config.data.seq_len,
+        "metrics": measured,
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"json={str(path)!r}: cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run_main(main)
