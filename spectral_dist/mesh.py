@@ -127,9 +127,14 @@ def constrain_like(tree: Any, specs: Any) -> Any:
     """Pin each array of a tree to its PartitionSpec, as far as the compiler is free to choose."""
     allowed = _automatic_axes()
 
+    def free(part: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        # JAX turns a tuple of one mesh axis into its bare name.
+        names = (part,) if isinstance(part, str) else part or ()
+        return tuple(name for name in names if name in allowed) or None
+
     def pin(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-        parts = (tuple(m for m in part or () if m in allowed) or None for part in spec)
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts)) if allowed else x
+        parts = PartitionSpec(*map(free, spec))
+        return jax.lax.with_sharding_constraint(x, parts) if allowed else x
 
     return jax.tree.map(pin, tree, specs)
 
