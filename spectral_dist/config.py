@@ -109,7 +109,7 @@ class ModelConfig:
         "bfloat16", "type of the matrix products' operands", choices=("bfloat16", "float32")
     )
     remat: str = setting(
-        "none",
+        "dots",
         "what the backward pass computes again: nothing, all but the dense products, or all",
         choices=("none", "dots", "full"),
     )

@@ -5,6 +5,7 @@ time does not grow with depth; what is left of the pattern follows as single lay
 of data, loss or training. Read `SpectralLM.__call__` first.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,12 +23,23 @@ VOCAB_SIZE = 256
 
 Params = dict[str, Any]
 State = Any
+LayerCall = Callable[[jax.Array, State], tuple[jax.Array, State]]
 
 REMAT_POLICIES = {
     # The dense products are dear to compute again; the mixers' own, batched ones are cheap.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def make_checkpoint(remat: str, *, prevent_cse: bool) -> Callable[[LayerCall], LayerCall]:
+    """Return what makes the backward pass of a layer compute again what `remat` says."""
+    if remat == "none":
+        return lambda layer: layer
+    policy = REMAT_POLICIES[remat]
+    return lambda layer: jax.checkpoint(
+        lambda x_BTD, state: layer(x_BTD, state), policy=policy, prevent_cse=prevent_cse
+    )
 
 
 def make_mixer(name: str, config: ModelConfig, rngs: nnx.Rngs) -> SpectralMixer | Attention:
@@ -61,8 +73,19 @@ class Layer(nnx.Module):
 class Group(nnx.Module):
     """Consecutive layers: one repeat of the pattern, or what is left of it at the end."""
 
-    def __init__(self, mixers: tuple[str, ...], config: ModelConfig, rngs: nnx.Rngs) -> None:
-        """Declare the layers, named by their place in the group."""
+    def __init__(
+        self, mixers: tuple[str, ...], config: ModelConfig, rngs: nnx.Rngs, *, scanned: bool
+    ) -> None:
+        """Declare the layers, named by their place in the group.
+
+        Args:
+          mixers: of the layers.
+          config: the model's.
+          rngs: of the initial values.
+          scanned: whether a scan runs the group; then nothing need keep the backward pass from
+            being merged with the forward pass, which the scan's two loops keep apart.
+        """
+        self.checkpoint = make_checkpoint(config.remat, prevent_cse=not scanned)
         self.names = tuple(f"layer_{i}" for i in range(len(mixers)))
         for name, mixer in zip(self.names, mixers, strict=True):
             setattr(self, name, Layer(mixer, config, rngs))
@@ -74,7 +97,7 @@ class Group(nnx.Module):
         after = {}
         for name in self.names:
             before = None if state is None else state[name]
-            x_BTD, after[name] = getattr(self, name)(x_BTD, before)
+            x_BTD, after[name] = self.checkpoint(getattr(self, name))(x_BTD, before)
         return x_BTD, after
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> dict[str, State]:
@@ -92,15 +115,16 @@ class SpectralLM(nnx.Module):
         """Declare embed [V, D], the stacked repeats, the rest, the final norm and head [D, V]."""
         dim, pattern = config.hidden_dim, config.pattern
         self.dtype = jnp.dtype(config.compute_dtype)
-        self.remat = config.remat
         self.repeats = config.num_layers // len(pattern)
         rest = pattern[: config.num_layers % len(pattern)]
         self.embed = parameter(rngs, (VOCAB_SIZE, dim), ("vocab", "embed"), normal(1.0))
         if self.repeats:
-            make = nnx.vmap(lambda r: Group(pattern, config, r), in_axes=0, out_axes=0)
+            make = nnx.vmap(
+                lambda r: Group(pattern, config, r, scanned=True), in_axes=0, out_axes=0
+            )
             self.groups = make(rngs.split(self.repeats))
         if rest:
-            self.rest = Group(rest, config, rngs)
+            self.rest = Group(rest, config, rngs, scanned=False)
         self.norm = RMSNorm(dim, "norm", rngs)
         # Small, so that the first loss is that of even odds: ln 256 (Yang et al. 2022,
         # arXiv:2203.03466, table 8: the readout starts at 1 / width).
@@ -132,8 +156,6 @@ class SpectralLM(nnx.Module):
             def group(x: jax.Array, item: tuple[Any, State]) -> tuple[jax.Array, State]:
                 return nnx.merge(definition, item[0])(x, item[1])
 
-            if self.remat != "none":
-                group = jax.checkpoint(group, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
             before = None if state is None else state["groups"]
             x_BTD, after["groups"] = jax.lax.scan(group, x_BTD, (stacked, before))
         if hasattr(self, "rest"):
