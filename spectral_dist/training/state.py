@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spectral_dist.config import Config
@@ -45,7 +44,7 @@ def param_shardings(config: Config, mesh: Mesh) -> Params:
     Raises:
       ValueError: names a parameter that the mesh cannot divide.
     """
-    shapes = jax.eval_shape(lambda key: init_params(config.model, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
     axes = logical_axes(config.model)
 
     def place(path: Any, shape: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
@@ -68,15 +67,17 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     Raises:
       ValueError: names a parameter that the mesh cannot divide.
     """
-    shapes = jax.eval_shape(lambda key: _initial_state(config, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: _initial_state(config, jax.random.key(0)))
     placed = param_shardings(config, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    moments = optax.tree_map_params(
-        make_optimizer(config.optimizer, logical_axes(config.model)),
-        lambda _, where: where,
-        shapes.moments,
-        placed,
-        transform_non_params=lambda _: everywhere,
+    like_params = jax.tree.structure(shapes.params)
+
+    def is_params(node: Any) -> bool:
+        return jax.tree.structure(node) == like_params
+
+    # Each moment is a tree like the parameters and lies where they do; the counts lie everywhere.
+    moments = jax.tree.map(
+        lambda node: placed if is_params(node) else everywhere, shapes.moments, is_leaf=is_params
     )
     shardings = jax.tree.map(lambda _: everywhere, shapes)
     shardings = dataclasses.replace(shardings, params=placed, moments=moments)
