@@ -1,8 +1,8 @@
 """The constants of the spectral mixer: a bank of decaying exponentials in an orthonormal basis.
 
 All in float64 on the host, once, at build time: with poles this close the Gram matrix of the raw
-exponentials has a condition number of 1e6 and more, and float32 would lose the last of them. Nothing
-here is learned and nothing here knows JAX. Read `balanced_poles` first.
+exponentials has a condition number of 1e6 and more, and float32 would lose the last of them.
+Nothing here is learned and nothing here knows JAX. Read `balanced_poles` first.
 """
 
 from dataclasses import dataclass
