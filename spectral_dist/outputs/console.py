@@ -325,10 +325,15 @@ def _extrapolation_table(rows: list[ExtrapolationRow]) -> Table:
     for heading in ("context", "bits/byte", "difference to 1x", "upper 95% bound"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
+    sources = list(dict.fromkeys(name for row in rows for name in row.by_source))
+    for name in sources if len(sources) > 1 else []:
+        table.add_column(_printable(name), justify="right")
     for row in rows:
         signed = [
             "-" if value is None or row.multiple == 1 else _formatted("{:+.4f}", value)
             for value in (row.difference, row.upper)
         ]
-        table.add_row(f"{row.multiple}x", _number(row.bits_per_byte), *signed, _verdict(row))
+        cells = [f"{row.multiple}x", _number(row.bits_per_byte), *signed, _verdict(row)]
+        by_source = [_number(row.by_source.get(name)) for name in sources]
+        table.add_row(*cells, *(by_source if len(sources) > 1 else []))
     return table

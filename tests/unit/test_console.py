@@ -54,7 +54,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plain_lines(*records: Record, total: int = 2000) -> list[str]:
     stream = io.StringIO()
-    console = Console(total, 0, stream=stream)
+    console = Console(total, stream=stream)
+    console.start(0)
     for record in records:
         console.write(record)
     console.close()
@@ -132,7 +133,8 @@ def visible(text: str) -> str:
 
 def test_terminal_shows_a_bar_with_figures_and_leaves_the_cursor_visible() -> None:
     stream = Terminal()
-    console = Console(2000, 100, stream=stream)
+    console = Console(2000, stream=stream)
+    console.start(100)
     assert "step 100/2000" in visible(stream.getvalue())
     console.write(Record(1200, TRAIN))
     console.close()
@@ -152,7 +154,8 @@ def test_terminal_shows_a_bar_with_figures_and_leaves_the_cursor_visible() -> No
 
 def test_terminal_prints_evaluations_and_skipped_steps_above_the_bar() -> None:
     stream = Terminal()
-    console = Console(2000, 0, stream=stream)
+    console = Console(2000, stream=stream)
+    console.start(0)
     for step in (10, 20):
         console.write(Record(step, TRAIN | {"train/skipped_steps": 3.0}))
     console.write(Record(20, EVALUATION))
@@ -166,7 +169,8 @@ def test_terminal_prints_evaluations_and_skipped_steps_above_the_bar() -> None:
 def test_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()
-    console = Console(10, 0, stream=stream)
+    console = Console(10, stream=stream)
+    console.start(0)
     console.write(Record(1, TRAIN))
     assert stream.getvalue().count("\n") == 1
     assert "\x1b" not in stream.getvalue()
@@ -174,7 +178,8 @@ def test_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
 def test_tables_after_the_end(stream: io.StringIO) -> None:
-    console = Console(10, 0, stream=stream)
+    console = Console(10, stream=stream)
+    console.start(0)
     console.close()
     console.show_tables(EVALUATION)
     text = re.sub(" +", " ", visible(stream.getvalue()))
@@ -187,14 +192,15 @@ def test_tables_after_the_end(stream: io.StringIO) -> None:
 
 def test_no_tables_without_figures() -> None:
     stream = io.StringIO()
-    Console(10, 0, stream=stream).show_tables({"train/loss": 1.0})
+    Console(10, stream=stream).show_tables({"train/loss": 1.0})
     assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize("make", [io.StringIO, Terminal])
 def test_sample_shows_turkish_and_replaces_what_is_no_text(make: type[io.StringIO]) -> None:
     stream = make()
-    console = Console(10, 0, stream=stream)
+    console = Console(10, stream=stream)
+    console.start(0)
     console.close()
     before = len(stream.getvalue())
     console.show_sample(
@@ -207,14 +213,16 @@ def test_sample_shows_turkish_and_replaces_what_is_no_text(make: type[io.StringI
 
 def test_narrow_encoding_gets_a_replacement() -> None:
     raw = io.BytesIO()
-    console = Console(10, 0, stream=io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    console = Console(10, stream=io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    console.start(0)
     console.note("\u015fa\u015f\u0131rd\u0131")
     assert raw.getvalue() == b"?a??rd?\n"
 
 
 def test_notes_and_warnings() -> None:
     stream = io.StringIO()
-    console = Console(10, 0, stream=stream)
+    console = Console(10, stream=stream)
+    console.start(0)
     console.note("resumed [from] step 5")
     console.warn("torn checkpoint")
     assert stream.getvalue() == "resumed [from] step 5\nwarning: torn checkpoint\n"
@@ -222,7 +230,8 @@ def test_notes_and_warnings() -> None:
 
 def test_disabled_console_is_silent() -> None:
     stream = Terminal()
-    console = Console(10, 0, stream=stream, enabled=False)
+    console = Console(10, stream=stream, enabled=False)
+    console.start(0)
     console.write(Record(1, TRAIN | EVALUATION))
     console.note("a")
     console.warn("b")
@@ -233,12 +242,14 @@ def test_disabled_console_is_silent() -> None:
 
 
 def test_lost_output_does_not_stop_the_run() -> None:
-    console = Console(10, 0, stream=Closed())
+    console = Console(10, stream=Closed())
+    console.start(0)
     for step in range(1, 4):
         console.write(Record(step, TRAIN | EVALUATION))
     console.show_tables(EVALUATION)
     stream = io.StringIO()
-    console = Console(10, 0, stream=stream)
+    console = Console(10, stream=stream)
+    console.start(0)
     stream.close()
     console.write(Record(1, TRAIN))
     console.close()
@@ -246,7 +257,8 @@ def test_lost_output_does_not_stop_the_run() -> None:
 
 def test_lost_terminal_does_not_stop_the_run() -> None:
     stream = Terminal()
-    console = Console(10, 0, stream=stream)
+    console = Console(10, stream=stream)
+    console.start(0)
     stream.close()
     console.write(Record(1, TRAIN))
     console.note("a")
@@ -258,7 +270,8 @@ def test_pipe_that_closes_early_ends_nothing() -> None:
 import sys
 from spectral_dist.outputs.console import Console
 from spectral_dist.training.metrics import Record
-console = Console(10000, 0)
+console = Console(10000)
+console.start(0)
 for step in range(1, 10001):
     console.write(Record(step, {"train/loss": 1.0}))
 console.close()
