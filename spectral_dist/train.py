@@ -6,6 +6,7 @@ may change is in `resume`.
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import signal
 import time
@@ -73,7 +74,9 @@ def main(argv: Sequence[str]) -> int:
             steps=config.run.steps,
             prefetch_steps=config.data.prefetch_steps,
         )
-        train_step = compile_step(config, mesh, abstract, console.note)
+        # A run that is asked to stop ends like one that is through: with the last step's figures.
+        batches = itertools.takewhile(lambda batch: stop.received is None, batches)
+        train_step = compile_step(config, mesh, abstract, step, console.note)
         evaluation = Evaluation(config, files, mesh, report=console.note)
 
         outputs: list[Output] = [console]
@@ -88,10 +91,7 @@ def main(argv: Sequence[str]) -> int:
         progress = Progress(step, state, None)
         for progress in train(train_step, state, batches, config, milestones.throughput):
             milestones.reach(progress, stopping=stop.received is not None)
-            if stop.received is not None:
-                break
-        else:
-            milestones.finish(progress)
+        milestones.finish(progress, stopping=stop.received is not None)
         checkpoints.close()
         console.close()
         if stop.received is not None:
@@ -123,9 +123,15 @@ def open_sources(config: Config, report: Callable[[str], None]) -> tuple[Config,
 
 
 def compile_step(
-    config: Config, mesh: Mesh, abstract: TrainState, report: Callable[[str], None]
+    config: Config, mesh: Mesh, abstract: TrainState, step: int, report: Callable[[str], None]
 ) -> Any:
-    """Compile the training step, and say how long that took and what it needs."""
+    """Compile the training step, and say how long that took and what it needs.
+
+    Returns None where nothing is left to train.
+    """
+    if step >= config.run.steps:
+        report(f"complete at step {step}: nothing is left to train; more --steps would go on")
+        return None
     started = time.perf_counter()
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
@@ -181,12 +187,12 @@ class Milestones:
         validation = None
         if step % self._config.evaluation.eval_every == 0 and not stopping:
             validation = self.evaluate(progress)
-        if stopping or step % run.save_every == 0:
+        if step % run.save_every == 0:
             self._save(progress, validation)
 
-    def finish(self, progress: Progress) -> None:
-        """Evaluate and save after the last step."""
-        self._save(progress, self.evaluate(progress))
+    def finish(self, progress: Progress, stopping: bool) -> None:
+        """Evaluate, unless the run was asked to stop, and save after the last step."""
+        self._save(progress, None if stopping else self.evaluate(progress))
 
     def evaluate(self, progress: Progress) -> float | None:
         """Measure on held-out text; return bits per byte, the clock of training stopped."""
