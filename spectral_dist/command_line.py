@@ -42,6 +42,17 @@ class Parser(argparse.ArgumentParser):
         """Raise ValueError with argparse's message."""
         raise ValueError(message)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with a flag's hyphens read as underscores: --batch-size is --batch_size."""
+        names = (str(arg).partition("=") for arg in (sys.argv[1:] if args is None else args))
+        spelt = [
+            name.replace("-", "_").replace("__", "--", 1) + equals + value
+            if name.startswith("--")
+            else name + equals + value
+            for name, equals, value in names
+        ]
+        return super().parse_known_args(spelt, namespace)
+
 
 def _parse_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
     parser = Parser(
@@ -56,9 +67,8 @@ def _parse_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
         kind = typing.cast(Any, group.type)
         section = parser.add_argument_group(group.name, kind.__doc__)
         for f in fields(kind):
-            names = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}"))
             section.add_argument(
-                *names, dest=f.name, default=argparse.SUPPRESS, metavar=_metavar(f), help=_help(f)
+                f"--{f.name}", default=argparse.SUPPRESS, metavar=_metavar(f), help=_help(f)
             )
     parsed, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -90,4 +100,7 @@ def run_main(main: Callable[[Sequence[str]], int]) -> NoReturn:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:  # before training listens to signals, or the second one
+        print("error: interrupted; what was saved before stays", file=sys.stderr)
+        code = 130
     sys.exit(code)

@@ -328,8 +328,9 @@ def _check_ranges(config: Config) -> None:
     for name, value in config.flat().items():
         if isinstance(value, int | float):
             _check_number(name, value)
-    if config.data.validation_fraction == 0:
-        raise ValueError("validation_fraction=0.0: must be above 0")
+    held_out = config.data.validation_fraction
+    if held_out >= 1:
+        raise ValueError(f"validation_fraction={held_out}: must be above 0 and below 1")
     lengths = config.evaluation.eval_lengths
     if not lengths or min(lengths) < 1:
         raise ValueError(f"eval_lengths={','.join(map(str, lengths))}: must be positive integers")

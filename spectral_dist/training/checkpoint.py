@@ -47,7 +47,7 @@ def complete_steps(folder: Path) -> list[int]:
     """Return the steps of the committed checkpoints in `folder`, ascending; [] without a folder."""
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(int(n) for n in names if n.isascii() and n.isdigit() and str(int(n)) == n)
 
