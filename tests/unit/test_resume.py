@@ -1,0 +1,136 @@
+"""Resuming: what a checkpoint says of its run, what may change, and what is told."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from spectral_dist.command_line import load_config
+from spectral_dist.config import COMPUTE_SETTINGS, Config
+from spectral_dist.data.tokens import TokenFile
+from spectral_dist.training.checkpoint import Checkpoints
+from spectral_dist.training.resume import check_model, describe, resume, stored_config
+from spectral_dist.training.state import TrainState
+
+BASE = ["--data_paths", "a.txt,b.txt", "--data_weights", "0.5,0.5", "--steps", "100"]
+STATE = TrainState(cast(Any, np.int32(40)), {}, None, cast(Any, 0), cast(Any, 0))
+
+
+def file(name: str, sha256: str) -> TokenFile:
+    return TokenFile(name, Path(f"{name}.bin"), np.zeros(10, np.uint8), 1, sha256, 8)
+
+
+FILES = [file("a", "aa"), file("b", "bb")]
+
+
+class Stored:
+    """Stands for `Checkpoints` with one checkpoint, or none."""
+
+    folder = Path("runs/x")
+
+    def __init__(self, description: dict[str, Any] | None) -> None:
+        self.description = description
+
+    def restore_latest(self, abstract: Any, check: Any) -> tuple[Any, dict[str, Any]] | None:
+        del abstract
+        if self.description is None:
+            return None
+        check(self.description)
+        return STATE, self.description
+
+
+def resumed(config: Config, files: list[TokenFile] = FILES) -> tuple[Any, list[str]]:
+    """Resume from a checkpoint of BASE at row 320; return the outcome and what was told."""
+    told: list[str] = []
+    stored = cast(Checkpoints, Stored(describe(load_config(BASE), FILES, 320)))
+    return resume(stored, STATE, config, files, told.append), told
+
+
+def test_a_description_gives_its_settings_back() -> None:
+    config = load_config([*BASE, "--tau_max", "99", "--num_kv_heads", "4"])
+    description = describe(config, FILES, 7)
+    assert stored_config(description) == config
+    assert description["next_row"] == 7
+    wanted = {"name": "b", "tokens": 10, "sha256": "bb", "split": 8}
+    assert description["sources"][1] == wanted
+
+
+def test_without_a_checkpoint_the_run_is_new() -> None:
+    told: list[str] = []
+    none = cast(Checkpoints, Stored(None))
+    assert resume(none, STATE, load_config(BASE), FILES, told.append) is None
+    assert told == []
+
+
+def test_the_same_command_resumes_in_silence_but_for_the_step() -> None:
+    outcome, told = resumed(load_config(BASE))
+    assert outcome == (STATE, 40, 320)
+    assert told == ["resumed from step 40 in runs/x"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "change"),
+    [
+        (["--lr", "1e-4"], "lr 0.001 -> 0.0001"),
+        (["--mesh", "2x2x2"], "mesh 1x1x1 -> 2x2x2"),
+        (["--batch_size", "32"], "batch_size 16 -> 32"),
+        (["--remat", "full"], "remat {} -> full"),
+        (["--compute_dtype", "float32"], "compute_dtype bfloat16 -> float32"),
+    ],
+)
+def test_a_change_is_accepted_and_told(flags: list[str], change: str) -> None:
+    outcome, told = resumed(load_config([*BASE, *flags]))
+    assert outcome == (STATE, 40, 320)
+    change = change.format(load_config(BASE).model.remat)
+    assert told[1:] == (
+        [] if change.endswith("full -> full") else [f"changed since then: {change}"]
+    )
+
+
+def test_changes_without_consequence_are_not_told() -> None:
+    flags = ["--log_every", "3", "--keep", "9", "--wandb_mode", "disabled", "--prefetch_steps", "8"]
+    _, told = resumed(load_config([*BASE, *flags]))
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "flags", [["--seed", "1"], ["--seq_len", "1024", "--tau_max", "512"], ["--data_weights", "1,3"]]
+)
+def test_another_order_of_the_data_is_told(flags: list[str]) -> None:
+    _, told = resumed(load_config([*BASE, *flags]))
+    assert len(told) == 3
+    assert told[2].startswith("the order of the data is another one")
+
+
+def test_another_text_is_told() -> None:
+    _, told = resumed(load_config(BASE), [FILES[0], file("b", "cc")])
+    assert len(told) == 2
+    assert told[1].startswith("the order of the data is another one")
+
+
+@pytest.mark.parametrize(
+    ("flags", "change"),
+    [
+        (["--hidden_dim", "256"], "hidden_dim=256 (was 512)"),
+        (["--num_layers", "6"], "num_layers=6 (was 12)"),
+        (
+            ["--layer_pattern", "attention"],
+            "layer_pattern=attention (was spectral,spectral,window)",
+        ),
+        (["--seq_len", "1024"], "tau_max=256.0 (was 512.0)"),  # derived from it
+        (["--num_poles", "8"], "num_poles=8 (was 16)"),
+        (["--conv_width", "3"], "conv_width=3 (was 4)"),
+    ],
+)
+def test_another_model_is_refused_by_name(flags: list[str], change: str) -> None:
+    with pytest.raises(ValueError, match="run_name='default' was trained with another") as caught:
+        resumed(load_config([*BASE, *flags]))
+    assert change in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_how_the_model_is_computed_may_change() -> None:
+    assert set(COMPUTE_SETTINGS) == {"chunk_size", "spectral_form", "compute_dtype", "remat"}
+    flags = ["--chunk_size", "64", "--spectral_form", "fft", "--compute_dtype", "float32"]
+    check_model(load_config([*BASE, *flags]), describe(load_config(BASE), FILES, 0))
