@@ -340,7 +340,7 @@ def _check_ranges(config: Config) -> None:
 
 
 def _check_number(name: str, value: float) -> None:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value}: must be finite")
     if name in _AT_LEAST_ZERO:
         if value < 0:

@@ -50,17 +50,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Namespace:
     parser = Parser(prog="python -m spectral_dist.evaluate", description=main.__doc__)
-    parser.add_argument("--run_name", "--run-name", required=True, help="run to load")
-    parser.add_argument("--checkpoint_dir", "--checkpoint-dir", default="checkpoints")
+    parser.add_argument("--run_name", required=True, help="run to load")
+    parser.add_argument("--checkpoint_dir", default="checkpoints")
     parser.add_argument(
         "--checkpoint", default="checkpoint_0", help="checkpoint_0 (latest), checkpoint_1 or a step"
     )
-    parser.add_argument(
-        "--data_paths", "--data-paths", help="texts, joined by commas (default: the run's own)"
-    )
+    parser.add_argument("--data_paths", help="texts, joined by commas (default: the run's own)")
     parser.add_argument("--lengths", help="context lengths, multiples of seq_len, such as 1,2,4")
     parser.add_argument("--windows", type=int, help="windows for each source (default: the run's)")
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="rows at a time")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows at a time")
     parser.add_argument("--mesh", default="1x1x1", help="devices as DATAxFSDPxTENSOR")
     parser.add_argument("--json", help="file to write every figure to")
     return parser.parse_args(argv)

@@ -21,13 +21,13 @@ from spectral_dist.training.resume import load_run
 def main(argv: Sequence[str]) -> int:
     """Stream what the model writes after a prompt; return the exit code."""
     parser = Parser(prog="python -m spectral_dist.generate", description=main.__doc__)
-    parser.add_argument("--run_name", "--run-name", required=True, help="run to load")
-    parser.add_argument("--checkpoint_dir", "--checkpoint-dir", default="checkpoints")
+    parser.add_argument("--run_name", required=True, help="run to load")
+    parser.add_argument("--checkpoint_dir", default="checkpoints")
     parser.add_argument(
         "--checkpoint", default="checkpoint_0", help="checkpoint_0 (latest), checkpoint_1 or a step"
     )
     parser.add_argument("--prompt", default="", help="text to continue")
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=400, help="bytes")
+    parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     flags = parser.parse_args(argv)

@@ -3,20 +3,11 @@
 Training does the same on its first start; this does it without a device. Read `main`.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from spectral_dist.command_line import run_main
+from spectral_dist.command_line import Parser, run_main
 from spectral_dist.data.tokens import prepare
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors raised as ValueError: one clear line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,20 +16,17 @@ def main(argv: Sequence[str]) -> int:
     Raises:
       ValueError: names the flag or the file, and what is wrong.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m spectral_dist.prepare",
         allow_abbrev=False,
         description="Make .bin token files and their .bin.json manifests beside text files.",
     )
-    parser.add_argument(
-        "--data_paths", "--data-paths", required=True, help="text files, joined by commas"
-    )
+    parser.add_argument("--data_paths", required=True, help="text files, joined by commas")
     parser.add_argument(
         "--processes", type=int, help="texts built at a time (default: the cores of this machine)"
     )
     parser.add_argument(
         "--validation_fraction",
-        "--validation-fraction",
         type=float,
         default=0.01,
         help="share of each text held out, for the figures printed here (default: 0.01)",

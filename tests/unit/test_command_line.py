@@ -115,7 +115,7 @@ def test_the_written_configuration_gives_the_same_run(tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--hiden_dim", "3"], "unknown flag '--hiden_dim'; did you mean --hidden_dim?"),
-        (["--hidden-dims=3"], "unknown flag '--hidden-dims'; did you mean --hidden_dim?"),
+        (["--hidden-dims=3"], "unknown flag '--hidden_dims'; did you mean --hidden_dim?"),
         (["--batch", "3"], "unknown flag '--batch'; did you mean --batch_size?"),
         (["--step", "3"], "unknown flag '--step'; did you mean --steps?"),
         (["--qqqqqq"], "unknown flag '--qqqqqq'; --help lists"),

@@ -242,7 +242,6 @@ def test_a_wrong_mesh_is_refused(mesh: str) -> None:
         ({"layer_pattern": ""}, "layer_pattern='': '' is not one of"),
         ({"layer_pattern": "spectral,"}, "'' is not one of"),
         ({"data_paths": "a.txt", "data_weights": "1,2"}, "data_weights=1,2"),
-        ({"data_weights": "1"}, "data_weights=1"),
         ({"data_paths": "a.txt,b.txt", "data_weights": "1,-1"}, "b.txt"),
         ({"data_paths": "a.txt,b.txt", "data_weights": "0,0"}, "data_weights=0,0"),
         ({"data_paths": "a.txt", "data_weights": "nan"}, "data_weights=nan"),
@@ -267,7 +266,6 @@ def test_derived_defaults_are_filled_in() -> None:
     assert config.model.tau_max == 128  # seq_len / 4
     assert config.model.mlp_dim == 704  # 8/3 x 256 = 682.7, up to a multiple of 64
     assert config.model.num_kv_heads == 2  # half of 256 / 64
-    assert config.data.data_weights == (0.5, 0.5)
     assert None not in config.flat().values()
 
 
@@ -282,11 +280,6 @@ def test_small_models_and_short_runs_have_derived_defaults_too() -> None:
 def test_given_values_are_not_replaced() -> None:
     given = {"warmup_steps": 0, "tau_max": 33.0, "mlp_dim": 100, "num_kv_heads": 8}
     assert given.items() <= resolved(**given).flat().items()
-
-
-def test_weights_are_normalised() -> None:
-    config = resolved(data_paths="a.txt,b.txt", data_weights="3,1")
-    assert config.data.data_weights == (0.75, 0.25)
 
 
 def test_resolving_twice_changes_nothing() -> None:
