@@ -49,7 +49,7 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         state: TrainState, tokens_ABT: UInt8[Array, "A B T1"]
     ) -> tuple[TrainState, Metrics]:
         loss, grads = accumulate(state.params, tokens_ABT)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         # Decided on the device, before anything changes: no bad number ever enters the state.
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         rate = schedule(state.step)
