@@ -114,9 +114,7 @@ class Evaluation:
 
     def _score(self, params: Params, windows: np.ndarray, targets: int, k: int = 1) -> np.ndarray:
         """Return the bits per byte of the last `targets` bytes of each window, float64 [n]."""
-        shards = math.prod(self._mesh.shape[axis] for axis in RULES["batch"])
-        # A longer context in fewer rows: the memory of training is enough for it.
-        rows = max(shards, self._config.data.batch_size // k // shards * shards)
+        rows = rows_at_once(self._config, self._mesh, k)
         place = NamedSharding(self._mesh, PartitionSpec(RULES["batch"]))
         nats = []
         for start in range(0, len(windows), rows):
@@ -124,6 +122,13 @@ class Evaluation:
             tokens = jax.make_array_from_callback(part.shape, place, partial(_pick, part))
             nats.append(np.asarray(self._eval_step(params, tokens, targets), np.float64))
         return np.concatenate(nats)[: len(windows)] / targets / math.log(2)
+
+
+def rows_at_once(config: Config, mesh: Mesh, k: int) -> int:
+    """Return how many windows of k seq_len bytes are scored at once, over all devices."""
+    shards = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    # A longer context in fewer rows: the memory of training is enough for it.
+    return max(shards, config.data.batch_size // k // shards * shards)
 
 
 def _pick(rows: np.ndarray, index: Any) -> np.ndarray:

@@ -86,11 +86,15 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     )
 
 
+def make_init(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
+    """Return init(key) -> the state before the first step, laid out as `abstract_state` says."""
+    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(config, mesh))
+    return jax.jit(lambda key: _initial_state(config, key), out_shardings=shardings)
+
+
 def init_state(config: Config, mesh: Mesh) -> TrainState:
     """Return the state before the first step, made on the devices that will hold it.
 
     The values depend on the settings and the seed alone: bitwise the same on every mesh.
     """
-    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(config, mesh))
-    make = jax.jit(lambda key: _initial_state(config, key), out_shardings=shardings)
-    return make(jax.random.key(config.run.seed))
+    return make_init(config, mesh)(jax.random.key(config.run.seed))

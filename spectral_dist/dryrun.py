@@ -1,0 +1,92 @@
+"""`python -m spectral_dist.dryrun`: will it fit, on devices that are described and not attached.
+
+The programs of the run are compiled for the described GPUs, from shapes alone: no text is read and
+no array is made. Ends with exit code 3 where they do not fit. Read `main` first.
+"""
+
+import contextlib
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+
+from spectral_dist.command_line import Parser, load_config, run_main
+from spectral_dist.config import Config
+
+DOES_NOT_FIT = 3
+MOST_GPUS_PER_HOST = 8
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compile, report and judge; return the exit code."""
+    flags, rest = _parse(argv)
+    config = load_config(rest, "spectral_dist.dryrun")
+    prepare_environment()
+    # JAX reads its environment when it is imported, which these do.
+    from spectral_dist.planning.report import build_report, say, show_report, write_json
+
+    report = build_report(
+        config,
+        gpu_name=flags.gpu,
+        gpus_per_host=gpus_per_host(config, flags.hosts, flags.gpus_per_host),
+        usable=None if flags.memory_gib is None else int(flags.memory_gib * 2**30),
+        say=say,
+    )
+    show_report(report)
+    if flags.json:
+        write_json(report, flags.json)
+    return DOES_NOT_FIT if report.verdict.fits is False else 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+    parser = Parser(
+        prog="python -m spectral_dist.dryrun",
+        allow_abbrev=False,
+        description="Compile a run for devices that are not there, and report what it needs.",
+        epilog="Every flag of spectral_dist.train is a flag here too; no text is read.",
+    )
+    parser.add_argument("--gpu", default="l4", help="kind of GPU, or cpu (default: l4)")
+    parser.add_argument("--gpus_per_host", type=int, help="GPUs of one host (default: 8 or fewer)")
+    parser.add_argument("--hosts", type=int, help="hosts (default: as many as the mesh fills)")
+    parser.add_argument("--memory_gib", type=float, help="memory of a GPU, in place of the table's")
+    parser.add_argument("--json", metavar="FILE", help="file to write the report to")
+    return parser.parse_known_args(argv)
+
+
+def prepare_environment() -> None:
+    """Keep JAX off every attached accelerator: the compiler needs none, and others may use it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    with contextlib.suppress(KeyError):
+        # A simulated platform's settings would reach the compiler.
+        del os.environ["JAX_PLATFORM_NAME"]
+
+
+def gpus_per_host(config: Config, hosts: int | None, given: int | None) -> int:
+    """Return the GPUs of one host.
+
+    Args:
+      config: names the mesh.
+      hosts: as the user gives it.
+      given: the same for the GPUs of a host.
+
+    Raises:
+      ValueError: if the three do not agree.
+    """
+    shape = config.mesh.shape
+    count = shape[0] * shape[1] * shape[2]
+    for name, value in (("hosts", hosts), ("gpus_per_host", given)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be positive")
+    if given is None:
+        given = min(count, MOST_GPUS_PER_HOST) if hosts is None else max(1, count // hosts)
+    per_host = min(given, count) if hosts is None else given
+    if count % per_host or (hosts is not None and hosts * per_host != count):
+        filled = "" if hosts is None else f"hosts={hosts} x "
+        raise ValueError(
+            f"mesh={config.mesh.mesh}: its {count} devices are not {filled}gpus_per_host={per_host}"
+        )
+    return per_host
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Planning: what a configuration needs on devices that are described and not attached."""

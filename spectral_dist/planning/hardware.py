@@ -1,0 +1,142 @@
+"""The GPUs that can be planned for: their figures, each with its source.
+
+Owns the table and the target descriptions in targets/, one text for each GPU in the format that
+XLA's compiler reads in place of an attached card. What such a text states is stated nowhere else;
+peaks of arithmetic come from `training.metrics`. Imports no JAX. Read `find_gpu` first.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectral_dist.training.metrics import find_peak
+
+TARGETS = Path(__file__).parent / "targets"
+CPU = "cpu"  # stands for the devices that XLA makes of this machine's processor
+
+
+@dataclass(frozen=True)
+class Link:
+    """What carries bytes between devices.
+
+    Attributes:
+      name: what it is.
+      bytes_per_second: out of a device (inside a host) or of a host (between hosts), one
+        direction, by the specification: what a collective reaches is less.
+      source: where the figure is from.
+    """
+
+    name: str
+    bytes_per_second: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU. Sizes in bytes, rates in bytes/s and dense FLOP/s.
+
+    Attributes:
+      name: what --gpu takes.
+      device_kind: jax's name of it.
+      memory_bytes: what a program can use of its memory, the CUDA context included.
+      memory_bandwidth: to and from its memory.
+      bfloat16: peak of bfloat16 products summed in float32.
+      float32: peak of float32 products as JAX computes them by default (TF32).
+      compute_capability: major and minor.
+      cores: SMs.
+      l2_bytes: L2 cache.
+      shared_memory_bytes: of an SM.
+      registers: 32-bit registers of an SM.
+      inside: link between the GPUs of a host, for each GPU.
+      between: default network between hosts, for each host.
+      target: the text that describes it to the compiler.
+      sources: name of a figure -> where it is from.
+    """
+
+    name: str
+    device_kind: str
+    memory_bytes: int
+    memory_bandwidth: float
+    bfloat16: float
+    float32: float
+    compute_capability: tuple[int, int]
+    cores: int
+    l2_bytes: int
+    shared_memory_bytes: int
+    registers: int
+    inside: Link
+    between: Link
+    target: str
+    sources: dict[str, str]
+
+
+_PCIE = Link("PCIe 4.0 x16", 31.5e9, "PCI Express 4.0: 16 GT/s x 16 lanes, 128b/130b")
+_ETHERNET = Link("100 Gbit/s Ethernet", 12.5e9, "assumed: one such port a host")
+_HDR = Link("8 x HDR InfiniBand", 200e9, "NVIDIA DGX A100 data sheet: eight ports of 200 Gbit/s")
+_NDR = Link("8 x NDR InfiniBand", 400e9, "NVIDIA DGX H100 data sheet: eight ports of 400 Gbit/s")
+
+
+def _nvlink(generation: int, both_directions: float, source: str) -> Link:
+    return Link(f"NVLink {generation}", both_directions / 2, f"{source}, half of both directions")
+
+
+_NVLINK_3 = _nvlink(3, 600e9, "NVIDIA A100 data sheet: 600 GB/s")
+_NVLINK_4 = _nvlink(4, 900e9, "NVIDIA H100 data sheet: 900 GB/s")
+_NVLINK_5 = _nvlink(5, 1800e9, "NVIDIA HGX B200 data sheet: 1.8 TB/s")
+
+_LINKS: dict[str, tuple[Link, Link]] = {
+    "l4": (_PCIE, _ETHERNET),
+    "a10g": (_PCIE, _ETHERNET),
+    "l40s": (_PCIE, _ETHERNET),
+    "a100-40gb": (_NVLINK_3, _HDR),
+    "a100-80gb": (_NVLINK_3, _HDR),
+    "h100": (_NVLINK_4, _NDR),
+    "h200": (_NVLINK_4, _NDR),
+    "b200": (_NVLINK_5, _NDR),
+    "rtx4090": (_PCIE, _ETHERNET),
+}
+GPU_NAMES = tuple(_LINKS)
+
+
+def find_gpu(name: str) -> Gpu:
+    """Return a GPU of the table.
+
+    Raises:
+      ValueError: if the table has none of that name.
+    """
+    if name not in _LINKS:
+        raise ValueError(f"gpu={name!r}: must be one of {', '.join((*GPU_NAMES, CPU))}")
+    text = (TARGETS / f"{name}.txtpb").read_text(encoding="ascii")
+    figures, sources = _read_target(text)
+    kind = figures["device_description_str"].strip('"')
+    peak = find_peak(kind)
+    assert peak is not None, f"{kind} has no peak in training.metrics"
+    inside, between = _LINKS[name]
+    capability = re.search(r"major: (\d+) minor: (\d+)", text)
+    assert capability is not None
+    sources |= {"peak": peak.source, "inside": inside.source, "between": between.source}
+    return Gpu(
+        name=name,
+        device_kind=kind,
+        memory_bytes=int(figures["device_memory_size"]),
+        memory_bandwidth=float(figures["memory_bandwidth"]),
+        bfloat16=peak.bfloat16,
+        float32=peak.float32,
+        compute_capability=(int(capability[1]), int(capability[2])),
+        cores=int(figures["core_count"]),
+        l2_bytes=int(figures["l2_cache_size"]),
+        shared_memory_bytes=int(figures["shared_memory_per_core"]),
+        registers=int(figures["registers_per_core_limit"]),
+        inside=inside,
+        between=between,
+        target=text,
+        sources=sources,
+    )
+
+
+def _read_target(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the figures of a target description and their sources, which follow them after #."""
+    figures, sources = {}, {}
+    for name, value, source in re.findall(r"^ *(\w+): (.+?)  # (.+)$", text, re.MULTILINE):
+        figures[name], sources[name] = value, source
+    return figures, sources

@@ -1,0 +1,91 @@
+"""What to change where a configuration does not fit, found by compiling it.
+
+Owns the list of changes, the cheapest first, and the search through it. Read `find_remedy`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from spectral_dist.config import Config, from_flat, resolve
+
+_CHEAPEST_BATCHES = 3  # how often the micro-batch is halved
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One change that was tried.
+
+    Attributes:
+      flags: to add to the command line.
+      devices: how many it needs.
+      peak: bytes per device of its largest program, of those that were compiled.
+      spare: bytes left on the device; negative where it does not fit.
+    """
+
+    flags: str
+    devices: int
+    peak: int
+    spare: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program fits."""
+        return self.spare >= 0
+
+
+def find_remedy(
+    config: Config, try_one: Callable[[Config], tuple[int, int]], gpus_per_host: int
+) -> Iterator[Remedy]:
+    """Try changes until one fits, which is then the last.
+
+    The effective batch stays: what halves batch_size doubles accum_steps.
+
+    Args:
+      config: what does not fit.
+      try_one: compiles a configuration; returns the peak and the spare bytes of a device.
+      gpus_per_host: bound on how far fsdp grows onto more devices.
+    """
+    for flags in changes(config, gpus_per_host):
+        try:
+            changed = resolve(from_flat(config.flat() | flags))
+            peak, spare = try_one(changed)
+        except ValueError:  # the batch or an array cannot be divided so
+            continue
+        text = " ".join(f"--{name}={value}" for name, value in flags.items())
+        size = changed.mesh.shape
+        remedy = Remedy(text, size[0] * size[1] * size[2], peak, spare)
+        yield remedy
+        if remedy.fits:
+            return
+
+
+def changes(config: Config, gpus_per_host: int) -> Iterator[dict[str, Any]]:
+    """Give the settings to change, the cheapest first: time, then wires, then devices."""
+    full: dict[str, Any] = {} if config.model.remat == "full" else {"remat": "full"}
+    batches = list(_smaller_batches(config))
+    yield from batches[:1]
+    if full:
+        yield full
+    yield from (batch | full for batch in (batches if full else batches[1:]))
+    smallest = (batches[-1] if batches else {}) | full
+    data, fsdp, tensor = config.mesh.shape
+    while data % 2 == 0:
+        data, fsdp = data // 2, fsdp * 2
+        yield {"mesh": f"{data}x{fsdp}x{tensor}"} | smallest
+    while data * fsdp * tensor < gpus_per_host:
+        fsdp *= 2
+        moved = dataclasses.replace(config.mesh, mesh=f"{data}x{fsdp}x{tensor}")
+        batches = list(_smaller_batches(dataclasses.replace(config, mesh=moved)))
+        yield {"mesh": moved.mesh} | (batches[-1] if batches else {}) | full
+
+
+def _smaller_batches(config: Config) -> Iterator[dict[str, Any]]:
+    shards = config.mesh.shape[0] * config.mesh.shape[1]
+    batch, accum = config.data.batch_size, config.data.accum_steps
+    for _ in range(_CHEAPEST_BATCHES):
+        if batch % 2 or batch // 2 % shards:
+            return
+        batch, accum = batch // 2, accum * 2
+        yield {"batch_size": batch, "accum_steps": accum}
