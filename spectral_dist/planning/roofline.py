@@ -1,0 +1,295 @@
+"""How long a compiled step takes, by a model: read `step_time` for the rules, `predict` for use.
+
+Owns the rates that the model needs and what follows from a step's seconds: tokens, hours, cost.
+Knows no figure of any GPU. All of this is a model, not a measurement:
+
+1. A kernel takes the longest of: its FLOPs at the device's peak for their type, its bytes at the
+   peak of the memory, and the shortest time of any kernel. Kernels run one after another. A real
+   one reaches less than a peak, so the model is early; one that finds its operands in a cache
+   moves less than counted, so where memory binds it may be late.
+2. A collective takes its ring's bytes at the slowest link it uses: inside a host that of one
+   device, between hosts that of the host, shared by the rings that leave it; and a fixed delay.
+3. Collectives run one after another beside the kernels, from the place in the schedule where they
+   start. What is not done where the schedule waits for it is exposed: it adds to the step.
+4. The step is the sum: kernels bound by arithmetic, by memory, by the shortest time, and exposed
+   communication. Data, checkpoints and the host are taken to keep up.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from spectral_dist.config import Config
+from spectral_dist.model.flops import flops_per_token
+from spectral_dist.planning.collectives import (
+    Collective,
+    Traffic,
+    find_collectives,
+    mesh_sizes,
+    summarise,
+)
+from spectral_dist.planning.costs import Flops, flops, is_kernel, moved_bytes, uncounted_calls
+from spectral_dist.planning.hardware import Gpu
+from spectral_dist.planning.hlo import (
+    Computation,
+    HloProgram,
+    Instruction,
+    parse,
+    runs,
+    unknown_loops,
+)
+from spectral_dist.training.metrics import mfu
+
+# Assumed, of every GPU: kernels that follow each other in a stream, and the start of a ring.
+_KERNEL_SECONDS = 2e-6
+_COLLECTIVE_SECONDS = 20e-6
+_UNITS = re.compile(r"(fpus_per_core|clock_rate_ghz): ([\d.]+)")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second.
+
+    Attributes:
+      flops: dense FLOP/s by type of the operands, as `costs.flops` names them. Must have "f32",
+        which also stands for each type that is not there.
+      memory: bytes/s to and from its memory.
+      inside: bytes/s that it sends to another of its host.
+      between: bytes/s that its host sends to others.
+      kernel_seconds: the shortest time of a kernel.
+      collective_seconds: what a collective takes beside its bytes.
+    """
+
+    flops: Mapping[str, float]
+    memory: float
+    inside: float
+    between: float
+    kernel_seconds: float = _KERNEL_SECONDS
+    collective_seconds: float = _COLLECTIVE_SECONDS
+
+
+# Round figures of no particular processor: to compare programs for fake devices by, no more.
+CPU_RATES = Rates({"f32": 50e9}, memory=5e9, inside=5e9, between=1e9)
+
+
+def rates_of(gpu: Gpu | None) -> Rates:
+    """Return a GPU's rates by its specification; round figures for fake devices if None."""
+    if gpu is None:
+        return CPU_RATES
+    units = {name: float(value) for name, value in _UNITS.findall(gpu.target)}
+    # Exact float32 runs on its own units, a multiplication and an addition each in a cycle.
+    exact = 2 * gpu.cores * units["fpus_per_core"] * units["clock_rate_ghz"] * 1e9
+    return Rates(
+        {"bf16": gpu.bfloat16, "f16": gpu.bfloat16, "tf32": gpu.float32, "f32": exact},
+        memory=gpu.memory_bandwidth,
+        inside=gpu.inside.bytes_per_second,
+        between=gpu.between.bytes_per_second,
+    )
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One run of a program on one device, by the model of this module.
+
+    Attributes:
+      compute_seconds: of the kernels that arithmetic binds.
+      memory_seconds: of the kernels that their bytes bind.
+      launch_seconds: of the kernels too small for either.
+      communication_seconds: of all collectives.
+      exposed_seconds: the part of them that no kernel hides.
+      flops: by type of the operands.
+      moved_bytes: to and from memory.
+      kernels: how many run.
+    """
+
+    compute_seconds: float = 0.0
+    memory_seconds: float = 0.0
+    launch_seconds: float = 0.0
+    communication_seconds: float = 0.0
+    exposed_seconds: float = 0.0
+    flops: Flops = field(default_factory=Counter)
+    moved_bytes: int = 0
+    kernels: int = 0
+
+    @property
+    def kernel_seconds(self) -> float:
+        """What the kernels take together."""
+        return self.compute_seconds + self.memory_seconds + self.launch_seconds
+
+    @property
+    def seconds(self) -> float:
+        """The whole: kernels and what is exposed of communication."""
+        return self.kernel_seconds + self.exposed_seconds
+
+    @property
+    def total_flops(self) -> int:
+        """FLOPs of every type together."""
+        return sum(self.flops.values())
+
+    def plus(self, other: "StepTime", times: int = 1) -> "StepTime":
+        """Return this and then another, some times over."""
+        return StepTime(
+            self.compute_seconds + times * other.compute_seconds,
+            self.memory_seconds + times * other.memory_seconds,
+            self.launch_seconds + times * other.launch_seconds,
+            self.communication_seconds + times * other.communication_seconds,
+            self.exposed_seconds + times * other.exposed_seconds,
+            self.flops + Counter({kind: times * n for kind, n in other.flops.items()}),
+            self.moved_bytes + times * other.moved_bytes,
+            self.kernels + times * other.kernels,
+        )
+
+
+def step_time(program: HloProgram, collectives: Sequence[Collective], rates: Rates) -> StepTime:
+    """Return what one run of a program takes on a device, by the rules at the top.
+
+    Args:
+      program: the program of one device, in the order of its schedule.
+      collectives: those of the program.
+      rates: of the device.
+    """
+    seconds = {c.name: collective_seconds(c, rates) for c in collectives}
+    known: dict[str, StepTime] = {}
+
+    def of(computation: Computation) -> StepTime:
+        if computation.name not in known:
+            known[computation.name] = _one_after_another(computation)
+        return known[computation.name]
+
+    def _one_after_another(computation: Computation) -> StepTime:
+        total = StepTime()
+        done_at: dict[str, float] = {}  # when each collective begun here is through
+        link_free = 0.0
+        for instruction in computation.instructions.values():
+            names, times = runs(instruction)
+            for name in names:
+                total = total.plus(of(program.computations[name]), times)
+            if is_kernel(instruction):
+                total = total.plus(kernel_time(program, computation, instruction, rates))
+            if instruction.name in seconds:
+                took = seconds[instruction.name]
+                link_free = max(link_free, total.seconds) + took
+                done_at[instruction.name] = link_free
+                total = total.plus(StepTime(communication_seconds=took))
+            waited_for = [instruction.name] if not instruction.opcode.endswith("-start") else []
+            if instruction.opcode.endswith("-done"):
+                waited_for = list(instruction.operands)
+            late = max((done_at.get(name, 0.0) for name in waited_for), default=0.0)
+            if late > total.seconds:
+                total = total.plus(StepTime(exposed_seconds=late - total.seconds))
+        return total
+
+    return of(program.entry)
+
+
+def kernel_time(
+    program: HloProgram, computation: Computation, instruction: Instruction, rates: Rates
+) -> StepTime:
+    """Return what one kernel takes, put down to what binds it."""
+    work = flops(program, computation, instruction)
+    moved = moved_bytes(program, computation, instruction)
+    compute = sum(n / rates.flops.get(kind, rates.flops["f32"]) for kind, n in work.items())
+    memory = moved / rates.memory
+    longest = max(compute, memory, rates.kernel_seconds)
+    binds = {"compute_seconds": 0.0, "memory_seconds": 0.0, "launch_seconds": 0.0}
+    if longest == rates.kernel_seconds:
+        binds["launch_seconds"] = longest
+    else:
+        binds["compute_seconds" if compute >= memory else "memory_seconds"] = longest
+    return StepTime(**binds, flops=work, moved_bytes=moved, kernels=1)
+
+
+def collective_seconds(collective: Collective, rates: Rates) -> float:
+    """Return what one collective takes by itself; nothing where each device is alone."""
+    if collective.group_size == 1:
+        return 0.0
+    link = rates.inside
+    if collective.crosses_hosts:
+        link = min(link, rates.between / collective.rings_per_host)
+    return collective.moved_bytes / link + rates.collective_seconds
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of a training run.
+
+    Attributes:
+      step: the parts of a step.
+      traffic: collectives of a step, for each device.
+      tokens_per_second: over all devices.
+      mfu: model FLOPs utilisation in [0, 1], or None for fake devices.
+      tokens_per_step: over all devices.
+      devices: how many.
+      notes: what the model could not read, as text for the reader.
+    """
+
+    step: StepTime
+    traffic: tuple[Traffic, ...]
+    tokens_per_second: float
+    mfu: float | None
+    tokens_per_step: int
+    devices: int
+    notes: tuple[str, ...]
+
+
+def predict(text: str, config: Config, gpu: Gpu | None, devices_per_host: int) -> Prediction:
+    """Return what the model says of a run whose compiled training step is `text`.
+
+    Args:
+      text: the compiled training step of the run.
+      config: of the run.
+      gpu: what it was compiled for; None for fake devices of the processor.
+      devices_per_host: devices of a host, one after another in the mesh.
+
+    Raises:
+      ValueError: if the text is no compiled program of this mesh.
+    """
+    program = parse(text)
+    collectives = find_collectives(program, mesh_sizes(config), devices_per_host)
+    step = step_time(program, collectives, rates_of(gpu))
+    data, devices = config.data, math.prod(config.mesh.shape)
+    tokens = data.batch_size * data.accum_steps * data.seq_len
+    rate = tokens / step.seconds
+    used = None
+    if gpu is not None:
+        per_token = flops_per_token(config.model, data.seq_len)
+        used = mfu(rate, per_token, gpu.device_kind, devices, config.model.compute_dtype)
+    notes = [f"loop {name} counts once: its length is unknown" for name in unknown_loops(program)]
+    notes += [f"FLOPs of {name} are not counted" for name in uncounted_calls(program)]
+    return Prediction(step, summarise(collectives), rate, used, tokens, devices, tuple(notes))
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a number of steps costs.
+
+    Attributes:
+      steps: how many.
+      tokens: in these.
+      hours: from the first to the last.
+      gpu_hours: hours of all devices together.
+      cost: by the price, in its currency; None without one.
+    """
+
+    steps: int
+    tokens: int
+    hours: float
+    gpu_hours: float
+    cost: float | None
+
+
+def run_cost(
+    prediction: Prediction, steps: int, price_per_gpu_hour: float | None = None
+) -> RunCost:
+    """Return what a number of steps costs, start-up and evaluation left out."""
+    hours = steps * prediction.step.seconds / 3600
+    gpu_hours = hours * prediction.devices
+    cost = None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour
+    return RunCost(steps, steps * prediction.tokens_per_step, hours, gpu_hours, cost)
+
+
+def steps_for(prediction: Prediction, tokens: float) -> int:
+    """Return the steps that an amount of text takes, the last one full."""
+    return math.ceil(tokens / prediction.tokens_per_step)
