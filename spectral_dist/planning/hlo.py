@@ -165,7 +165,7 @@ def _instruction(line: str) -> tuple[bool, Instruction]:
     op_name = _OP_NAME.search(line)
     rest = _METADATA.sub("", _COMMENT.sub("", named.group(3)))
     # A tuple's type has spaces and, in its layouts, round brackets; what follows it is the opcode.
-    start = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    start = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
     opcode = _OPCODE.match(rest, start)
     if opcode is None:
         raise ValueError(f"no opcode in a line of the program: {line.strip()[:120]!r}")
