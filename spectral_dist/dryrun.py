@@ -4,10 +4,10 @@ The programs of the run are compiled for the described GPUs, from shapes alone: 
 no array is made. Ends with exit code 3 where they do not fit. Read `main` first.
 """
 
-import contextlib
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from spectral_dist.command_line import Parser, load_config, run_main
 from spectral_dist.config import Config
@@ -19,6 +19,7 @@ MOST_GPUS_PER_HOST = 8
 def main(argv: Sequence[str]) -> int:
     """Compile, report and judge; return the exit code."""
     flags, rest = _parse(argv)
+    check_flags(flags)
     config = load_config(rest, "spectral_dist.dryrun")
     prepare_environment()
     # JAX reads its environment when it is imported, which these do.
@@ -29,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
         gpu_name=flags.gpu,
         gpus_per_host=gpus_per_host(config, flags.hosts, flags.gpus_per_host),
         usable=None if flags.memory_gib is None else int(flags.memory_gib * 2**30),
+        tokens=flags.tokens,
+        price_per_gpu_hour=flags.price_per_gpu_hour,
         say=say,
     )
     show_report(report)
@@ -48,6 +51,8 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--gpus_per_host", type=int, help="GPUs of one host (default: 8 or fewer)")
     parser.add_argument("--hosts", type=int, help="hosts (default: as many as the mesh fills)")
     parser.add_argument("--memory_gib", type=float, help="memory of a GPU, in place of the table's")
+    parser.add_argument("--tokens", type=float, help="amount of text to give the time for, bytes")
+    parser.add_argument("--price_per_gpu_hour", type=float, help="for the cost, in any currency")
     parser.add_argument("--json", metavar="FILE", help="file to write the report to")
     return parser.parse_known_args(argv)
 
@@ -55,10 +60,23 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
 def prepare_environment() -> None:
     """Keep JAX off every attached accelerator: the compiler needs none, and others may use it."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    with contextlib.suppress(KeyError):
-        # A simulated platform's settings would reach the compiler.
-        del os.environ["JAX_PLATFORM_NAME"]
+    os.environ.pop("JAX_PLATFORM_NAME", None)
+    # The compiler's warnings are part of the report.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+
+
+def check_flags(flags: Namespace) -> None:
+    """Refuse what would fail only after the compilation.
+
+    Raises:
+      ValueError: names the flag.
+    """
+    for name in ("hosts", "gpus_per_host", "memory_gib", "tokens", "price_per_gpu_hour"):
+        value = getattr(flags, name)
+        if value is not None and not 0 < value < 1e18:
+            raise ValueError(f"{name}={value}: must be positive")
+    if flags.json is not None and not Path(flags.json).absolute().parent.is_dir():
+        raise ValueError(f"json={flags.json!r}: its folder does not exist")
 
 
 def gpus_per_host(config: Config, hosts: int | None, given: int | None) -> int:
@@ -74,9 +92,6 @@ def gpus_per_host(config: Config, hosts: int | None, given: int | None) -> int:
     """
     shape = config.mesh.shape
     count = shape[0] * shape[1] * shape[2]
-    for name, value in (("hosts", hosts), ("gpus_per_host", given)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: must be positive")
     if given is None:
         given = min(count, MOST_GPUS_PER_HOST) if hosts is None else max(1, count // hosts)
     per_host = min(given, count) if hosts is None else given

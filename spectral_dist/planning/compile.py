@@ -29,7 +29,7 @@ from spectral_dist.training.state import TrainState, abstract_state, make_init
 from spectral_dist.training.step import batch_sharding, make_eval_step, make_train_step
 
 INSTALL_HINT = "pip install 'spectral-dist[dryrun]'"
-_PLUGIN = "jax_plugins.xla_cuda12"
+_PLUGINS = ("cuda12", "cuda13")
 _REMATERIALIZED = "nvoluntary full rematerialization"
 
 
@@ -81,19 +81,21 @@ class Compiler:
     version: str
 
 
-def has_cuda_plugin() -> bool:
-    """Return whether the compiler for NVIDIA GPUs is installed; a GPU is not needed."""
-    try:
-        return importlib.util.find_spec(_PLUGIN) is not None
-    except ModuleNotFoundError:
-        return False
+def cuda_plugin() -> str | None:
+    """Return the package that holds the compiler for NVIDIA GPUs, or None; a GPU is not needed."""
+    for version in _PLUGINS:
+        with contextlib.suppress(ModuleNotFoundError):
+            if importlib.util.find_spec(f"jax_plugins.xla_{version}") is not None:
+                return f"jax-{version}-plugin"
+    return None
 
 
 def find_compiler(gpu: Gpu | None) -> Compiler:
     """Return the compiler for a GPU, or for the processor if None."""
-    if gpu is not None and has_cuda_plugin():
-        version = importlib.metadata.version("jax-cuda12-plugin")
-        return Compiler("cuda", True, f"jax {jax.__version__}, jax-cuda12-plugin {version}")
+    plugin = cuda_plugin()
+    if gpu is not None and plugin is not None:
+        version = importlib.metadata.version(plugin)
+        return Compiler("cuda", True, f"jax {jax.__version__}, {plugin} {version}")
     return Compiler("cpu", gpu is None, f"jax {jax.__version__}")
 
 
@@ -124,15 +126,29 @@ def described_mesh(gpu: Gpu | None, shape: tuple[int, int, int], gpus_per_host: 
             f"mesh={text}: tensor={shape[2]} must divide gpus_per_host={gpus_per_host}, so that it"
             " lies inside a host"
         )
-    if gpu is not None and has_cuda_plugin():
-        topology = topologies.get_topology_desc(
-            gpu.name,
-            platform="cuda",
-            target_config=gpu.target,
-            topology=f"1x{hosts}x{gpus_per_host}",
-        )
-        return make_mesh(shape, topology.devices)
+    if gpu is not None and cuda_plugin() is not None:
+        return make_mesh(shape, described_devices(gpu, hosts, gpus_per_host))
     return make_mesh(shape, fake_devices(count))
+
+
+def described_devices(gpu: Gpu, hosts: int, gpus_per_host: int) -> Sequence[Any]:
+    """Return the devices of a described cluster, host by host; nothing can run on them.
+
+    Raises:
+      ValueError: if the compiler for NVIDIA GPUs cannot start.
+    """
+    topology = f"1x{hosts}x{gpus_per_host}"
+    try:
+        with tempfile.TemporaryFile() as said, _stderr_into(said):  # it looks for a driver, loudly
+            described = topologies.get_topology_desc(
+                gpu.name, platform="cuda", target_config=gpu.target, topology=topology
+            )
+    except (RuntimeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"gpu={gpu.name!r}: {cuda_plugin()} cannot describe {topology}: {reason}"
+        ) from error
+    return described.devices
 
 
 def fake_devices(count: int) -> Sequence[Any]:
@@ -141,9 +157,9 @@ def fake_devices(count: int) -> Sequence[Any]:
     Raises:
       ValueError: if JAX has started with fewer.
     """
-    # It has started, or the user counts the devices: both leave no choice here.
-    with contextlib.suppress(RuntimeError, ValueError):
-        if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    counted = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not counted and jax.config.jax_num_cpu_devices < count:
+        with contextlib.suppress(RuntimeError):  # it has started
             jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:

@@ -100,6 +100,11 @@ def arguments(config: Config, mesh: Mesh) -> list[Array]:
     return sorted(found, key=lambda array: -array.bytes)
 
 
+def parameter_count(config: Config, mesh: Mesh) -> int:
+    """Return the elements of all parameters together."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_state(config, mesh).params))
+
+
 def _describe(path: Any, leaf: jax.ShapeDtypeStruct) -> Array:
     assert isinstance(leaf.sharding, NamedSharding)
     words = (getattr(key, "key", None) or getattr(key, "name", None) or key.idx for key in path)

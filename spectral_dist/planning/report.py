@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spectral_dist.config import Config
+from spectral_dist.planning.collectives import Traffic, lower_bound
 from spectral_dist.planning.compile import (
     INSTALL_HINT,
     Compiler,
@@ -39,12 +40,15 @@ from spectral_dist.planning.memory import (
     audit,
     judge,
     largest_values,
+    parameter_count,
     runtime_lines,
 )
 from spectral_dist.planning.remedies import Remedy, find_remedy
+from spectral_dist.planning.roofline import Prediction, RunCost, predict, run_cost, steps_for
 
 FORMAT_VERSION = 1
 LARGEST = 10
+FULL_HOST = 8  # GPUs that one host may hold, where the user named no number
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class Report:
       values: the largest that the training step makes.
       runtime: what the runtime adds.
       verdict: on the memory of one device.
+      bound: the least traffic of a step on this mesh.
+      prediction: of the roofline model.
+      costs: of the run's steps, and of an amount of text if one was given.
       remedies: tried where it does not fit, the last one fits if any does.
     """
 
@@ -75,6 +82,9 @@ class Report:
     values: list[Array]
     runtime: list[RuntimeLine]
     verdict: Verdict
+    bound: tuple[Traffic, ...]
+    prediction: Prediction
+    costs: list[RunCost]
     remedies: list[Remedy]
 
 
@@ -84,6 +94,8 @@ def build_report(
     gpu_name: str,
     gpus_per_host: int,
     usable: int | None,
+    tokens: float | None = None,
+    price_per_gpu_hour: float | None = None,
     say: Callable[[str], None],
 ) -> Report:
     """Compile the programs of a run and judge them.
@@ -93,15 +105,17 @@ def build_report(
       gpu_name: a GPU of the table, or "cpu".
       gpus_per_host: GPUs of one host.
       usable: bytes of a device, in place of the table's.
+      tokens: amount of text to give the time for, beside the run's own steps.
+      price_per_gpu_hour: for the cost, in any currency.
       say: told what is compiled, as it is.
 
     Raises:
       ValueError: if the mesh cannot be made, or the audit of the arguments fails.
     """
     gpu = None if gpu_name == CPU else find_gpu(gpu_name)
-    if usable is None and gpu is not None:
-        usable = gpu.memory_bytes
+    usable = gpu.memory_bytes if usable is None and gpu is not None else usable
     mesh = described_mesh(gpu, config.mesh.shape, gpus_per_host)
+    hosts = mesh.size // gpus_per_host
     found = arguments(config, mesh)
     audit(found, mesh)
     runtime = [] if gpu is None else runtime_lines(gpu, config, mesh)
@@ -109,37 +123,48 @@ def build_report(
     for program in compile_programs(config, mesh):
         programs.append(program)
         say(f"compiled {program.name} in {program.seconds:.0f} s")
+    prediction = predict(programs[0].text, config, gpu, gpus_per_host)
+    lengths = [config.run.steps, *([] if tokens is None else [steps_for(prediction, tokens)])]
     verdict = judge(programs, runtime, usable)
-    remedies = []
-    if verdict.fits is False:
-        try_one = _trial(gpu, usable, gpus_per_host)
-        for remedy in find_remedy(config, try_one, max(gpus_per_host, 8)):
-            remedies.append(remedy)
-            say(f"tried {remedy.flags}: {'fits' if remedy.fits else 'does not fit'}")
+    # One host that is not full may get more GPUs; several are as large as they are.
+    most = max(gpus_per_host, FULL_HOST) if hosts == 1 else gpus_per_host
+    failed = verdict.fits is False
+    remedies = _try_remedies(config, gpu, usable, most, say) if failed else []
     return Report(
         config=config,
         compiler=find_compiler(gpu),
         gpu=gpu,
-        hosts=math.prod(config.mesh.shape) // gpus_per_host,
+        hosts=hosts,
         gpus_per_host=gpus_per_host,
         programs=programs,
         arguments=found[:LARGEST],
         values=largest_values(programs[0].text, LARGEST),
         runtime=runtime,
         verdict=verdict,
+        bound=lower_bound(config, gpus_per_host, parameter_count(config, mesh)),
+        prediction=prediction,
+        costs=[run_cost(prediction, n, price_per_gpu_hour) for n in lengths],
         remedies=remedies,
     )
 
 
-def _trial(
-    gpu: Gpu | None, usable: int | None, gpus_per_host: int
-) -> Callable[[Config], tuple[int, int]]:
+def _try_remedies(
+    config: Config, gpu: Gpu | None, usable: int | None, most: int, say: Callable[[str], None]
+) -> list[Remedy]:
+    remedies = []
+    for remedy in find_remedy(config, _trial(gpu, usable, most), most):
+        remedies.append(remedy)
+        say(f"tried {remedy.flags}: {'fits' if remedy.fits else 'does not fit'}")
+    return remedies
+
+
+def _trial(gpu: Gpu | None, usable: int | None, most: int) -> Callable[[Config], tuple[int, int]]:
     """Return a function that compiles a changed configuration until one program does not fit."""
 
     def try_one(config: Config) -> tuple[int, int]:
         assert usable is not None, "a remedy is looked for where there is a limit"
         count = math.prod(config.mesh.shape)
-        mesh = described_mesh(gpu, config.mesh.shape, min(count, max(gpus_per_host, 8)))
+        mesh = described_mesh(gpu, config.mesh.shape, min(count, most))
         added = sum(line.bytes for line in runtime_lines(gpu, config, mesh)) if gpu else 0
         peak = sum(array.bytes for array in arguments(config, mesh))
         if peak + added <= usable:  # else nothing needs to be compiled
@@ -187,6 +212,11 @@ def show_report(report: Report, stream: TextIO | None = None) -> None:
     console.print(_array_table("largest values it makes", report.values))
     if report.runtime:
         console.print(_runtime_table(report.runtime))
+    if report.prediction.traffic or report.bound:
+        console.print(_traffic_table("collectives of a step, a device", report.prediction.traffic))
+        console.print(_traffic_table("the least on this mesh", report.bound))
+    for line in time_lines(report):
+        console.print(line, soft_wrap=True)
     for program in report.programs:
         for warning in program.warnings:
             console.print(f"DEFECT in {program.name}: {warning}", soft_wrap=True)
@@ -209,11 +239,13 @@ def _program_table(programs: list[Program]) -> Table:
 def _array_table(title: str, arrays: list[Array]) -> Table:
     table = Table(title=title, box=rich.box.SIMPLE, title_justify="left")
     table.add_column("MiB", justify="right")
-    for name in ("name", "shape", "dtype", "PartitionSpec"):
+    placed = any(a.spec for a in arrays)
+    for name in ("name", "shape", "dtype") + (("PartitionSpec",) if placed else ()):
         table.add_column(name, overflow="fold")
     for a in arrays:
         shape = "x".join(map(str, a.shape)) or "scalar"
-        table.add_row(f"{a.bytes / MIB:.1f}", a.name, shape, a.dtype, a.spec)
+        row = (f"{a.bytes / MIB:.1f}", a.name, shape, a.dtype)
+        table.add_row(*row, *((a.spec,) if placed else ()))
     return table
 
 
@@ -229,6 +261,41 @@ def _runtime_table(lines: list[RuntimeLine]) -> Table:
     for line in lines:
         table.add_row(f"{line.bytes / MIB:.0f}", line.name, line.source)
     return table
+
+
+def _traffic_table(title: str, traffic: tuple[Traffic, ...]) -> Table:
+    table = Table(title=title, box=rich.box.SIMPLE, title_justify="left")
+    for name in ("kind", "mesh axes", "crosses hosts"):
+        table.add_column(name)
+    for name in ("count", "payload MiB", "sent MiB"):
+        table.add_column(name, justify="right")
+    for t in traffic:
+        sizes = (f"{size / MIB:,.1f}" for size in (t.payload_bytes, t.moved_bytes))
+        table.add_row(t.kind, t.axes, "yes" if t.crosses_hosts else "no", f"{t.count:,}", *sizes)
+    return table
+
+
+def time_lines(report: Report) -> list[str]:
+    """Return the time of a step and of the run, by the model."""
+    found, step = report.prediction, report.prediction.step
+    share = "" if found.mfu is None else f", MFU {found.mfu:.1%}"
+    parts = (
+        f"arithmetic {step.compute_seconds:.3f}, memory {step.memory_seconds:.3f},"
+        f" small kernels {step.launch_seconds:.3f}, exposed communication"
+        f" {step.exposed_seconds:.3f} of {step.communication_seconds:.3f}"
+    )
+    lines = [
+        "time, a model, not a measurement (real kernels reach less than the peaks):",
+        f"  step {step.seconds:.3f} s = {parts}",
+        f"  {found.tokens_per_second:,.0f} tokens/s{share}",
+    ]
+    for cost in report.costs:
+        price = "" if cost.cost is None else f", cost {cost.cost:,.2f}"
+        lines.append(
+            f"  {cost.steps:,} steps, {cost.tokens:,} bytes of text: {cost.hours:,.1f} h,"
+            f" {cost.gpu_hours:,.1f} GPU hours{price}"
+        )
+    return lines + [f"  note: {note}" for note in found.notes]
 
 
 def verdict_lines(report: Report) -> list[str]:
@@ -279,8 +346,28 @@ def to_json(report: Report) -> dict[str, Any]:
         "arguments": [dataclasses.asdict(array) for array in report.arguments],
         "values": [dataclasses.asdict(array) for array in report.values],
         "runtime": [dataclasses.asdict(line) for line in report.runtime],
+        "communication": {
+            "collectives": [dataclasses.asdict(traffic) for traffic in report.prediction.traffic],
+            "lower_bound": [dataclasses.asdict(traffic) for traffic in report.bound],
+        },
+        "time": _time_json(report),
         "verdict": dataclasses.asdict(report.verdict),
         "remedies": [dataclasses.asdict(r) | {"fits": r.fits} for r in report.remedies],
+    }
+
+
+def _time_json(report: Report) -> dict[str, Any]:
+    found, step = report.prediction, report.prediction.step
+    parts = ("compute", "memory", "launch", "communication", "exposed")
+    return {
+        "step_seconds": step.seconds,
+        **{f"{part}_seconds": getattr(step, f"{part}_seconds") for part in parts},
+        "flops": dict(step.flops),
+        "moved_bytes": step.moved_bytes,
+        "tokens_per_second": found.tokens_per_second,
+        "mfu": found.mfu,
+        "runs": [dataclasses.asdict(cost) for cost in report.costs],
+        "notes": list(found.notes),
     }
 
 

@@ -1,0 +1,177 @@
+"""The dry run from the command line: its report, its exit codes, its one-line errors."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jax.sharding import Mesh
+
+from spectral_dist import dryrun
+from spectral_dist.command_line import load_config
+from spectral_dist.config import Config
+from spectral_dist.dryrun import gpus_per_host, main
+from spectral_dist.planning import compile as planning
+from spectral_dist.planning import report as reporting
+from spectral_dist.planning.compile import Program
+from spectral_dist.planning.memory import GIB
+
+TINY = [
+    "--hidden_dim=16",
+    "--head_dim=8",
+    "--num_layers=1",
+    "--layer_pattern=spectral",
+    "--mlp_dim=32",
+    "--num_poles=4",
+    "--chunk_size=8",
+    "--seq_len=16",
+    "--batch_size=8",
+    "--accum_steps=1",
+    "--remat=none",
+    "--eval_lengths=1",
+]
+TEXT = """HloModule step
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  ROOT %b = f32[4]{0} add(%a, %a)
+}
+"""
+
+
+@pytest.fixture
+def needs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """Programs that need a GiB for each row of a micro-batch, half of it with remat full."""
+    compiled: list[Config] = []
+
+    def programs(config: Config, mesh: Mesh) -> Iterator[Program]:
+        compiled.append(config)
+        rows = config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+        size = rows * GIB // (2 if config.model.remat == "full" else 1)
+        warning = ("[SPMD] Involuntary full rematerialization of x",)
+        yield Program("train step", 0, 0, 0, size, 0, TEXT, 0.0, warning)
+        yield Program("evaluation 1x", 0, 0, 0, size // 2, 0, TEXT, 0.0, ())
+
+    monkeypatch.setattr(planning, "cuda_plugin", lambda: None)
+    monkeypatch.setattr(reporting, "compile_programs", programs)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    return compiled
+
+
+def test_a_run_for_the_processor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    flags = ["--gpu=cpu", "--mesh=1x2x1", "--data_paths=no_such_text.txt", f"--json={path}"]
+    assert main([*flags, *TINY]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("compiled for the processor by XLA's CPU compiler")
+    assert out[1] == "mesh 1x2x1 over 1 x 2 fake device"
+    assert out[-1].startswith("peak ")
+    report = json.loads(path.read_text())
+    assert report["format_version"] == 1
+    assert next(p["name"] for p in report["programs"]) == "train step"
+    assert report["programs"][0]["temporaries"] > 0
+    assert report["verdict"]["fits"] is None
+    assert len(report["arguments"]) == 10
+    assert report["arguments"][0]["spec"].startswith("P(")
+    assert report["config"]["hidden_dim"] == 16
+    documented = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    assert all(f"`{key}`" in documented for key in report)
+
+
+def test_without_the_plugin_it_says_so(
+    needs: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--gpu=l4", "--mesh=1x1x1", *TINY]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "CPU compiler" in out[0]
+    assert "temporaries are an estimate" in out[0]
+    assert "pip install 'spectral-dist[dryrun]'" in out[0]
+    assert any(line.startswith("FITS with 14.00 GiB to spare") for line in out)
+    assert any(line.startswith("DEFECT in train step: [SPMD] Involuntary") for line in out)
+    assert any("cuBLAS workspace" in line for line in out)
+    assert any("a model, not a measurement" in line for line in out)
+
+
+def test_text_and_price_become_hours_and_cost(
+    needs: list[Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.json"
+    asked = ["--tokens=1280e3", "--price_per_gpu_hour=3600e3", f"--json={path}"]
+    assert main(["--mesh=1x1x1", "--steps=40", *asked, *TINY]) == 0
+    time = json.loads(path.read_text())["time"]
+    run, text = time["runs"]
+    assert (run["steps"], text["steps"]) == (40, 10_000)  # 128 bytes in a step
+    assert text["gpu_hours"] == pytest.approx(10_000 * time["step_seconds"] / 3600)
+    assert text["cost"] == pytest.approx(text["gpu_hours"] * 3600e3)
+    assert "1,280,000 bytes of text" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_ends_with_3_and_a_remedy_that_fits(
+    needs: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--gpu=l4", "--mesh=1x1x1", "--memory_gib=3.5", *TINY]
+    assert main(flags) == 3
+    out = capsys.readouterr().out.splitlines()
+    verdict = [line for line in out if line.startswith(("DOES NOT FIT", "tried:", "fits:"))]
+    assert verdict[0].startswith("DOES NOT FIT, 5.00 GiB too much: 8.00 GiB (train step) + 0.50")
+    assert verdict[1].startswith("tried: --batch_size=4 --accum_steps=2 (1.00 GiB too much)")
+    assert verdict[-1].startswith("fits: --batch_size=4 --accum_steps=2 --remat=full (1.00 GiB")
+    pasted = verdict[-1].removeprefix("fits: ").split(" (")[0].split()
+    assert main([*flags, *pasted]) == 0
+
+
+def test_more_fsdp_where_no_batch_is_small_enough(
+    needs: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--mesh=1x1x1", "--memory_gib=0.8", *TINY]) == 3
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith("no remedy was found") or out[-1].startswith("fits: --mesh=1x")
+
+
+def test_jaxs_own_share_is_told(needs: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--mesh=1x1x1", "--memory_gib=9", *TINY]) == 0
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.90" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--gpu=l5"], "gpu='l5': must be one of l4"),
+        (["--mesh=1x3x1", "--batch_size=9", "--hosts=2"], "are not hosts=2 x gpus_per_host=1"),
+        (["--mesh=1x6x1", "--batch_size=6", "--gpus_per_host=4"], "are not gpus_per_host=4"),
+        (["--tokens=0"], "tokens=0.0: must be positive"),
+        (["--memory_gib=-1"], "memory_gib=-1.0: must be positive"),
+        (["--json=no/such/folder/x.json"], "json='no/such/folder/x.json': its folder does not"),
+        (["--hiden_dim=3"], "unknown flag '--hiden_dim'; did you mean --hidden_dim?"),
+        (["--mesh=1x2x1", "--batch_size=3"], "batch_size=3: must be a multiple"),
+    ],
+)
+def test_errors_come_before_any_compilation(
+    needs: list[Config], flags: list[str], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text.replace("?", r"\?")):
+        main([*TINY, *flags])
+    assert needs == []
+
+
+def test_gpus_of_a_host_by_default() -> None:
+    def config(mesh: str) -> Config:
+        return load_config([f"--mesh={mesh}", "--batch_size=64"])
+
+    assert gpus_per_host(config("1x1x1"), None, None) == 1
+    assert gpus_per_host(config("4x8x1"), None, None) == 8
+    assert gpus_per_host(config("4x8x1"), 4, None) == 8
+    assert gpus_per_host(config("1x2x1"), None, 8) == 2
+    with pytest.raises(ValueError, match="its 32 devices are not hosts=2 x gpus_per_host=8"):
+        gpus_per_host(config("4x8x1"), 2, 8)
+
+
+def test_jax_is_kept_off_every_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("JAX_PLATFORM_NAME", "gpu")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    dryrun.prepare_environment()
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+    assert "JAX_PLATFORM_NAME" not in os.environ
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
