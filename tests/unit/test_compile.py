@@ -79,7 +79,9 @@ def test_memory_is_that_of_the_shapes(programs: list[Program]) -> None:
     assert short.resident == moments + step.resident
     assert short.arguments == local_bytes(state.params) + 2 * 17
     assert long.arguments == local_bytes(state.params) + 1 * 33
-    assert init.outputs == restore.peak == local_bytes(state)
+    assert restore.peak == local_bytes(state)
+    # The compiler counts the table of pointers to the outputs, 8 bytes for each array.
+    assert init.outputs == local_bytes(state) + 8 * len(jax.tree.leaves(state))
 
 
 def test_local_bytes_counts_one_shard() -> None:
