@@ -158,7 +158,8 @@ def fake_devices(count: int) -> Sequence[Any]:
       ValueError: if JAX has started with fewer.
     """
     counted = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not counted and jax.config.jax_num_cpu_devices < count:
+    settings: Any = jax.config  # its attributes are made when it runs
+    if not counted and settings.jax_num_cpu_devices < count:
         with contextlib.suppress(RuntimeError):  # it has started
             jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
@@ -250,6 +251,7 @@ def _compile(
         said.seek(0)
         lines = said.read().decode("utf-8", "replace").splitlines()
     stats = compiled.memory_analysis()
+    assert stats is not None, "XLA's CPU and CUDA compilers both give the figures"
     return Program(
         name=name,
         arguments=stats.argument_size_in_bytes,
@@ -257,7 +259,7 @@ def _compile(
         aliased=stats.alias_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,
         resident=resident,
-        text=compiled.as_text(),
+        text=compiled.as_text() or "",
         seconds=time.perf_counter() - start,
         warnings=find_defects(lines),
     )

@@ -125,7 +125,7 @@ def make_accumulate(
     return accumulate
 
 
-def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, jax.Array, int], jax.Array]:
+def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Return eval_step(params, tokens_BT, targets) -> nats of the last targets, [B] float32.
 
     tokens_BT: uint8 [B, T + 1], rows over data and fsdp; any T, of which each length compiles once.
