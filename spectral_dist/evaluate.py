@@ -26,6 +26,8 @@ from spectral_dist.training.resume import LoadedRun, load_run
 def main(argv: Sequence[str]) -> int:
     """Print bits per byte of held-out or other text; return the exit code."""
     flags = _parse(argv)
+    if flags.json and (Path(flags.json).is_dir() or not Path(flags.json).parent.is_dir()):
+        raise ValueError(f"json={flags.json!r}: must name a file in a folder that exists")
     shape = MeshConfig(mesh=flags.mesh).shape
     devices = jax.devices()[:1] if shape == (1, 1, 1) else None
     mesh = make_mesh(shape, devices)
