@@ -63,7 +63,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="rows at a time")
     parser.add_argument("--mesh", default="1x1x1", help="devices as DATAxFSDPxTENSOR")
     parser.add_argument("--json", help="file to write every figure to")
-    return parser.parse_args(argv)
+    return parser.read(argv)
 
 
 def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> list[TokenFile]:
