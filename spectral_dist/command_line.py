@@ -42,16 +42,26 @@ class Parser(argparse.ArgumentParser):
         """Raise ValueError with argparse's message."""
         raise ValueError(message)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with a flag's hyphens read as underscores: --batch-size is --batch_size."""
-        names = (str(arg).partition("=") for arg in (sys.argv[1:] if args is None else args))
-        spelt = [
-            name.replace("-", "_").replace("__", "--", 1) + equals + value
-            if name.startswith("--")
-            else name + equals + value
-            for name, equals, value in names
-        ]
-        return super().parse_known_args(spelt, namespace)
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse the flags; a hyphen in a flag's name is an underscore: --batch-size.
+
+        Raises:
+          ValueError: names the flag, and the nearest one where it is unknown.
+        """
+        spelt = [self._spelt(word) for word in argv]
+        parsed, unknown = self.parse_known_args(spelt)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            hint = nearest(flag, self._option_string_actions)
+            raise ValueError(f"unknown flag {flag!r}{hint}; --help lists every setting")
+        return parsed
+
+    @staticmethod
+    def _spelt(word: str) -> str:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        return name + equals + value
 
 
 def _parse_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
@@ -70,12 +80,7 @@ def _parse_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
             section.add_argument(
                 f"--{f.name}", default=argparse.SUPPRESS, metavar=_metavar(f), help=_help(f)
             )
-    parsed, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        hint = nearest(flag.lstrip("-").replace("-", "_"), prefix="--")
-        raise ValueError(f"unknown flag {flag!r}{hint}; --help lists every setting")
-    return vars(parsed)
+    return vars(parser.read(argv))
 
 
 def _metavar(declared: dataclasses.Field[Any]) -> str:

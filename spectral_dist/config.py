@@ -11,6 +11,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"config={str(path)!r}: must be a mapping of settings to values")
     for name in values:
         if name not in SETTINGS:
-            raise ValueError(f"config={str(path)!r}: unknown setting {name!r}{nearest(str(name))}")
+            raise ValueError(
+                f"config={str(path)!r}: unknown setting {name!r}{nearest(str(name), SETTINGS)}"
+            )
     return values
 
 
@@ -388,7 +391,7 @@ def _check_relations(config: Config) -> None:
         raise ValueError(f"warmup_steps={warmup}: must be at most steps={run.steps}")
 
 
-def nearest(name: str, prefix: str = "") -> str:
-    """Return a hint at the setting that a misspelt name is nearest to, or nothing."""
-    close = difflib.get_close_matches(name, [*SETTINGS, "config"], n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name that a misspelt one is nearest to, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

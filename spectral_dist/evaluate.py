@@ -26,6 +26,8 @@ from spectral_dist.training.resume import LoadedRun, load_run
 def main(argv: Sequence[str]) -> int:
     """Print bits per byte of held-out or other text; return the exit code."""
     flags = _parse(argv)
+    if flags.json and (Path(flags.json).is_dir() or not Path(flags.json).parent.is_dir()):
+        raise ValueError(f"json={flags.json!r}: must name a file in a folder that exists")
     shape = MeshConfig(mesh=flags.mesh).shape
     devices = jax.devices()[:1] if shape == (1, 1, 1) else None
     mesh = make_mesh(shape, devices)
@@ -61,7 +63,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="rows at a time")
     parser.add_argument("--mesh", default="1x1x1", help="devices as DATAxFSDPxTENSOR")
     parser.add_argument("--json", help="file to write every figure to")
-    return parser.parse_args(argv)
+    return parser.read(argv)
 
 
 def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> list[TokenFile]:

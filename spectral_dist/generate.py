@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    flags = parser.parse_args(argv)
+    flags = parser.read(argv)
     if flags.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={flags.max_new_tokens}: must be positive")
     if not 0 <= flags.temperature < math.inf:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         default=0.01,
         help="share of each text held out, for the figures printed here (default: 0.01)",
     )
-    options = parser.parse_args(argv)
+    options = parser.read(argv)
     paths = [path.strip() for path in options.data_paths.split(",") if path.strip()]
     if not paths:
         raise ValueError(f"data_paths={options.data_paths!r}: must name at least one text file")

@@ -187,7 +187,8 @@ class Milestones:
         validation = None
         if step % self._config.evaluation.eval_every == 0 and not stopping:
             validation = self.evaluate(progress)
-        if step % run.save_every == 0:
+        # A run that diverges must not push its healthy checkpoints out.
+        if step % run.save_every == 0 and int(progress.state.bad_in_row) == 0:
             self._save(progress, validation)
 
     def finish(self, progress: Progress, stopping: bool) -> None:

@@ -14,8 +14,10 @@ import pytest
 
 NUM_DEVICES = 8
 
-# A started program counts its own devices (XLA_FLAGS), so that variable is left to the tests.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiling is most of what the tests do: machine code that is not optimised comes much sooner. A
+# started program counts its own devices, so a test that starts one sets this variable anew.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.pop("WANDB_API_KEY", None)

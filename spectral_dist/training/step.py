@@ -50,11 +50,11 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     ) -> tuple[TrainState, Metrics]:
         loss, grads = accumulate(state.params, tokens_ABT)
         norm = optax.tree.norm(grads)
-        # Decided on the device, before anything changes: no bad number ever enters the state.
-        good = jnp.isfinite(loss) & jnp.isfinite(norm)
         rate = schedule(state.step)
         updates, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        # Decided on the device, before anything changes: no bad number ever enters the state.
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
         params, moments = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
             (params, moments),

@@ -22,6 +22,10 @@ from spectral_dist.model.lm import VOCAB_SIZE, define, init_params
 TIME = 24
 REAL_PATTERN = "spectral,spectral,window"
 
+# Compiled without optimisation: the compiler's time is most of the tests', and it is no part of
+# what they show.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 class Influence(NamedTuple):
     """What each token does to each logit: [token, logit], as shares of the largest."""
@@ -49,7 +53,7 @@ def _config(pattern: str, num_layers: int, form: str = "chunked") -> ModelConfig
 
 @functools.cache
 def _params(config: ModelConfig) -> Any:
-    return jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
+    return _jit(lambda key: init_params(config, key))(jax.random.key(0))
 
 
 def _influence(config: ModelConfig) -> Influence:
@@ -76,7 +80,7 @@ def _influence(config: ModelConfig) -> Influence:
     noise_TV = np.random.default_rng(1).standard_normal((TIME, VOCAB_SIZE))
     cotangents_TTV = np.zeros((TIME, TIME, VOCAB_SIZE), np.float32)
     cotangents_TTV[np.diag_indices(TIME)] = noise_TV
-    plain, changed, gradient = jax.jit(run)(
+    plain, changed, gradient = _jit(run)(
         params, np.tile(tokens_T, (TIME, 1)), changed_TT, cotangents_TTV
     )
     by_change = np.max(np.abs(np.asarray(changed) - np.asarray(plain)), axis=-1)

@@ -3,6 +3,7 @@
 The oracle shares no code with the bank: it goes by the raw exponentials and by nothing else.
 """
 
+import functools
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,10 @@ LENGTHS = (1, 2, 3, 7, 64, 127, 200)
 CHUNKS = (1, 8, 64, 256)  # the last is above every length
 
 Arrays = dict[str, np.ndarray]
+
+# Compiled without optimisation: the compiler's time is most of the tests', and it is no part of
+# what they show.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _bank() -> FilterBank:
@@ -85,7 +90,7 @@ def _naive(x: Arrays, bank: FilterBank) -> Arrays:
 def _computed(x: Arrays, form: MixForm) -> Arrays:
     """The same six arrays by one of the forms, in float32."""
 
-    @jax.jit
+    @_jit
     def run(x: dict[str, jax.Array]) -> Any:
         primals = (x["u"], x["state"], x["coefficients"], x["skip"])
         results, transpose = jax.vjp(form, *primals)
@@ -137,7 +142,7 @@ def test_the_comparison_sees_a_wrong_form() -> None:
 def test_uneven_pieces_give_the_whole(name: str) -> None:
     """The state is all that a piece needs of what came before."""
     x = {n: jnp.asarray(v, jnp.float32) for n, v in _inputs(120).items()}
-    form = jax.jit(_form(name, _bank()))
+    form = _jit(_form(name, _bank()))
     whole, last = form(x["u"], x["state"], x["coefficients"], x["skip"])
     pieces, state, start = [], x["state"], 0
     for length in (5, 5, 1, 37, 37, 35):
@@ -167,7 +172,7 @@ def test_far_beyond_the_training_length_nothing_drifts() -> None:
     bank = balanced_poles(POLES, 0.5, length / 4)
     x = _inputs(64 * length)
     expected, last = _recurrence(x, bank)
-    form = jax.jit(partial(mix_chunked, bank=bank, chunk_size=16))
+    form = _jit(partial(mix_chunked, bank=bank, chunk_size=16))
     names = ("u", "state", "coefficients", "skip")
     y, state = form(*(jnp.asarray(x[name], jnp.float32) for name in names))
     scale = np.max(np.abs(expected))
@@ -183,7 +188,6 @@ def test_state_norms_are_flat_from_the_training_length_on() -> None:
     form = partial(mix_chunked, bank=bank, chunk_size=16)
     zero, one = jnp.zeros((POLES, channels)), jnp.zeros(channels)
 
-    @jax.jit
     def advance(state: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = jax.random.normal(key, (rows, length, channels))
         state = form(u, state, zero, one)[1]
@@ -200,7 +204,7 @@ def test_short_operands_cost_little_and_do_not_add_up() -> None:
     bank = balanced_poles(POLES, 0.5, 64.0)
     x = {n: jnp.asarray(v, jnp.float32) for n, v in _inputs(4096, channels=16).items()}
     short_u = x["u"].astype(jnp.bfloat16)
-    form = jax.jit(partial(mix_chunked, bank=bank, chunk_size=32))
+    form = _jit(partial(mix_chunked, bank=bank, chunk_size=32))
     rest = (x["state"], x["coefficients"], x["skip"])
     exact, exact_last = form(short_u.astype(jnp.float32), *rest)
     short, last = form(short_u, *rest)

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -211,14 +210,13 @@ def test_help_comes_at_once_and_without_jax() -> None:
         "try: load_config(sys.argv[1:])\n"
         "finally: print('HEAVY', sorted({'jax', 'numpy', 'grain', 'wandb'} & set(sys.modules)))"
     )
-    seconds = []
-    for _ in range(3):  # the shortest of three: other programs may keep this machine busy
-        start = time.perf_counter()
-        result = run_python(code, "--help")
-        seconds.append(time.perf_counter() - start)
-        assert result.stdout.endswith("HEAVY []\n")
-        assert result.returncode == 0
-    assert min(seconds) < 1
+    before = os.times()
+    result = run_python(code, "--help")
+    after = os.times()
+    assert result.stdout.endswith("HEAVY []\n")
+    assert result.returncode == 0
+    # Time of the processor and not of the clock: other programs may keep this machine busy.
+    assert after.children_user - before.children_user < 1
 
 
 def test_loading_a_whole_configuration_needs_no_jax() -> None:

@@ -358,11 +358,11 @@ def test_a_setting_given_twice_in_a_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_nearest_name_is_suggested(wrong: str, right: str) -> None:
-    assert nearest(wrong) == f"; did you mean {right}?"
+    assert nearest(wrong, [*SETTINGS, "config"]) == f"; did you mean {right}?"
 
 
 def test_nothing_is_suggested_for_nonsense() -> None:
-    assert nearest("qqqqqqqq") == ""
+    assert nearest("qqqqqqqq", SETTINGS) == ""
 
 
 # ---- the presets ----

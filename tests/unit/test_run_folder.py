@@ -37,7 +37,7 @@ def test_the_notes_are_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run_folder.os, "replace", fails)
-    with pytest.raises(ValueError, match="checkpoint_dir='checkpoints'.*No space left"):
+    with pytest.raises(ValueError, match=r"checkpoint_dir='checkpoints'.*No space left"):
         write_run_folder(tmp_path, load_config(["--data_paths", "b.txt"]), [])
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == before
 

@@ -1,0 +1,117 @@
+"""Generation: the recurrent form says what the forward pass says, in constant memory."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
+from spectral_dist.model.lm import SpectralLM, define, init_params
+from spectral_dist.model.sampling import sample
+
+PROMPT = "Dağ".encode()
+LIMIT = 12
+
+
+def _config(pattern: str = "spectral,window") -> ModelConfig:
+    model = ModelConfig(
+        hidden_dim=16,
+        head_dim=8,
+        num_layers=2,
+        layer_pattern=pattern,
+        mlp_dim=16,
+        window=4,
+        num_poles=4,
+        chunk_size=8,
+        compute_dtype="float32",
+    )
+    return resolve(Config(data=DataConfig(seq_len=32), model=model)).model
+
+
+CONFIG = _config()
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.jit(lambda key: init_params(CONFIG, key))(jax.random.key(0))
+
+
+def _text(params: Any, **changes: Any) -> list[int]:
+    settings: dict[str, Any] = {"max_new_tokens": LIMIT, "temperature": 0.0}
+    settings |= {"key": jax.random.key(1)} | changes
+    return list(sample(CONFIG, params, PROMPT, **settings))
+
+
+@pytest.fixture(scope="module")
+def greedy(params: Any) -> list[int]:
+    return _text(params)
+
+
+def test_greedy_takes_the_argmax_of_the_full_forward(params: Any, greedy: list[int]) -> None:
+    """At every step, the prompt being read after a document's end."""
+    assert len(greedy) == LIMIT
+    assert len(set(greedy)) > 2
+    model = nnx.merge(define(CONFIG), nnx.State(params))
+    tokens = np.asarray([[0, *PROMPT, *greedy]], np.int32)
+    logits = np.asarray(jax.jit(lambda tokens: model(tokens)[0])(tokens))[0]
+    assert np.argmax(logits[len(PROMPT) : -1], axis=-1).tolist() == greedy
+
+
+def test_text_ends_at_byte_zero(params: Any, greedy: list[int]) -> None:
+    """With the columns of byte 0 and of the first byte that is new exchanged, it stops there."""
+    place = next(i for i in range(1, LIMIT) if greedy[i] not in greedy[:i])
+    order = np.arange(256)
+    order[[0, greedy[place]]] = order[[greedy[place], 0]]
+    swapped = {**params, "head": params["head"][:, order]}
+    assert 0 not in greedy
+    assert _text(swapped) == greedy[:place]
+
+
+def test_the_key_decides_the_text(params: Any, greedy: list[int]) -> None:
+    """The same key gives the same text, another key or temperature another one."""
+    warm = _text(params, temperature=1.0)
+    assert warm == _text(params, temperature=1.0)
+    assert warm != _text(params, temperature=1.0, key=jax.random.key(2))
+    assert warm != greedy
+    assert _text(params, temperature=1e-6) == greedy
+
+
+def test_the_draws_of_a_text_differ(params: Any) -> None:
+    """One key for every step would give the same noise each time."""
+    assert len(set(_text(params, temperature=1e4))) > LIMIT // 2
+
+
+def test_rows_side_by_side_change_nothing(params: Any, greedy: list[int]) -> None:
+    assert _text(params, rows=2) == greedy
+
+
+def test_nothing_is_yielded_beyond_the_limit(params: Any, greedy: list[int]) -> None:
+    assert _text(params, max_new_tokens=3) == greedy[:3]
+
+
+def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two programs whatever the length, prompt and step; a state that does not grow."""
+    advances, sizes = [], []
+    call = SpectralLM.__call__
+
+    def spied(self: SpectralLM, tokens: Any, state: Any = None) -> Any:
+        logits, after = call(self, tokens, state)
+        advances.append(tokens.shape)
+        sizes.extend([leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (state, after))
+        return logits, after
+
+    monkeypatch.setattr(SpectralLM, "__call__", spied)
+    assert len(_text(params, max_new_tokens=40)) == 40
+    assert advances == [(1, 1 + len(PROMPT)), (1, 1)]
+    assert sizes[0]
+    assert all(size == sizes[0] for size in sizes)
+
+
+def test_full_attention_is_refused() -> None:
+    config = _config("spectral,attention")
+    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
+    settings: dict[str, Any] = {"temperature": 0.0, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match="layer_pattern"):
+        next(sample(config, params, b"a", max_new_tokens=1, **settings))
