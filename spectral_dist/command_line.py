@@ -48,13 +48,16 @@ class Parser(argparse.ArgumentParser):
         Raises:
           ValueError: names the flag, and the nearest one where it is unknown.
         """
-        spelt = [self._spelt(word) for word in argv]
-        parsed, unknown = self.parse_known_args(spelt)
+        parsed, unknown = self.read_some(argv)
         if unknown:
             flag = unknown[0].partition("=")[0]
             hint = nearest(flag, self._option_string_actions)
             raise ValueError(f"unknown flag {flag!r}{hint}; --help lists every setting")
         return parsed
+
+    def read_some(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the flags that are declared here; return them and the words of the others."""
+        return self.parse_known_args([self._spelt(word) for word in argv])
 
     @staticmethod
     def _spelt(word: str) -> str:

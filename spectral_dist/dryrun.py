@@ -54,7 +54,7 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--tokens", type=float, help="amount of text to give the time for, bytes")
     parser.add_argument("--price_per_gpu_hour", type=float, help="for the cost, in any currency")
     parser.add_argument("--json", metavar="FILE", help="file to write the report to")
-    return parser.parse_known_args(argv)
+    return parser.read_some(argv)
 
 
 def prepare_environment() -> None:
