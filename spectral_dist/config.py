@@ -1,9 +1,8 @@
 """The settings: one frozen dataclass for each concern, one flat set of names for the user.
 
 The same names are the keys of a YAML file and the flags of the command line. Every field declares
-its help text and unit here; `resolve` checks every value and fills in the derived defaults, so that
-the rest of the program never sees `None` where a number is meant. Imports no JAX: every error below
-costs milliseconds. Read `resolve` first; the command line is read in `command_line`.
+its help text; `resolve` checks every value and fills in the derived defaults: nobody else sees
+`None` for a number. Imports no JAX. Read `resolve`; the command line is read in `command_line`.
 """
 
 import dataclasses
