@@ -1,9 +1,8 @@
 """The settings: one frozen dataclass for each concern, one flat set of names for the user.
 
 The same names are the keys of a YAML file and the flags of the command line. Every field declares
-its help text and unit here; `resolve` checks every value and fills in the derived defaults, so that
-the rest of the program never sees `None` where a number is meant. Imports no JAX: every error below
-costs milliseconds. Read `resolve` first; the command line is read in `command_line`.
+its help text; `resolve` checks every value and fills in the derived defaults: nobody else sees
+`None` for a number. Imports no JAX. Read `resolve`; the command line is read in `command_line`.
 """
 
 import dataclasses
@@ -233,9 +232,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"config={str(path)!r}: must be a mapping of settings to values")
     for name in values:
         if name not in SETTINGS:
-            raise ValueError(
-                f"config={str(path)!r}: unknown setting {name!r}{nearest(str(name), SETTINGS)}"
-            )
+            hint = nearest(str(name), SETTINGS)
+            raise ValueError(f"config={str(path)!r}: unknown setting {name!r}{hint}")
     return values
 
 
@@ -370,25 +368,29 @@ def _check_relations(config: Config) -> None:
             raise ValueError(
                 f"layer_pattern={model.layer_pattern!r}: {name!r} is not one of {', '.join(MIXERS)}"
             )
-    if model.hidden_dim % model.head_dim:
-        raise ValueError(
-            f"hidden_dim={model.hidden_dim}: must be a multiple of head_dim={model.head_dim}"
-        )
-    if model.head_dim % 2:
-        raise ValueError(f"head_dim={model.head_dim}: must be even, for rotary positions")
-    heads = model.hidden_dim // model.head_dim
-    if heads % typing.cast(int, model.num_kv_heads):
-        raise ValueError(
-            f"num_kv_heads={model.num_kv_heads}: must divide the {heads} heads of"
-            f" hidden_dim={model.hidden_dim} and head_dim={model.head_dim}"
-        )
+    _check_heads(model, config.mesh)
     if typing.cast(float, model.tau_max) <= model.tau_min:
         raise ValueError(f"tau_max={model.tau_max}: must be above tau_min={model.tau_min}")
     if model.num_poles > 64:
         raise ValueError(f"num_poles={model.num_poles}: must be at most 64, or the poles coincide")
-    warmup = typing.cast(int, config.optimizer.warmup_steps)
-    if warmup > run.steps:
+    if (warmup := typing.cast(int, config.optimizer.warmup_steps)) > run.steps:
         raise ValueError(f"warmup_steps={warmup}: must be at most steps={run.steps}")
+
+
+def _check_heads(model: ModelConfig, mesh: MeshConfig) -> None:
+    dim, size, tensor = model.hidden_dim, model.head_dim, mesh.shape[2]
+    kv_heads = typing.cast(int, model.num_kv_heads)
+    if dim % size:
+        raise ValueError(f"hidden_dim={dim}: must be a multiple of head_dim={size}")
+    if size % 2:
+        raise ValueError(f"head_dim={size}: must be even, for rotary positions")
+    heads = f"the {dim // size} heads of hidden_dim={dim} and head_dim={size}"
+    if dim // size % kv_heads:
+        raise ValueError(f"num_kv_heads={kv_heads}: must divide {heads}")
+    if dim // size % tensor:
+        raise ValueError(f"mesh={mesh.mesh}: tensor={tensor} must divide {heads}")
+    if kv_heads % tensor and set(model.pattern) != {"spectral"}:
+        raise ValueError(f"mesh={mesh.mesh}: tensor={tensor} must divide num_kv_heads={kv_heads}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -19,10 +19,6 @@ from spectral_dist.mesh import make_mesh
 from spectral_dist.training.state import abstract_state
 from spectral_dist.training.step import batch_sharding, make_train_step
 
-# The machine code is not optimised: it halves the time of compilation, and the partitioned program
-# that the tests read is the same.
-OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "c64": 8}
 
 
@@ -151,7 +147,7 @@ def compiled_step(mesh_of: Callable[[Config], Mesh]) -> Iterator[Callable[[Confi
         tokens = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(config, mesh))
         with jax.set_mesh(mesh):
             lowered = make_train_step(config, mesh).lower(abstract_state(config, mesh), tokens)
-        return lowered.compile(compiler_options=OPTIONS)
+        return lowered.compile()
 
     yield compile_step
     compile_step.cache_clear()

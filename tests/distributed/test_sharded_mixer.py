@@ -23,7 +23,6 @@ from spectral_dist.model.lm import make_mixer
 from spectral_dist.model.spectral import SpectralMixer, SpectralState
 
 ROWS, T, D, HEADS, SIZE, TAPS, POLES = 8, 32, 64, 8, 8, 4, 4
-OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
 
 # Every mixer and form on the mesh that has all three axes, the spectral ones on the others too.
@@ -63,7 +62,7 @@ def compile_mixer(name: str, config: Config, mesh: Mesh) -> tuple[str, Any]:
     where = jax.tree.map(lambda s: s.sharding, (params, x_BTD))
     with jax.set_mesh(mesh):
         grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=(None, where))
-        text = grads.lower(params, x_BTD).compile(compiler_options=OPTIONS).as_text() or ""
+        text = grads.lower(params, x_BTD).compile().as_text() or ""
     return text, params
 
 
@@ -185,5 +184,5 @@ def test_the_core_of_a_mixer_has_no_collective_at_all(
     placed = jax.tree.map(place, in_axes, arguments, is_leaf=is_axes)
     with jax.set_mesh(mesh):
         lowered = jax.jit(local(function, in_axes, out_axes)).lower(*placed)
-        text = lowered.compile(compiler_options=OPTIONS).as_text() or ""
+        text = lowered.compile().as_text() or ""
     assert [c.line for c in collectives(text)] == []

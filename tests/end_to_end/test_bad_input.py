@@ -86,15 +86,16 @@ def spoil_built(folder: Path) -> None:
 YAML = ["--config", "run.yaml"]
 CASES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     # the mesh
-    "product": (nothing, ["--mesh", "1x1x4"], "mesh=1x1x4: needs 4 devices, but 8 are attached"),
+    "product": (nothing, ["--mesh", "1x4x1"], "mesh=1x4x1: needs 4 devices, but 8 are attached"),
     "malformed mesh": (nothing, ["--mesh", "2x2"], "mesh='2x2': must be DATAxFSDPxTENSOR"),
     "zero mesh": (nothing, ["--mesh", "0x8x1"], "mesh='0x8x1'"),
     "batch": (nothing, ["--batch_size", "6"], "batch_size=6: must be a multiple of data x fsdp"),
     "parameter": (
         nothing,
-        ["--mesh", "1x1x8", "--hidden_dim", "36", "--head_dim", "18"],
+        ["--mesh", "1x1x8", "--hidden_dim", "128", "--num_kv_heads", "8", "--mlp_dim", "36"],
         "of size 36 cannot be divided by tensor=8 of the mesh",
     ),
+    "heads": (nothing, ["--mesh", "1x1x8"], "tensor=8 must divide the 2 heads"),
     # the files
     "missing": (nothing, ["--data_paths", "absent.txt"], "data_paths: absent.txt: no such file"),
     "empty": (write("e.txt", ""), ["--data_paths", "e.txt"], "data_paths: e.txt: is empty"),

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_FLAGS = """--hidden_dim 64 --num_layers 3 --head_dim 32 --seq_len 64 --window 16 --chunk_size 16
-    --batch_size 8 --accum_steps 1 --steps 3 --eval_windows 2 --extrapolation_windows 2
-    --compute_dtype float32 --wandb_mode disabled"""
+_FLAGS = """--hidden_dim 64 --num_layers 3 --head_dim 32 --num_kv_heads 2 --seq_len 64 --window 16
+    --chunk_size 16 --batch_size 8 --accum_steps 1 --steps 3 --eval_windows 2
+    --extrapolation_windows 2 --compute_dtype float32 --wandb_mode disabled"""
 SMALL = _FLAGS.split()
 
 
