@@ -174,6 +174,17 @@ def test_a_bad_loss_or_a_bad_gradient_alone_is_enough(
     assert np.isfinite(metrics["grad_norm"]) == (wrong == 1)
 
 
+def test_parameters_that_would_overflow_are_not_kept(compiled: Compiled, decide: Any) -> None:
+    """Loss and gradient are finite, but the norm of the new parameters is not."""
+    start = jax.tree.map(np.array, compiled.start)
+    start.params["head"][0, 0] = 1e20
+    state, metrics = decide(compiled._replace(start=start).state(), 0)
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert metrics["skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
+
+
 def test_a_skipped_step_does_not_delay_the_learning_rate(compiled: Compiled, decide: Any) -> None:
     schedule = learning_rate(compiled.config)
     for pattern in ([0] * 15, [0, 1, 1, 0, 2, 1, 0, 0, 1, 2, 2, 0, 1, 0, 0]):
