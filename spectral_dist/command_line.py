@@ -17,6 +17,24 @@ from typing import Any, NoReturn
 
 from spectral_dist.config import Config, configs_folder, from_flat, nearest, read_yaml, resolve
 
+# Exit codes beside 0, 2 (a user's error) and 130 (Ctrl-C): what a scheduler may start again.
+STOPPED = 75  # asked to stop, saved; sysexits.h calls it a temporary failure
+LOST = 76  # another process of the run is gone, hung or never came
+
+
+class Ending(Exception):
+    """Ends an entry point with a line for the user and an exit code of its own."""
+
+    def __init__(self, message: str, code: int) -> None:
+        """Keep both.
+
+        Args:
+          message: one line.
+          code: exit code.
+        """
+        super().__init__(message)
+        self.code = code
+
 
 def load_config(argv: Sequence[str], program: str = "spectral_dist.train") -> Config:
     """Return the configuration that the command line asks for, checked and complete.
@@ -108,6 +126,10 @@ def run_main(main: Callable[[Sequence[str]], int]) -> NoReturn:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
+    except Ending as ending:
+        asked = ending.code in (STOPPED, 130)
+        print(ending if asked else f"error: {ending}", file=sys.stdout if asked else sys.stderr)
+        code = ending.code
     except KeyboardInterrupt:  # before training listens to signals, or the second one
         print("error: interrupted; what was saved before stays", file=sys.stderr)
         code = 130

@@ -38,6 +38,12 @@ class RunConfig:
     save_every: int = setting(500, "steps between two checkpoints")
     keep: int = setting(2, "latest checkpoints kept, beside the best by validation")
     max_bad_steps: int = setting(10, "non-finite steps in a row after which the run stops")
+    start_timeout: float = setting(
+        300.0, "time for every process of a run to report in and to free the run folder, seconds"
+    )
+    hang_timeout: float = setting(
+        600.0, "time without any progress after which a run has hung, in seconds"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

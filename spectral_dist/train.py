@@ -10,7 +10,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from spectral_dist.cluster.group import Processes, start_processes
+from spectral_dist.cluster.signals import StopSignal, exit_code
 from spectral_dist.command_line import load_config, run_main
 from spectral_dist.config import Config
-from spectral_dist.data.mixture import TrainRows, token_batches
+from spectral_dist.data.mixture import Batch, TrainRows, token_batches
 from spectral_dist.data.sample import build_sample
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.data.weights import normalise_weights
@@ -31,14 +33,14 @@ from spectral_dist.outputs import Output
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.report import write_report
-from spectral_dist.outputs.run_folder import write_run_folder
+from spectral_dist.outputs.run_folder import code_version, locked, write_run_folder
 from spectral_dist.outputs.wandb import WandbMirror
 from spectral_dist.training.checkpoint import Checkpoints, complete_steps
-from spectral_dist.training.evaluation import Evaluation
+from spectral_dist.training.evaluation import Evaluation, Interrupted
+from spectral_dist.training.failures import explain
 from spectral_dist.training.loop import Progress, train
 from spectral_dist.training.metrics import Record, Throughput, memory_bytes, mfu
 from spectral_dist.training.resume import describe, resume
-from spectral_dist.training.signals import StopSignal
 from spectral_dist.training.state import TrainState, abstract_state, init_state
 from spectral_dist.training.step import batch_sharding, make_train_step
 
@@ -49,65 +51,90 @@ SAMPLE_BYTES = 400
 def main(argv: Sequence[str]) -> int:
     """Train as the command line says; return the exit code."""
     config = load_config(argv)
+    run = config.run
+    with (
+        StopSignal() as stop,
+        start_processes(stop, run.start_timeout, run.hang_timeout) as processes,
+    ):
+        processes.agree("settings", config.flat())
+        processes.agree("version", code_version())
+        try:
+            return train_run(config, argv, stop, processes)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            raise explain(error, config) from error
+
+
+def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: Processes) -> int:
+    """Train, in every process of a run alike; return the exit code."""
     mesh = make_mesh(config.mesh.shape)
-    lead = jax.process_index() == 0
-    console = Console(config.run.steps, enabled=lead)
-    config, files = open_sources(config, console.note)
+    console = Console(config.run.steps, enabled=processes.lead)
+    config, files = open_sources(config, console.note, processes)
     folder = Path(config.run.checkpoint_dir) / config.run.run_name
 
-    with jax.set_mesh(mesh), StopSignal() as stop, contextlib.ExitStack() as closing:
+    with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+        if processes.lead:
+            closing.enter_context(locked(folder, config, console.note))
+        processes.agree("folder", {})
         checkpoints = Checkpoints(folder, keep=config.run.keep, warn=console.warn)
         closing.callback(checkpoints.close)
         abstract = abstract_state(config, mesh)
-        restored = resume(checkpoints, abstract, config, files, console.note)
-        write_run_folder(folder, config, argv, enabled=lead)
-        state, step, row = restored or (init_state(config, mesh), 0, 0)
-
-        rows = TrainRows(files, config.data.data_weights, config.data.seq_len, config.run.seed)
-        batches = token_batches(
-            rows,
-            accum_steps=config.data.accum_steps,
-            batch_size=config.data.batch_size,
-            sharding=batch_sharding(config, mesh),
-            start_step=step,
-            start_row=row,
-            steps=config.run.steps,
-            prefetch_steps=config.data.prefetch_steps,
-        )
+        with stop.interruptible("reading the checkpoint"):
+            processes.enter("reading the checkpoint")
+            restored = resume(checkpoints, abstract, config, files, console.note)
+            write_run_folder(folder, config, argv, enabled=processes.lead)
+            state, step, row = restored or (init_state(config, mesh), 0, 0)
+        with stop.interruptible("compiling"):
+            processes.enter("compiling")
+            train_step = compile_step(config, mesh, abstract, step, console.note)
+        batches = open_batches(config, files, mesh, step, row)
         # A run that is asked to stop ends like one that is through: with the last step's figures.
-        batches = itertools.takewhile(lambda batch: stop.received is None, batches)
-        train_step = compile_step(config, mesh, abstract, step, console.note)
-        evaluation = Evaluation(config, files, mesh, report=console.note)
+        batches = itertools.takewhile(lambda batch: not processes.should_stop(), batches)
+        evaluation = Evaluation(
+            config, files, mesh, report=console.note, should_stop=processes.should_stop
+        )
 
         outputs: list[Output] = [console]
-        if lead:
+        if processes.lead:
             outputs.append(MetricsFile(folder / "metrics.jsonl", step, warn=console.warn))
             outputs.append(WandbMirror(config, folder, resume=step > 0))
         for output in outputs:
             closing.callback(output.close)
         console.start(step)
+        processes.enter("training")
 
         milestones = Milestones(config, files, checkpoints, evaluation, outputs, (step, row))
         progress = Progress(step, state, None)
         for progress in train(train_step, state, batches, config, milestones.throughput):
-            milestones.reach(progress, stopping=stop.received is not None)
-        milestones.finish(progress, stopping=stop.received is not None)
+            milestones.reach(progress)
+        milestones.finish(progress)
         checkpoints.close()
         console.close()
-        if stop.received is not None:
-            say_stopped(stop.received, progress.step, folder, console)
-            return 128 + stop.received
-        if lead:
-            show_results(config, files, progress, milestones.measured, console)
-            show_next_steps(config, folder, checkpoints, console)
-        return 0
+        stopped = stop.received if processes.should_stop() else None
+        if stopped is not None:
+            say_stopped(stopped, progress.step, folder, console)
+        elif processes.lead:
+            console.show_tables(milestones.measured)
+            if processes.count == 1:
+                show_sample(config, files, progress, console)
+            show_next_steps(config, folder, console)
+        if checkpoints.failed_saves:
+            console.warn(f"{checkpoints.failed_saves} checkpoints could not be saved: see above")
+        return 0 if stopped is None else exit_code(stopped)
 
 
-def open_sources(config: Config, report: Callable[[str], None]) -> tuple[Config, list[TokenFile]]:
+def open_sources(
+    config: Config, report: Callable[[str], None], processes: Processes
+) -> tuple[Config, list[TokenFile]]:
     """Return the settings with their sources and normalised weights, and the sources prepared."""
+
+    def tell(text: str) -> None:
+        report(text)
+        processes.move()
+
+    processes.enter("preparing text")
     data = config.data
     if not data.data_paths:
-        paths = build_sample(SAMPLE_FOLDER, report=report)
+        paths = build_sample(SAMPLE_FOLDER, report=tell)
         data = dataclasses.replace(data, data_paths=tuple(map(str, paths)))
     weights, message = normalise_weights(data.data_weights, data.data_paths)
     if message:
@@ -116,10 +143,30 @@ def open_sources(config: Config, report: Callable[[str], None]) -> tuple[Config,
         data.data_paths,
         validation_fraction=data.validation_fraction,
         min_tokens=data.seq_len + 1,
-        report=report,
+        report=tell,
     )
+    processes.move()
     data = dataclasses.replace(data, data_weights=weights)
+    sources = {f.name: f"{f.sha256}, held out from token {f.split}" for f in files}
+    processes.agree("text", sources)
     return dataclasses.replace(config, data=data), files
+
+
+def open_batches(
+    config: Config, files: list[TokenFile], mesh: Mesh, step: int, row: int
+) -> Iterator[Batch]:
+    """Return the batches of the steps that are left, made ready ahead."""
+    data, run = config.data, config.run
+    return token_batches(
+        TrainRows(files, data.data_weights, data.seq_len, run.seed),
+        accum_steps=data.accum_steps,
+        batch_size=data.batch_size,
+        sharding=batch_sharding(config, mesh),
+        start_step=step,
+        start_row=row,
+        steps=run.steps,
+        prefetch_steps=data.prefetch_steps,
+    )
 
 
 def compile_step(
@@ -177,7 +224,7 @@ class Milestones:
         self.throughput = Throughput()
         self.measured: dict[str, float] = {}
 
-    def reach(self, progress: Progress, stopping: bool) -> None:
+    def reach(self, progress: Progress) -> None:
         """Do what is due at a step; the run's last one is `finish`'s."""
         run, step = self._config.run, progress.step
         if progress.record is not None:
@@ -185,21 +232,28 @@ class Milestones:
         if step == run.steps:
             return
         validation = None
-        if step % self._config.evaluation.eval_every == 0 and not stopping:
+        if step % self._config.evaluation.eval_every == 0:
             validation = self.evaluate(progress)
         # A run that diverges must not push its healthy checkpoints out.
         if step % run.save_every == 0 and int(progress.state.bad_in_row) == 0:
             self._save(progress, validation)
 
-    def finish(self, progress: Progress, stopping: bool) -> None:
-        """Evaluate, unless the run was asked to stop, and save after the last step."""
-        self._save(progress, None if stopping else self.evaluate(progress))
+    def finish(self, progress: Progress) -> None:
+        """Evaluate, as far as the run was not asked to stop, and save after the last step."""
+        self._save(progress, self.evaluate(progress))
 
     def evaluate(self, progress: Progress) -> float | None:
-        """Measure on held-out text; return bits per byte, the clock of training stopped."""
+        """Measure on held-out text; return bits per byte, the clock of training stopped.
+
+        None where the run is asked to stop before all is measured.
+        """
         self.throughput.pause()
         params = progress.state.params
-        self.measured = self._evaluation.by_source(params) | self._evaluation.extrapolation(params)
+        try:
+            found = self._evaluation.by_source(params) | self._evaluation.extrapolation(params)
+        except Interrupted:
+            return None
+        self.measured = found
         self._write(Record(progress.step, self.measured))
         self.throughput.resume()
         return self.measured.get("val/bits_per_byte")
@@ -230,15 +284,10 @@ class Milestones:
             output.write(record)
 
 
-def show_results(
-    config: Config,
-    files: list[TokenFile],
-    progress: Progress,
-    measured: dict[str, float],
-    console: Console,
+def show_sample(
+    config: Config, files: list[TokenFile], progress: Progress, console: Console
 ) -> None:
-    """Print the tables, one sample and what to try next."""
-    console.show_tables(measured)
+    """Print what the model writes after the beginning of a held-out text."""
     shards = math.prod(config.mesh.shape[:2])
     prompt = bytes(files[0].validation[:64]).split(b"\0")[0]
     prompt = prompt.decode("utf-8", "ignore").encode()
@@ -255,9 +304,7 @@ def show_results(
         console.show_sample(prompt, bytes(text))
 
 
-def show_next_steps(
-    config: Config, folder: Path, checkpoints: Checkpoints, console: Console
-) -> None:
+def show_next_steps(config: Config, folder: Path, console: Console) -> None:
     """Say where things are and what to try."""
     report = write_report(folder)
     name = config.run.run_name
@@ -268,8 +315,6 @@ def show_next_steps(
     console.note(
         "  python -m spectral_dist.train --config configs/level1.yaml --data_paths YOUR.txt"
     )
-    if checkpoints.failed_saves:
-        console.warn(f"{checkpoints.failed_saves} checkpoints could not be saved: see above")
 
 
 def say_stopped(stop: signal.Signals, step: int, folder: Path, console: Console) -> None:

@@ -228,10 +228,21 @@ def _replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
         raise
 
 
+def unfinished_bytes(binary: Path) -> int:
+    """Return the bytes of a .bin that are written so far, while it is being built."""
+    with contextlib.suppress(OSError):
+        return sum(part.stat().st_size for part in _temporaries(binary))
+    return 0
+
+
+def _temporaries(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+
+
 def _remove_abandoned(path: Path) -> None:
     """Remove the temporary files that killed processes left; a live one writes all the time."""
     with contextlib.suppress(OSError):
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        for left in _temporaries(path):
             if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
                 left.unlink()
 

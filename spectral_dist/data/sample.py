@@ -19,6 +19,7 @@ from random import Random
 
 from spectral_dist.data.arithmetic import worksheet
 from spectral_dist.data.turkish_documents import turkish_document
+from spectral_dist.file_lock import held
 
 SOURCES = ("turkish", "code", "english", "math")
 SEPARATOR = "<|endoftext|>"
@@ -83,6 +84,20 @@ def build_sample(
     if _is_complete(folder, paths, recipe):
         return paths
     folder.mkdir(parents=True, exist_ok=True)
+    with held(folder / ".sample.lock", lambda: report(f"waiting for the text in {folder}")):
+        if not _is_complete(folder, paths, recipe):
+            _build(folder, paths, seed, recipe, bytes_per_source, report)
+    return paths
+
+
+def _build(
+    folder: Path,
+    paths: list[Path],
+    seed: int,
+    recipe: dict[str, object],
+    bytes_per_source: int,
+    report: Callable[[str], None],
+) -> None:
     # Without its record an interrupted rebuild is never taken for a complete one.
     (folder / "sample.json").unlink(missing_ok=True)
     sizes = {}
@@ -98,7 +113,6 @@ def build_sample(
         seconds = time.perf_counter() - start
         report(f"sample text: {path} ({len(text) / 1e6:.1f} MB in {seconds:.1f} s)")
     _write(folder / "sample.json", json.dumps({**recipe, "sizes": sizes}, indent=2).encode())
-    return paths
 
 
 def _is_complete(folder: Path, paths: list[Path], recipe: dict[str, object]) -> bool:

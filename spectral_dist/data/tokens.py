@@ -13,19 +13,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spectral_dist.data.build import Manifest, bin_path, build, read_manifest, state_of
+from spectral_dist.data.build import (
+    Manifest,
+    bin_path,
+    build,
+    read_manifest,
+    state_of,
+    unfinished_bytes,
+)
+from spectral_dist.file_lock import FileLock
 
 Report = Callable[[str], None]
 # Below this many bytes in all, starting processes costs more than they save.
 _PARALLEL_BYTES = 1 << 25
 _REPORT_SECONDS = 2.0
+# Another process that builds a text is looked at so often, and given up after so long a standstill.
+_WAIT_SECONDS = 0.2
+_STALLED_SECONDS = 600.0
 # How far the split looks for a document's end, to each side: under half a second of reading.
 _SEARCH_BYTES = 1 << 28
 _SEARCH_BLOCK = 1 << 20
@@ -85,21 +96,13 @@ def prepare(
     sources = [Path(path) for path in paths]
     for source in sources:
         _check_readable(source)
-    manifests: dict[Path, Manifest] = {}
-    missing: list[Path] = []
-    for source in dict.fromkeys(sources):
-        if source.suffix == ".bin":
-            continue
-        state = state_of(source)
-        if state.manifest is None:
-            if state.reason:
-                report(f"{source}: building {bin_path(source).name} again: {state.reason}")
-            missing.append(source)
-        else:
-            if state.refreshed:
-                report(f"{source}: a new modification time, the same content; nothing to build")
-            manifests[source] = state.manifest
-    manifests |= _build_all(missing, processes, report)
+    texts = [source for source in dict.fromkeys(sources) if source.suffix != ".bin"]
+    manifests, missing = _up_to_date(texts, report)
+    if missing:
+        # One process builds, of this run or another one; the others find it built.
+        with _locked(missing, report):
+            found, missing = _up_to_date(missing, report)
+            manifests |= found | _build_all(missing, processes, report)
     for source in sources:
         if source.suffix == ".bin":
             try:
@@ -112,6 +115,23 @@ def prepare(
         _open(name, source, manifests[source], validation_fraction, min_tokens, report)
         for name, source in zip(_names(sources), sources, strict=True)
     ]
+
+
+def _up_to_date(
+    texts: Iterable[Path], report: Report
+) -> tuple[dict[Path, Manifest], dict[Path, str]]:
+    """Return the manifests of the texts whose .bin can be used, and why the others' cannot."""
+    manifests: dict[Path, Manifest] = {}
+    missing: dict[Path, str] = {}
+    for text in texts:
+        state = state_of(text)
+        if state.manifest is None:
+            missing[text] = state.reason
+        else:
+            if state.refreshed:
+                report(f"{text}: a new modification time, the same content; nothing to build")
+            manifests[text] = state.manifest
+    return manifests, missing
 
 
 def _check_readable(source: Path) -> None:
@@ -185,12 +205,52 @@ def _size(count: int) -> str:
     return f"{count:,} bytes" if count < 10_000 else f"{count / 1e6:,.1f} MB"
 
 
+@contextlib.contextmanager
+def _locked(texts: Iterable[Path], report: Report) -> Iterator[None]:
+    """Hold the right to build some texts; wait while another process builds one of them.
+
+    Raises:
+      ValueError: if that process makes no progress for a long time.
+    """
+    with contextlib.ExitStack() as held:
+        for text in sorted(texts):  # in one order, so that no two processes wait for each other
+            binary = bin_path(text)
+            lock = FileLock(binary.with_name(f".{binary.name}.lock"))
+            # Where no lock can be had, the building itself says why, or works without.
+            with contextlib.suppress(OSError):
+                _wait_for(lock, text, report)
+                held.callback(lock.release)
+        yield
+
+
+def _wait_for(lock: FileLock, text: Path, report: Report) -> None:
+    written, since, told = -1, time.monotonic(), 0.0
+    while not lock.take():
+        now = time.monotonic()
+        if (size := unfinished_bytes(bin_path(text))) != written:
+            written, since = size, now
+        other = "process {pid} on {host}".format_map({"pid": "?", "host": "?"} | lock.holder())
+        if now - since > _STALLED_SECONDS:
+            raise ValueError(
+                f"data_paths: {text}: {other} has been building {bin_path(text).name} without"
+                f" progress for {now - since:.0f} s; end it and start again"
+            )
+        if now - told >= _REPORT_SECONDS:
+            told = now
+            report(f"{text}: waiting for {other}, which builds {bin_path(text).name}")
+        time.sleep(_WAIT_SECONDS)
+
+
 def _build_all(
-    sources: Sequence[Path], processes: int | None, report: Report
+    reasons: Mapping[Path, str], processes: int | None, report: Report
 ) -> dict[Path, Manifest]:
     """Build the texts, in worker processes where there are several and they are large."""
-    if not sources:
+    if not reasons:
         return {}
+    for source, reason in reasons.items():
+        if reason:
+            report(f"{source}: building {bin_path(source).name} again: {reason}")
+    sources = list(reasons)
     progress: dict[Path, _Progress] = {}
     wanted = min(len(sources), processes or _cores())
     total = sum(source.stat().st_size for source in sources)

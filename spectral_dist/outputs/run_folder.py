@@ -4,11 +4,14 @@ Owns what is written about a run beside its metrics and checkpoints. No secret e
 settings, and of the environment only versions, devices and the commit.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,9 @@ import jax
 import yaml
 
 from spectral_dist.config import Config
+from spectral_dist.file_lock import FileLock
 
+_LOOK_SECONDS = 0.5
 _PACKAGES = (
     "spectral-dist",
     "jax",
@@ -51,10 +56,66 @@ def write_run_folder(
         _replace(folder / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False))
         _replace(folder / "environment.json", json.dumps(_environment(argv), indent=2) + "\n")
     except OSError as error:
-        raise ValueError(
-            f"checkpoint_dir={config.run.checkpoint_dir!r}: {folder} cannot be written:"
-            f" {error.strerror}"
-        ) from error
+        raise _unwritable(config, folder, error) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path, config: Config, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold the folder of a run, so that no other process trains in it.
+
+    A scheduler that starts a job again may do so before the last of its processes is gone: for
+    one's own job one waits, at most start_timeout.
+
+    Args:
+      folder: of the run; made if missing.
+      config: names the run.
+      report: told of a wait.
+
+    Raises:
+      ValueError: if another process holds it, or the folder cannot be made or written.
+    """
+    job = os.environ.get("SLURM_JOB_ID", "")
+    lock = FileLock(folder / ".lock", job)
+    until, waited = time.monotonic() + config.run.start_timeout, False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while not lock.take():
+            holder = {"pid": "?", "host": "?", "job": ""} | lock.holder()
+            who = "process {pid} on {host}".format_map(holder)
+            if holder["job"] != job or not job or time.monotonic() > until:
+                raise ValueError(
+                    f"run_name={config.run.run_name!r}: {who} is training in {folder}; stop it, or"
+                    " choose another --run_name"
+                )
+            if not waited:
+                report(f"waiting for {who}, of the same job, to leave {folder}")
+            waited = True
+            time.sleep(_LOOK_SECONDS)
+    except OSError as error:
+        raise _unwritable(config, folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(config: Config, folder: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"checkpoint_dir={config.run.checkpoint_dir!r}: {folder} cannot be written:"
+        f" {error.strerror}"
+    )
+
+
+def code_version() -> dict[str, str]:
+    """Return what must be the same in all processes of a run: versions, and our own sources."""
+    package = Path(__file__).parents[1]
+    sources = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        sources.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    found = {
+        name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "orbax-checkpoint")
+    }
+    return found | {"spectral_dist sources": sources.hexdigest()[:16]}
 
 
 def _environment(argv: Sequence[str]) -> dict[str, Any]:

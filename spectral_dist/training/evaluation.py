@@ -27,6 +27,10 @@ TOLERANCE = 0.002
 _RESAMPLES = 2_000
 
 
+class Interrupted(Exception):
+    """The run was asked to stop before an evaluation was through."""
+
+
 class Evaluation:
     """The held-out windows of a run's sources, and the compiled functions that score them."""
 
@@ -37,6 +41,7 @@ class Evaluation:
         mesh: Mesh,
         *,
         report: Callable[[str], None],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Choose the windows; compiles nothing yet.
 
@@ -45,9 +50,11 @@ class Evaluation:
           files: the sources, of which only the held-out part is read.
           mesh: the devices.
           report: is told once which measurements the held-out text does not allow.
+          should_stop: asked before every batch, in all processes alike; where it says yes, the
+            measurement under way raises `Interrupted`.
         """
         settings, seq_len = config.evaluation, config.data.seq_len
-        self._config, self._mesh = config, mesh
+        self._config, self._mesh, self._should_stop = config, mesh, should_stop
         self._eval_step = make_eval_step(config, mesh)
         self._weights = {f.name: w for f, w in zip(files, config.data.data_weights, strict=True)}
         self._windows = {
@@ -118,6 +125,8 @@ class Evaluation:
         place = NamedSharding(self._mesh, PartitionSpec(RULES["batch"]))
         nats = []
         for start in range(0, len(windows), rows):
+            if self._should_stop():
+                raise Interrupted
             part = windows[np.minimum(np.arange(start, start + rows), len(windows) - 1)]
             tokens = jax.make_array_from_callback(part.shape, place, partial(_pick, part))
             nats.append(np.asarray(self._eval_step(params, tokens, targets), np.float64))

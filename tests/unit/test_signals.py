@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from spectral_dist.training.signals import StopSignal
+from spectral_dist.cluster.signals import StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
