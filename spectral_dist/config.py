@@ -38,12 +38,8 @@ class RunConfig:
     save_every: int = setting(500, "steps between two checkpoints")
     keep: int = setting(2, "latest checkpoints kept, beside the best by validation")
     max_bad_steps: int = setting(10, "non-finite steps in a row after which the run stops")
-    start_timeout: float = setting(
-        300.0, "time for every process of a run to report in and to free the run folder, seconds"
-    )
-    hang_timeout: float = setting(
-        600.0, "time without any progress after which a run has hung, in seconds"
-    )
+    start_timeout: float = setting(300.0, "time for all processes to report in, in seconds")
+    hang_timeout: float = setting(600.0, "time without progress that means a hang, in seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +68,7 @@ class DataConfig:
     """The text and how it becomes batches."""
 
     data_paths: tuple[str, ...] = setting((), "text files, joined by commas; one source each")
-    data_weights: tuple[float, ...] = setting(
-        (), "share of each source in a batch (default: equal)"
-    )
+    data_weights: tuple[float, ...] = setting((), "share of each source (default: equal)")
     validation_fraction: float = setting(
         0.01, "share of each source's tail held out for validation"
     )

@@ -253,9 +253,10 @@ class Milestones:
             found = self._evaluation.by_source(params) | self._evaluation.extrapolation(params)
         except Interrupted:
             return None
+        finally:
+            self.throughput.resume()
         self.measured = found
         self._write(Record(progress.step, self.measured))
-        self.throughput.resume()
         return self.measured.get("val/bits_per_byte")
 
     def _save(self, progress: Progress, validation: float | None) -> None:

@@ -279,9 +279,7 @@ def _report_in(control: Any, place: Place, start_timeout: float) -> dict[int, st
 def _who_is_missing(place: Place, here: Mapping[str, str], start_timeout: float) -> str:
     limit = f"within start_timeout={start_timeout:g} s"
     if not here:
-        return (
-            f"process 0 of {place.count} cannot be reached at {place.host}:{place.port} in {limit}"
-        )
+        return f"process 0 of {place.count} not reached at {place.host}:{place.port} {limit}"
     missing = [str(i) for i in range(place.count) if str(i) not in here]
     word = "process" if len(missing) == 1 else "processes"
     have = "has" if len(missing) == 1 else "have"

@@ -26,17 +26,13 @@ from spectral_dist.data.build import (
     build,
     read_manifest,
     state_of,
-    unfinished_bytes,
 )
-from spectral_dist.file_lock import FileLock
+from spectral_dist.data.turns import turn_to_build
 
 Report = Callable[[str], None]
 # Below this many bytes in all, starting processes costs more than they save.
 _PARALLEL_BYTES = 1 << 25
 _REPORT_SECONDS = 2.0
-# Another process that builds a text is looked at so often, and given up after so long a standstill.
-_WAIT_SECONDS = 0.2
-_STALLED_SECONDS = 600.0
 # How far the split looks for a document's end, to each side: under half a second of reading.
 _SEARCH_BYTES = 1 << 28
 _SEARCH_BLOCK = 1 << 20
@@ -100,7 +96,7 @@ def prepare(
     manifests, missing = _up_to_date(texts, report)
     if missing:
         # One process builds, of this run or another one; the others find it built.
-        with _locked(missing, report):
+        with turn_to_build(missing, report):
             found, missing = _up_to_date(missing, report)
             manifests |= found | _build_all(missing, processes, report)
     for source in sources:
@@ -203,42 +199,6 @@ class _Progress:
 
 def _size(count: int) -> str:
     return f"{count:,} bytes" if count < 10_000 else f"{count / 1e6:,.1f} MB"
-
-
-@contextlib.contextmanager
-def _locked(texts: Iterable[Path], report: Report) -> Iterator[None]:
-    """Hold the right to build some texts; wait while another process builds one of them.
-
-    Raises:
-      ValueError: if that process makes no progress for a long time.
-    """
-    with contextlib.ExitStack() as held:
-        for text in sorted(texts):  # in one order, so that no two processes wait for each other
-            binary = bin_path(text)
-            lock = FileLock(binary.with_name(f".{binary.name}.lock"))
-            # Where no lock can be had, the building itself says why, or works without.
-            with contextlib.suppress(OSError):
-                _wait_for(lock, text, report)
-                held.callback(lock.release)
-        yield
-
-
-def _wait_for(lock: FileLock, text: Path, report: Report) -> None:
-    written, since, told = -1, time.monotonic(), 0.0
-    while not lock.take():
-        now = time.monotonic()
-        if (size := unfinished_bytes(bin_path(text))) != written:
-            written, since = size, now
-        other = "process {pid} on {host}".format_map({"pid": "?", "host": "?"} | lock.holder())
-        if now - since > _STALLED_SECONDS:
-            raise ValueError(
-                f"data_paths: {text}: {other} has been building {bin_path(text).name} without"
-                f" progress for {now - since:.0f} s; end it and start again"
-            )
-        if now - told >= _REPORT_SECONDS:
-            told = now
-            report(f"{text}: waiting for {other}, which builds {bin_path(text).name}")
-        time.sleep(_WAIT_SECONDS)
 
 
 def _build_all(

@@ -145,7 +145,7 @@ POSITIVE = [
     *("accum_steps", "prefetch_steps", "hidden_dim", "num_layers", "mlp_dim", "head_dim"),
     *("num_kv_heads", "window", "num_poles", "conv_width", "chunk_size", "eval_every"),
     *("eval_windows", "extrapolation_windows", "tau_min", "tau_max", "lr", "adam_eps"),
-    "clip_norm",
+    *("clip_norm", "start_timeout", "hang_timeout"),
 ]
 NOT_NEGATIVE = ["seed", "weight_decay", "z_loss", "warmup_steps"]
 SHARES = ["beta1", "beta2", "final_lr_fraction", "decay_fraction", "validation_fraction"]
