@@ -40,6 +40,7 @@ from spectral_dist.training.manifest import (
 LINKS = ("checkpoint_0", "checkpoint_1")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # how Orbax ends the name of a folder not yet committed
 _DELETED = ".deleted"
+_MOST_STEPS = 256  # newest checkpoints that processes compare
 T = TypeVar("T")
 
 
@@ -154,7 +155,7 @@ class Checkpoints:
         """
         self._finish()
         damaged: list[int] = []
-        for step in reversed(self.steps()):
+        for step in reversed(_as_lead_sees(self.steps())):
             try:
                 found = self._read(abstract_state, step, check)
             except Unreadable as reason:
@@ -195,7 +196,7 @@ class Checkpoints:
         try:
             self._finish()
             self._make_ready()
-            if step not in self.steps():
+            if step not in _as_lead_sees(self.steps()):
                 self._start(step, state, description, validation)
         except Exception as error:  # whatever it is, it must not end a training
             self._report_failure(step, error)
@@ -340,6 +341,17 @@ def _save_args(state: Any) -> Any:
 def _restore_args(abstract_state: Any) -> Any:
     arguments: Any = ocp.args.StandardRestore
     return arguments(abstract_state)
+
+
+def _as_lead_sees(steps: list[int]) -> list[int]:
+    """Return the lead's list: on a network's file system the others' may lag behind."""
+    if jax.process_count() == 1:
+        return steps
+    newest = np.full(_MOST_STEPS, -1, np.int32)
+    found = steps[-_MOST_STEPS:]
+    newest[: len(found)] = found
+    told = np.asarray(multihost_utils.broadcast_one_to_all(newest))
+    return [int(step) for step in told if step >= 0]
 
 
 def _together(action: Callable[[], T]) -> T:
