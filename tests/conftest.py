@@ -22,9 +22,11 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.pop("WANDB_API_KEY", None)
 
-# Tests and the programs they start compile the same steps again and again: share the results.
-_compilations = tempfile.TemporaryDirectory(prefix="spectral_dist_compilations_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilations.name
+# Tests and the programs they start compile the same steps again and again: share the results, also
+# between the processes that run tests, which inherit this one's environment.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compilations = tempfile.TemporaryDirectory(prefix="spectral_dist_compilations_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilations.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402 - reads the environment when it is imported
