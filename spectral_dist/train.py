@@ -84,7 +84,7 @@ def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: 
             write_run_folder(folder, config, argv, enabled=processes.lead)
             state, step, row = restored or (init_state(config, mesh), 0, 0)
         with stop.interruptible("compiling"):
-            processes.enter("compiling")
+            processes.enter("compiling", waits=False)
             train_step = compile_step(config, mesh, abstract, step, console.note)
         batches = open_batches(config, files, mesh, step, row)
         # A run that is asked to stop ends like one that is through: with the last step's figures.

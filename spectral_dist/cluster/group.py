@@ -58,9 +58,15 @@ class Processes:
         """Whether this process speaks for all."""
         return self.index == 0
 
-    def enter(self, phase: str) -> None:
-        """Say that this process begins a part of the run."""
+    def enter(self, phase: str, waits: bool = True) -> None:
+        """Say that this process begins a part of the run.
+
+        Args:
+          phase: what it does there, for an error.
+          waits: whether it may wait for others; if not, a busy processor is a sign of life.
+        """
         if self._watch is not None:
+            self._watch.busy_is_moving = not waits
             self._watch.phase = phase
             self._watch.at_place += 1
 

@@ -26,6 +26,7 @@ from spectral_dist.command_line import LOST
 
 BEAT_SECONDS = 1.0
 _CALL_SECONDS = 10.0
+_BUSY_SHARE = 0.1  # of a processor's time between two beats
 # A process that has not beaten for so long is gone, as in JAX's own service.
 _SILENT_SECONDS = 100.0
 # How soon silence tells, once something else has gone wrong.
@@ -82,6 +83,8 @@ class Watch:
         self.hang_timeout = hang_timeout
         self.silent_after = min(hang_timeout, _SILENT_SECONDS)
         self.at_place, self.moves, self.phase = 0, 0, "start"
+        self.busy_is_moving = False  # in a part where a process waits for nobody
+        self._worked = time.process_time()
         self._beats = 0
         self._now = self._moved = clock()
         self._seen = {i: _Seen(host, {}, self._now) for i, host in hosts.items()}
@@ -124,6 +127,10 @@ class Watch:
 
     def _beat(self) -> dict[str, Any]:
         self._beats += 1
+        worked, before = time.process_time(), self._worked
+        self._worked = worked
+        if self.busy_is_moving and worked - before > _BUSY_SHARE * BEAT_SECONDS:
+            self.moves += 1
         wanted = self._stop.received
         return {
             "beats": self._beats,

@@ -1,6 +1,7 @@
 """Who is silent, who has ended, who has hung: judged by one process, with a clock of its own."""
 
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -104,3 +105,18 @@ def test_a_signal_there_asks_for_a_stop_here(seen: Seen) -> None:
     seen.beats[1]["wanted"] = int(signal.SIGUSR1)
     seen.second()
     assert seen.stop.received is signal.SIGUSR1
+
+
+def test_a_busy_process_moves_where_it_waits_for_nobody(seen: Seen) -> None:
+    def work() -> None:
+        until = time.process_time() + 0.2
+        while time.process_time() < until:
+            pass
+
+    seen.watch._beat()
+    work()
+    assert seen.watch._beat()["moves"] == 0  # it may be spinning in a collective
+    seen.watch.busy_is_moving = True
+    work()
+    assert seen.watch._beat()["moves"] == 1
+    assert seen.watch._beat()["moves"] == 1
