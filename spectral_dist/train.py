@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from spectral_dist.cluster.group import Processes, start_processes
+from spectral_dist.cluster.group import Processes
 from spectral_dist.cluster.signals import StopSignal, exit_code
+from spectral_dist.cluster.start import start_processes
 from spectral_dist.command_line import load_config, run_main
 from spectral_dist.config import Config
 from spectral_dist.data.mixture import Batch, TrainRows, token_batches

@@ -5,7 +5,7 @@ report in, say that they are alive and agree on when to stop; and JAX's coordina
 JAX itself needs. They live outside the lead, because JAX ends every process by an abort when its
 service goes: so the lead may die and the others still find out and say who it was.
 
-It ends after the lead, once nobody has called for a while. Started by `group.start_processes` as
+It ends after the lead, once nobody has called for a while. Started by `start.start_processes` as
 `python -m spectral_dist.cluster.control PORT COUNT`; read `main` first.
 """
 

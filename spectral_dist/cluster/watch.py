@@ -10,9 +10,9 @@ behind in `place` are to blame.
 """
 
 import contextlib
+import http.client
 import json
 import signal
-import socket
 import threading
 import time
 import xmlrpc.client
@@ -33,6 +33,10 @@ _SILENT_SECONDS = 100.0
 _SUSPECT_SECONDS = 4.0
 
 
+# What a call of the control service raises where it cannot be had.
+UNREACHABLE = (OSError, http.client.HTTPException, xmlrpc.client.Error)
+
+
 class _Transport(xmlrpc.client.Transport):
     """HTTP whose calls end after a while."""
 
@@ -43,7 +47,7 @@ class _Transport(xmlrpc.client.Transport):
 
 
 def connect(place: Place) -> Any:
-    """Return the control service of a run; for one thread. Its calls raise OSError and the like."""
+    """Return the control service of a run; for one thread. Its calls raise `UNREACHABLE`."""
     host = f"[{place.host}]" if ":" in place.host else place.host
     return xmlrpc.client.ServerProxy(f"http://{host}:{place.port}", transport=_Transport())
 
@@ -119,7 +123,7 @@ class Watch:
                 answer = json.loads(control.beat(str(self._place.index), json.dumps(self._beat())))
                 self.hear({int(i): json.loads(b) for i, b in answer["beats"].items()})
                 self.judge({int(i): json.loads(e) for i, e in answer["ended"].items()})
-            except (OSError, xmlrpc.client.Error, ValueError) as error:
+            except (*UNREACHABLE, ValueError) as error:
                 with contextlib.suppress(OSError):
                     control("close")()
                 self._judge_service(error)
@@ -190,8 +194,3 @@ class Watch:
                 f" cannot be reached: {error}",
                 LOST,
             )
-
-
-def host_name() -> str:
-    """Return this host's name, as SLURM and the network have it."""
-    return socket.gethostname()

@@ -8,9 +8,10 @@ from typing import Any, cast
 import pytest
 
 from spectral_dist.cluster.control import Table
-from spectral_dist.cluster.group import Processes, start_processes
+from spectral_dist.cluster.group import Processes
 from spectral_dist.cluster.place import Place
 from spectral_dist.cluster.signals import StopSignal
+from spectral_dist.cluster.start import start_processes
 from spectral_dist.command_line import LOST, Ending
 
 
@@ -29,9 +30,8 @@ def together(count: int) -> list[Processes]:
     table = Table()
     found = []
     for index in range(count):
-        one = Processes(StopSignal(), Place("here", 1, index, count, None, "job"))
-        one._control, one._watch = table, cast(Any, Watching())
-        found.append(one)
+        place = Place("here", 1, index, count, None, "job")
+        found.append(Processes(StopSignal(), place, table, cast(Any, Watching())))
     return found
 
 
