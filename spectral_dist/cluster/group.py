@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -132,6 +132,24 @@ class Processes:
                         f"{what}: {key}={theirs} in {self._watch.name(index)}, but {mine} in"
                         f" {self._watch.name(0)}"
                     )
+
+    def from_lead(self, what: str, make: Callable[[], Any]) -> Any:
+        """Return what the lead makes, in every process; only the lead makes it.
+
+        Args:
+          what: in a word, used once in a run.
+          make: returns anything that JSON holds.
+        """
+        if self._watch is None:
+            return make()
+        self.enter(what)
+        if self.lead:
+            made = make()
+            self._control.put(f"from_lead/{what}", json.dumps(made))
+            return made
+        while not (text := self._control.get(f"from_lead/{what}")):
+            time.sleep(_POLL_SECONDS)
+        return json.loads(text)
 
     def __enter__(self) -> "Processes":
         """Begin to watch."""

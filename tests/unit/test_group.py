@@ -97,6 +97,29 @@ def test_what_differs_is_named_everywhere() -> None:
     assert errors == ["settings: seed=1 in process 2, but 0 in process 0"] * 3
 
 
+def test_only_the_lead_makes_what_all_get() -> None:
+    made: list[int] = []
+
+    def make(one: Processes) -> dict[str, str]:
+        made.append(one.index)
+        return {"mesh": "1x2x1"}
+
+    processes = together(3)
+    got: list[Any] = []
+    threads = [
+        threading.Thread(
+            target=lambda one=one: got.append(one.from_lead("mesh", lambda: make(one)))
+        )
+        for one in reversed(processes)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert made == [0]
+    assert got == [{"mesh": "1x2x1"}] * 3
+
+
 def test_a_lead_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:9")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
