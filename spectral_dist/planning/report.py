@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,6 +45,7 @@ from spectral_dist.planning.memory import (
 )
 from spectral_dist.planning.remedies import Remedy, find_remedy
 from spectral_dist.planning.roofline import Prediction, RunCost, predict, run_cost, steps_for
+from spectral_dist.planning.search import Candidate
 
 FORMAT_VERSION = 1
 LARGEST = 10
@@ -70,6 +71,7 @@ class Report:
       prediction: of the roofline model.
       costs: of the run's steps, and of an amount of text if one was given.
       remedies: tried where it does not fit, the last one fits if any does.
+      ranking: the candidates of `--mesh=auto`, the best first; empty where the mesh was given.
     """
 
     config: Config
@@ -86,6 +88,7 @@ class Report:
     prediction: Prediction
     costs: list[RunCost]
     remedies: list[Remedy]
+    ranking: list[Candidate]
 
 
 def build_report(
@@ -96,6 +99,7 @@ def build_report(
     usable: int | None,
     tokens: float | None = None,
     price_per_gpu_hour: float | None = None,
+    ranking: Sequence[Candidate] = (),
     say: Callable[[str], None],
 ) -> Report:
     """Compile the programs of a run and judge them.
@@ -107,6 +111,7 @@ def build_report(
       usable: bytes of a device, in place of the table's.
       tokens: amount of text to give the time for, beside the run's own steps.
       price_per_gpu_hour: for the cost, in any currency.
+      ranking: the candidates among which `config` was chosen.
       say: told what is compiled, as it is.
 
     Raises:
@@ -145,6 +150,7 @@ def build_report(
         prediction=prediction,
         costs=[run_cost(prediction, n, price_per_gpu_hour) for n in lengths],
         remedies=remedies,
+        ranking=list(ranking),
     )
 
 
@@ -353,6 +359,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "time": _time_json(report),
         "verdict": dataclasses.asdict(report.verdict),
         "remedies": [dataclasses.asdict(r) | {"fits": r.fits} for r in report.remedies],
+        "ranking": [dataclasses.asdict(candidate) for candidate in report.ranking],
     }
 
 
