@@ -8,12 +8,12 @@ Read `write_report` first. On request: python -m spectral_dist.outputs.report FO
 import argparse
 import html
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spectral_dist.outputs.html_page import LIGHT, draw_frame, tick_text, ticks, write_page
 from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.training.metrics import Record, extrapolation_rows, source_bits
 
@@ -61,12 +61,7 @@ def write_report(folder: Path) -> Path:
     text = settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else ""
     page = draw_page(folder.resolve().name, records, text)
     path = folder / "report.html"
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_page(path, page)
     return path
 
 
@@ -87,25 +82,14 @@ def draw_page(name: str, records: Sequence[Record], settings: str) -> str:
         _figure("Throughput", "tokens per second", speed, from_zero=True),
     ]
     last = max((record.step for record in records), default=0)
-    title = html.escape(name)
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{STYLE}</style>
-<main>
-<h1>{title}</h1>
-<p class="muted">{last:,} steps completed</p>
+    body = f"""<p class="muted">{last:,} steps completed</p>
 {_headline(records)}
 <div class="charts">
 {"".join(charts)}
 </div>
 {_extrapolation(records)}
-{_configuration(settings)}
-</main>
-</html>
-"""
+{_configuration(settings)}"""
+    return draw_frame(name, STYLE, body)
 
 
 def _points(records: Sequence[Record], name: str) -> list[tuple[int, float]]:
@@ -170,7 +154,7 @@ def draw_chart(
 
 def _colour(index: int) -> int:
     """Return the place of a series in the colour scale; what is beyond it shares the last."""
-    return min(index, len(_LIGHT) - 1)
+    return min(index, len(LIGHT) - 1)
 
 
 def _limits(low: float, high: float) -> tuple[float, float]:
@@ -282,29 +266,6 @@ def _draw_axes(axes: Axes, unit: str) -> str:
     return "".join(parts)
 
 
-def ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Return about five round numbers in [low, high]; integers if `whole`."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= 0.7 * rough)
-    if whole:
-        step = max(step, 1.0)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [n * step for n in range(first, last + 1)]
-
-
-def tick_text(value: float) -> str:
-    """Return a tick's number, short: 5e-4, 0.02, 2.5, 1.5k, 150k, 2.5M."""
-    size = abs(value)
-    for unit, name in ((1e6, "M"), (1e3, "k")):
-        if size >= unit:
-            return f"{value / unit:.5g}{name}"
-    if 0 < size < 1e-2:
-        digits, _, power = f"{value:.3e}".partition("e")
-        return f"{float(digits):g}e{int(power)}"
-    return f"{round(value, 12):.5g}"
-
-
 def _extrapolation(records: Sequence[Record]) -> str:
     """Return the newest extrapolation table, or nothing."""
     measured = [(r.step, extrapolation_rows(r.metrics)) for r in records]
@@ -338,44 +299,14 @@ def _configuration(settings: str) -> str:
     return f"<section><h2>Configuration</h2><pre>{text}</pre></section>" if text else ""
 
 
-# One colour scale, in its order; lighter steps of the same hues on a dark ground.
-_LIGHT = ["#2a78d6", "#eb6834", "#1baf7a", "#8a63d2", "#c99400", "#d6508a", "#008300", "#7a6a58"]
-_DARK = ["#4f97e8", "#f08a5c", "#2fc48d", "#a78be6", "#dcae2e", "#e877a8", "#3fae3f", "#a89a88"]
-
-
-def _scale(colours: Sequence[str]) -> str:
-    return "".join(f"--c{i}:{colour};" for i, colour in enumerate(colours))
-
-
 STYLE = (
-    ":root{color-scheme:light dark;--bg:#fcfcfb;--ink:#1b1b1a;--muted:#65645f;--grid:#e7e6e2;"
-    f"--axis:#b9b8b2;{_scale(_LIGHT)}}}"
-    "@media(prefers-color-scheme:dark){:root{--bg:#191918;--ink:#efeeea;--muted:#a3a29b;"
-    f"--grid:#2e2e2b;--axis:#55544f;{_scale(_DARK)}}}}}"
-    "body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}"
-    "main{max-width:1180px;margin:0 auto;padding:28px 20px 60px}"
-    "h1{font-size:24px;margin:0;overflow-wrap:anywhere}h2{font-size:15px;margin:0 0 6px}"
-    ".muted,.empty{color:var(--muted);margin:2px 0}.empty{padding:60px 0;text-align:center}"
-    ".headline{display:flex;flex-wrap:wrap;gap:12px 40px;margin:18px 0 8px}"
-    ".headline b{display:block;font-size:22px;font-weight:600}"
-    ".headline span{color:var(--muted);font-size:13px}"
     ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));"
     "gap:30px 36px;margin:26px 0}figure{margin:0;min-width:0}svg{width:100%;height:auto}"
-    "section{margin-top:34px}.scroll{overflow-x:auto}"
     ".grid{stroke:var(--grid)}.axis{stroke:var(--axis)}.lead{stroke:var(--axis);fill:none}"
     ".line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round;stroke:var(--c)}"
     ".mark{fill:var(--c);stroke:var(--bg);stroke-width:2}.dot{fill:var(--c)}"
     "text{font-size:12px;fill:var(--muted)}.name{fill:var(--ink)}"
     ".tick{font-variant-numeric:tabular-nums}"
-    ".legend{display:flex;flex-wrap:wrap;gap:2px 16px;list-style:none;margin:0 0 4px;padding:0;"
-    "font-size:13px;color:var(--muted)}"
-    ".legend i{display:inline-block;width:14px;height:3px;border-radius:2px;margin-right:6px;"
-    "vertical-align:middle;background:var(--c)}"
-    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    "th,td{padding:5px 16px 5px 0;text-align:right;border-bottom:1px solid var(--grid)}"
-    "th{color:var(--muted);font-weight:500}"
-    "pre{overflow-x:auto;padding:12px 14px;border:1px solid var(--grid);border-radius:6px;"
-    "font-size:13px}" + "".join(f".c{i}{{--c:var(--c{i})}}" for i in range(len(_LIGHT)))
 )
 
 

@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from spectral_dist.outputs import report
+from spectral_dist.outputs import html_page, report
+from spectral_dist.outputs.html_page import tick_text, ticks
 from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.report import (
     MAX_POINTS,
@@ -14,8 +15,6 @@ from spectral_dist.outputs.report import (
     draw_chart,
     draw_page,
     main,
-    tick_text,
-    ticks,
     write_report,
 )
 from spectral_dist.training.metrics import Record
@@ -215,7 +214,7 @@ def test_failed_write_keeps_the_earlier_page(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr(html_page.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         write_report(folder)
     assert (folder / "report.html").read_text() == "earlier"
