@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(rest, "spectral_dist.dryrun")
     prepare_environment()
     # JAX reads its environment when it is imported, which these do.
+    from spectral_dist.planning.page import write_html
     from spectral_dist.planning.report import build_report, say, show_report, write_json
 
     report = build_report(
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     show_report(report)
     if flags.json:
         write_json(report, flags.json)
+    if flags.html:
+        write_html(report, flags.html)
     return DOES_NOT_FIT if report.verdict.fits is False else 0
 
 
@@ -54,6 +57,7 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--tokens", type=float, help="amount of text to give the time for, bytes")
     parser.add_argument("--price_per_gpu_hour", type=float, help="for the cost, in any currency")
     parser.add_argument("--json", metavar="FILE", help="file to write the report to")
+    parser.add_argument("--html", metavar="FILE", help="the same as a page for a browser")
     return parser.read_some(argv)
 
 
@@ -75,8 +79,10 @@ def check_flags(flags: Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and not 0 < value < 1e18:
             raise ValueError(f"{name}={value}: must be positive")
-    if flags.json is not None and not Path(flags.json).absolute().parent.is_dir():
-        raise ValueError(f"json={flags.json!r}: its folder does not exist")
+    for name in ("json", "html"):
+        path = getattr(flags, name)
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{name}={path!r}: its folder does not exist")
 
 
 def gpus_per_host(config: Config, hosts: int | None, given: int | None) -> int:

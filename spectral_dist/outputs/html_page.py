@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+Row = Sequence[str]
+
 # One colour scale, in its order; lighter steps of the same hues on a dark ground.
 LIGHT = ["#2a78d6", "#eb6834", "#1baf7a", "#8a63d2", "#c99400", "#d6508a", "#008300", "#7a6a58"]
 DARK = ["#4f97e8", "#f08a5c", "#2fc48d", "#a78be6", "#dcae2e", "#e877a8", "#3fae3f", "#a89a88"]
@@ -35,6 +37,32 @@ def draw_frame(title: str, style: str, body: str) -> str:
 </main>
 </html>
 """
+
+
+def draw_table(heads: Row, rows: Sequence[Row], words: int, name: str) -> str:
+    """Return a table that scrolls by itself where it is wider than the page.
+
+    Args:
+      heads: of the columns, plain text.
+      rows: cells of HTML, the first one heads its row.
+      words: how many columns, from the left, hold words and not numbers.
+      name: what a screen reader calls the table.
+    """
+    styles = [' class="w"' if i < words else "" for i in range(len(heads))]
+    head = "".join(
+        f'<th scope="col"{style}>{html.escape(text)}</th>'
+        for text, style in zip(heads, styles, strict=True)
+    )
+    body = "".join(
+        f'<tr><th scope="row"{styles[0]}>{row[0]}</th>'
+        + "".join(f"<td{s}>{cell}</td>" for cell, s in zip(row[1:], styles[1:], strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(name)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def write_page(path: Path, page: str) -> None:
@@ -90,14 +118,18 @@ STYLE = (
     ".headline{display:flex;flex-wrap:wrap;gap:12px 40px;margin:18px 0 8px}"
     ".headline b{display:block;font-size:22px;font-weight:600}"
     ".headline span{color:var(--muted);font-size:13px}"
-    "section{margin-top:34px}.scroll{overflow-x:auto}"
+    "section{margin-top:34px}.scroll{overflow-x:auto;max-width:100%}"
     ".legend{display:flex;flex-wrap:wrap;gap:2px 16px;list-style:none;margin:0 0 4px;padding:0;"
     "font-size:13px;color:var(--muted)}"
     ".legend i{display:inline-block;width:14px;height:3px;border-radius:2px;margin-right:6px;"
     "vertical-align:middle;background:var(--c)}"
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
     "th,td{padding:5px 16px 5px 0;text-align:right;border-bottom:1px solid var(--grid)}"
-    "th{color:var(--muted);font-weight:500}"
+    "th,td{white-space:nowrap;font-size:13px}thead th{color:var(--muted);font-weight:500}"
+    # The head of a row stays in sight while the row is moved under it.
+    "tbody th{font-weight:400;position:sticky;left:0;background:var(--bg)}.w{text-align:left}"
+    "td.w{white-space:normal;min-width:7em;overflow-wrap:anywhere}"
+    ":focus-visible{outline:2px solid var(--c0)}"
     "pre{overflow-x:auto;padding:12px 14px;border:1px solid var(--grid);border-radius:6px;"
     "font-size:13px}" + "".join(f".c{i}{{--c:var(--c{i})}}" for i in range(len(LIGHT)))
 )

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spectral_dist.outputs.html_page import LIGHT, draw_frame, tick_text, ticks, write_page
+from spectral_dist.outputs.html_page import (
+    LIGHT,
+    draw_frame,
+    draw_table,
+    tick_text,
+    ticks,
+    write_page,
+)
 from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.training.metrics import Record, extrapolation_rows, source_bits
 
@@ -274,19 +281,18 @@ def _extrapolation(records: Sequence[Record]) -> str:
         return ""
     sources = list(dict.fromkeys(source for row in rows for source in row.by_source))
     heads = ["context", "bits per byte", "difference to 1x", "upper 95% bound", "verdict", *sources]
-    body: list[str] = []
+    body: list[list[str]] = []
     for row in rows:
         cells = [f"{row.multiple}x", _cell(row.bits_per_byte)]
         for value in (row.difference, row.upper):
             cells.append(_cell(None if row.multiple == 1 else value, "{:+.4f}"))
         cells.append("-" if row.success is None else "success" if row.success else "no success")
         cells += [_cell(row.by_source.get(source)) for source in sources]
-        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+        body.append(cells)
+    table = draw_table(heads, body, 1, "bits per byte by length of context")
     return (
         f"<section><h2>Extrapolation at step {step:,}: the same targets, more context</h2>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div></section>"
+        f"{table}</section>"
     )
 
 

@@ -6,6 +6,7 @@ then `compile_programs`.
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,6 +49,9 @@ class Program:
       text: the compiled program; empty where there is none.
       seconds: spent on compiling.
       warnings: what the compiler said against it.
+      parameters: the part of the arguments that are parameters.
+      optimizer_state: the part that are the optimizer's moments.
+      batch: the part that are tokens.
     """
 
     name: str
@@ -58,6 +63,9 @@ class Program:
     text: str
     seconds: float
     warnings: tuple[str, ...]
+    parameters: int = 0
+    optimizer_state: int = 0
+    batch: int = 0
 
     @property
     def peak(self) -> int:
@@ -184,18 +192,20 @@ def compile_programs(config: Config, mesh: Mesh) -> Iterator[Program]:
     state_bytes, batch_bytes = local_bytes(state), local_bytes(batch)
     # The batches made ready wait on the device, and the state waits for the evaluation to end.
     waiting = config.data.prefetch_steps * batch_bytes
+    parameters = local_bytes(state.params)
     step = make_train_step(config, mesh)
-    yield _compile("train step", mesh, lambda: step.lower(state, batch), resident=waiting)
-
+    yield dataclasses.replace(
+        _compile("train step", mesh, lambda: step.lower(state, batch), resident=waiting),
+        parameters=parameters,
+        optimizer_state=local_bytes(state.moments),
+        batch=batch_bytes,
+    )
     eval_step = make_eval_step(config, mesh)
-    kept = state_bytes - local_bytes(state.params) + waiting
+    kept = state_bytes - parameters + waiting
     for name, tokens, targets in evaluation_shapes(config, mesh):
-        yield _compile(
-            name,
-            mesh,
-            lambda tokens=tokens, targets=targets: eval_step.lower(state.params, tokens, targets),
-            resident=kept,
-        )
+        lower = partial(eval_step.lower, state.params, tokens, targets)
+        program = _compile(name, mesh, lower, resident=kept)
+        yield dataclasses.replace(program, parameters=parameters, batch=local_bytes(tokens))
     key = jax.eval_shape(lambda: jax.random.key(0))
     init = make_init(config, mesh)
     yield _compile("initial state", mesh, lambda: init.lower(key), resident=0)

@@ -69,6 +69,12 @@ def test_memory_is_that_of_the_shapes(programs: list[Program]) -> None:
     step, short, long, init, restore = programs
     assert step.arguments == local_bytes(state) + local_bytes(batch)
     assert step.aliased == local_bytes(state)
+    assert step.parameters == local_bytes(state.params)
+    assert step.optimizer_state == local_bytes(state.moments)
+    assert step.batch == local_bytes(batch)
+    # What is left are the three counters of the state.
+    assert step.arguments - step.parameters - step.optimizer_state - step.batch == 3 * 4
+    assert short.parameters + short.batch == short.arguments
     assert step.resident == config.data.prefetch_steps * local_bytes(batch)
     assert step.temporaries > 0
     assert step.peak == step.arguments + step.temporaries + step.resident + (

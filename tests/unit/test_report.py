@@ -86,7 +86,8 @@ def test_page_has_the_charts_the_table_and_the_configuration(tmp_path: Path) -> 
         assert unit in words(svg)
         assert "step" in words(svg)
     assert {"tr", "en"} <= set(words(drawn[1]))
-    cells = re.findall(r"<td>(.*?)</td>", page)
+    body = page[page.index("<tbody>") : page.index("</tbody>")]
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", body)
     assert cells == [
         *["1x", "2.0000", "-", "-", "-", "-"],
         *["2x", "1.9020", "-0.1000", "-0.0500", "success", "1.8000"],
