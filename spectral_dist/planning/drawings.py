@@ -52,6 +52,16 @@ def size_text(size: float) -> str:
     return f"{size / unit:,.{digits}f} {name}"
 
 
+def count_text(count: float) -> str:
+    """Return a large count short: 38M, 2.4B."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= unit:
+            return (
+                f"{count / unit:.3g}{name}" if count < 100 * unit else f"{count / unit:.0f}{name}"
+            )
+    return f"{count:.0f}"
+
+
 def draw_legend(segments: Sequence[Segment]) -> str:
     """Return the names of segments, each name once, beside their colours."""
     styles = {segment.name: segment.style for segment in segments}

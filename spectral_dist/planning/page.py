@@ -11,12 +11,18 @@ from pathlib import Path
 
 import yaml
 
-from spectral_dist.outputs.html_page import Row, draw_frame, draw_table, write_page
+from spectral_dist.outputs.html_page import (
+    Row,
+    draw_frame,
+    draw_table,
+    write_page,
+)
 from spectral_dist.planning import drawings
 from spectral_dist.planning.collectives import Traffic, mesh_sizes
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.drawings import (
     Segment,
+    count_text,
     draw_bar,
     draw_legend,
     draw_mesh,
@@ -99,6 +105,7 @@ def _verdict(report: Report) -> str:
         )
     time = report.prediction
     cells = [
+        (count_text(report.parameters), "parameters"),
         (f"{time.step.seconds:.3f} s", "a step, by the model"),
         (f"{time.tokens_per_second:,.0f}", "tokens per second"),
     ]
@@ -253,7 +260,14 @@ def _traffic_row(found: Traffic | None, least: Traffic | None) -> Row:
         for t in (found, least)
     ]
     crosses = "yes" if known.crosses_hosts else "no"
-    return (known.kind, html.escape(known.axes), crosses, *both[0], both[1][0], both[1][2])
+    return (
+        html.escape(known.kind),
+        html.escape(known.axes),
+        crosses,
+        *both[0],
+        both[1][0],
+        both[1][2],
+    )
 
 
 # ---- time ----

@@ -61,8 +61,11 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
 def test_a_run_for_the_processor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "report.json"
-    flags = ["--gpu=cpu", "--mesh=1x2x1", "--data_paths=no_such_text.txt", f"--json={path}"]
+    page = tmp_path / "report.html"
+    files = [f"--json={path}", f"--html={page}"]
+    flags = ["--gpu=cpu", "--mesh=1x2x1", "--data_paths=no_such_text.txt", *files]
     assert main([*flags, *TINY]) == 0
+    assert "Dry run: default on 2 x fake device" in page.read_text()
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("compiled for the processor by XLA's CPU compiler")
     assert out[1] == "mesh 1x2x1 over 1 x 2 fake device"
@@ -143,6 +146,7 @@ def test_jaxs_own_share_is_told(needs: list[Config], capsys: pytest.CaptureFixtu
         (["--tokens=0"], "tokens=0.0: must be positive"),
         (["--memory_gib=-1"], "memory_gib=-1.0: must be positive"),
         (["--json=no/such/folder/x.json"], "json='no/such/folder/x.json': its folder does not"),
+        (["--html=no/such/folder/x.html"], "html='no/such/folder/x.html': its folder does not"),
         (["--hiden_dim=3"], "unknown flag '--hiden_dim'; did you mean --hidden_dim?"),
         (["--mesh=1x2x1", "--batch_size=3"], "batch_size=3: must be a multiple"),
     ],
