@@ -142,13 +142,14 @@ def draw_mesh(mesh_shape: MeshShape, gpus_per_host: int, inside: str, between: s
     figures = []
     for axis in used:
         groups = axis_groups(mesh_shape, axis)
-        hosts = len({device // gpus_per_host for device in groups[0]})
+        first = groups[0]
+        hosts = len({device // gpus_per_host for device in first})
         link = f"across {hosts} hosts ({between})" if hosts > 1 else f"inside a host ({inside})"
         many = f"{len(groups):,} groups" if len(groups) > 1 else "one group"
         ways = mesh_shape[axis]
         told = f"{many} of {ways} GPUs, {link}"
-        first = ", ".join(map(str, groups[0][:12])) + (", ..." if ways > 12 else "")
-        label = f"{axis}: {told}; GPUs {first} are the first group"
+        named = ", ".join(map(str, first[:12])) + (", ..." if ways > 12 else "")
+        label = f"{axis}: {told}; GPUs {named} are the first group"
         note = ""
         if len(groups) > _COLOURS:
             note = f" The first {_COLOURS} groups are coloured."
