@@ -392,7 +392,9 @@ STYLE = (
     "tbody tr:last-child>*{border-bottom:0}"
     ".rate{display:block;height:3px;margin-left:auto;background:var(--c0)}"
     "summary{cursor:pointer;margin:12px 0 4px}"
-    "@media print{main{max-width:none;padding:0}.scroll,pre{overflow:visible}"
-    "pre{white-space:pre-wrap}section{break-inside:avoid-page}body{font-size:12px}"
-    "th,td{white-space:normal;padding-right:10px}}"
+    "pre{columns:3 250px;margin:0}"
+    "@page{margin:12mm}@media print{:root{--bg:#fff}body{font-size:11px}main{max-width:none;"
+    "padding:0}.scroll,pre{overflow:visible}section{margin-top:20px}h2{break-after:avoid}"
+    ".bar,.host,figure,tr{break-inside:avoid}th,td{font-size:10px;padding:3px 10px 3px 0}"
+    "thead th,th.w{white-space:normal}pre{font-size:10px;white-space:pre-wrap}}"
 )
