@@ -6,6 +6,7 @@ byte's value changes the memory or the time. Read `measure` first. By hand:
     python -m spectral_dist.planning.measurement --config FILE --json measured.json
 """
 
+import ctypes
 import gc
 import json
 import re
@@ -48,7 +49,7 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, Any]:
         key = jax.random.key(config.run.seed)
         values = np.random.default_rng(0).integers(32, 127, batch.shape, np.uint8)
         tokens = jax.device_put(values, batch.sharding).block_until_ready()
-        gc.collect()
+        give_back()
         before = resident_bytes()
         forget_peak()
         state, seconds = init(key), []
@@ -67,6 +68,14 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, Any]:
         "peak": peak,
         "step_seconds": statistics.median(seconds[1:] or seconds),
     }
+
+
+def give_back() -> None:
+    """Return to the system what this process holds free, of which compiling leaves much."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, others need not
+    if trim is not None:
+        trim(0)
 
 
 def resident_bytes() -> int:

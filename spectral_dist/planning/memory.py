@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from spectral_dist.config import Config
+from spectral_dist.model.lm import init_params
 from spectral_dist.planning.compile import Program, abstract_batch, leaf_bytes
 from spectral_dist.planning.hardware import Gpu
 from spectral_dist.training.state import abstract_state
@@ -100,9 +101,10 @@ def arguments(config: Config, mesh: Mesh) -> list[Array]:
     return sorted(found, key=lambda array: -array.bytes)
 
 
-def parameter_count(config: Config, mesh: Mesh) -> int:
+def parameter_count(config: Config) -> int:
     """Return the elements of all parameters together."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_state(config, mesh).params))
+    shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def _describe(path: Any, leaf: jax.ShapeDtypeStruct) -> Array:

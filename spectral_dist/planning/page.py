@@ -29,7 +29,7 @@ from spectral_dist.planning.drawings import (
     draw_scale,
     size_text,
 )
-from spectral_dist.planning.memory import GIB, MIB, Array
+from spectral_dist.planning.memory import GIB, MIB, Array, parameter_count
 from spectral_dist.planning.report import Report, compiler_line
 from spectral_dist.planning.search import Candidate
 
@@ -105,7 +105,7 @@ def _verdict(report: Report) -> str:
         )
     time = report.prediction
     cells = [
-        (count_text(report.parameters), "parameters"),
+        (count_text(parameter_count(report.config)), "parameters"),
         (f"{time.step.seconds:.3f} s", "a step, by the model"),
         (f"{time.tokens_per_second:,.0f}", "tokens per second"),
     ]
@@ -357,10 +357,9 @@ def _figures(report: Report) -> str:
     gpu = report.gpu
     if gpu is None:
         return ""
-    rate = 1e9
     shown = (
         ("usable memory", size_text(gpu.memory_bytes), "device_memory_size"),
-        ("memory bandwidth", f"{gpu.memory_bandwidth / rate:,.0f} GB/s", "memory_bandwidth"),
+        ("memory bandwidth", _rate(gpu.memory_bandwidth), "memory_bandwidth"),
         ("bfloat16, dense", f"{gpu.bfloat16 / 1e12:,.0f} TFLOP/s", "peak"),
         (f"inside a host: {gpu.inside.name}", _rate(gpu.inside.bytes_per_second), "inside"),
         (f"between hosts: {gpu.between.name}", _rate(gpu.between.bytes_per_second), "between"),

@@ -62,7 +62,6 @@ class Report:
       gpu: the described GPU; None for the processor.
       hosts: how many.
       gpus_per_host: on each.
-      parameters: elements of all together.
       programs: in the order in which they were compiled.
       arguments: the largest of the training step.
       values: the largest that the training step makes.
@@ -80,7 +79,6 @@ class Report:
     gpu: Gpu | None
     hosts: int
     gpus_per_host: int
-    parameters: int
     programs: list[Program]
     arguments: list[Array]
     values: list[Array]
@@ -125,7 +123,6 @@ def build_report(
     hosts = mesh.size // gpus_per_host
     found = arguments(config, mesh)
     audit(found, mesh)
-    parameters = parameter_count(config, mesh)
     runtime = [] if gpu is None else runtime_lines(gpu, config, mesh)
     programs = []
     for program in compile_programs(config, mesh):
@@ -144,13 +141,12 @@ def build_report(
         gpu=gpu,
         hosts=hosts,
         gpus_per_host=gpus_per_host,
-        parameters=parameters,
         programs=programs,
         arguments=found[:LARGEST],
         values=largest_values(programs[0].text, LARGEST),
         runtime=runtime,
         verdict=verdict,
-        bound=lower_bound(config, gpus_per_host, parameters),
+        bound=lower_bound(config, gpus_per_host, parameter_count(config)),
         prediction=prediction,
         costs=[run_cost(prediction, n, price_per_gpu_hour) for n in lengths],
         remedies=remedies,
@@ -352,7 +348,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "gpu": gpu,
         "hosts": report.hosts,
         "gpus_per_host": report.gpus_per_host,
-        "parameters": report.parameters,
+        "parameters": parameter_count(report.config),
         "programs": programs,
         "arguments": [dataclasses.asdict(array) for array in report.arguments],
         "values": [dataclasses.asdict(array) for array in report.values],

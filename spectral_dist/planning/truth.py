@@ -109,7 +109,8 @@ def _environment(gpu: str, devices: int) -> dict[str, str]:
     return {
         "JAX_PLATFORMS": CPU,
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
-        # Every array is memory of its own, given back at once: none is what compiling left over.
+        # Every array is memory of its own, given back at once, and no thread keeps a store of it.
+        "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
