@@ -128,7 +128,7 @@ STYLE = (
     "th,td{white-space:nowrap;font-size:13px}thead th{color:var(--muted);font-weight:500}"
     # The head of a row stays in sight while the row is moved under it.
     "tbody th{font-weight:400;position:sticky;left:0;background:var(--bg)}.w{text-align:left}"
-    "td.w{white-space:normal;min-width:7em;overflow-wrap:anywhere}"
+    "td.w{white-space:normal;min-width:5em;overflow-wrap:anywhere}"
     ":focus-visible{outline:2px solid var(--c0)}"
     "pre{overflow-x:auto;padding:12px 14px;border:1px solid var(--grid);border-radius:6px;"
     "font-size:13px}" + "".join(f".c{i}{{--c:var(--c{i})}}" for i in range(len(LIGHT)))
