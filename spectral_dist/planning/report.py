@@ -49,7 +49,9 @@ from spectral_dist.planning.search import Candidate
 
 FORMAT_VERSION = 1
 LARGEST = 10
-FULL_HOST = 8  # GPUs that one host may hold, where the user named no number
+# GPUs that one host may hold, where the user named no number: a single host that is not full may get
+# more of them; several are as large as they are.
+FULL_HOST = 8
 
 
 @dataclass(frozen=True)
@@ -131,10 +133,8 @@ def build_report(
     prediction = predict(programs[0].text, config, gpu, gpus_per_host)
     lengths = [config.run.steps, *([] if tokens is None else [steps_for(prediction, tokens)])]
     verdict = judge(programs, runtime, usable)
-    # One host that is not full may get more GPUs; several are as large as they are.
     most = max(gpus_per_host, FULL_HOST) if hosts == 1 else gpus_per_host
-    failed = verdict.fits is False
-    remedies = _try_remedies(config, gpu, usable, most, say) if failed else []
+    remedies = _try_remedies(config, gpu, usable, most, say) if verdict.fits is False else []
     return Report(
         config=config,
         compiler=find_compiler(gpu),

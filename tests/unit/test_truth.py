@@ -46,6 +46,7 @@ def test_a_measurement_runs_the_real_step(tmp_path: Path) -> None:
         measure(load_config(["--mesh=1x2x1", *TINY]))
 
 
+@pytest.mark.slow
 def test_prediction_is_near_the_truth_on_two_fake_devices() -> None:
     case = "--mesh=1x2x1 --hidden_dim=256 --num_layers=3 --seq_len=256 --batch_size=8 --remat=none"
     found = compare(case)
