@@ -49,8 +49,8 @@ from spectral_dist.planning.search import Candidate
 
 FORMAT_VERSION = 1
 LARGEST = 10
-# GPUs that one host may hold, where the user named no number: a single host that is not full may get
-# more of them; several are as large as they are.
+# GPUs that one host may hold, where the user named no number: a single host that is not full may
+# get more of them; several are as large as they are.
 FULL_HOST = 8
 
 
