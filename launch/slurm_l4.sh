@@ -136,9 +136,9 @@ options=(
   --distribution=block
   # Every processor of the host: tasks are else bound to one each.
   --cpus-per-task="$((SLURM_CPUS_ON_NODE > tasks_per_node ? SLURM_CPUS_ON_NODE / tasks_per_node : 1))"
-  # Every task sees all GPUs of its host, and the program takes its share by its local rank: NCCL
-  # moves data between two GPUs directly only in a process that sees both.
-  --gpu-bind=none
+  # No binding of GPUs, so that every task sees all of its host and the program takes its share by
+  # its local rank: NCCL moves data between two GPUs directly only where a process sees both. Not
+  # --gpu-bind=none, with which SLURM 22.05 names the GPUs to one task alone.
   # What is set here reaches the tasks even after sbatch --export=NONE.
   --export=ALL
   --output="$logs/%t.log"
@@ -156,7 +156,11 @@ touch "$logs/0.log"
 shown="$(stat --format=%s "$logs/0.log")"
 srun "${options[@]}" "$python" -m spectral_dist.train "$@" "${mesh[@]}" &
 step=$!
-tail --bytes="+$((shown + 1))" --follow --pid="$step" "$logs/0.log" &
+# A cancelled job sends SIGTERM to everything here: the last lines of rank 0 are still to come.
+(
+  trap '' TERM
+  exec tail --bytes="+$((shown + 1))" --follow --pid="$step" "$logs/0.log"
+) &
 console=$!
 
 code=0
