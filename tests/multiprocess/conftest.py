@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, SMALL, write_text
+from tests.end_to_end.conftest import ROOT
 
 SCRIPT = ROOT / "launch" / "slurm_l4.sh"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
@@ -305,24 +306,21 @@ def slurm() -> Iterator[Slurm]:
 Submit = Callable[..., Job]
 
 
-@pytest.fixture
-def submit(slurm: Slurm, tmp_path: Path) -> Submit:
-    """Submit launch/slurm_l4.sh: submit(*settings, sbatch=(...), folder=..., **environment)."""
+@pytest.fixture(scope="session")
+def submit_in(slurm: Slurm) -> Submit:
+    """Submit launch/slurm_l4.sh: submit_in(folder, *settings, sbatch=words, **environment)."""
 
-    def run(
-        *settings: str, sbatch: tuple[str, ...] = (), folder: Path = tmp_path, **environment: str
-    ) -> Job:
+    def run(folder: Path, *settings: str, sbatch: tuple[str, ...] = (), **environment: str) -> Job:
         slurm.wait_for_idle_nodes()
+        ours = {
+            "PYTHONPATH": str(ROOT),
+            "SPECTRAL_PYTHON": sys.executable,
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        }
         done = subprocess.run(
             ["sbatch", "--parsable", *sbatch, str(SCRIPT), *settings],
             cwd=folder,
-            env=slurm.environment
-            | {
-                "PYTHONPATH": str(ROOT),
-                "SPECTRAL_PYTHON": sys.executable,
-                "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            }
-            | environment,
+            env=slurm.environment | ours | environment,
             capture_output=True,
             text=True,
         )
@@ -332,8 +330,7 @@ def submit(slurm: Slurm, tmp_path: Path) -> Submit:
     return run
 
 
-def tiny_run(folder: Path) -> tuple[str, ...]:
-    """Write two small texts; return the settings of a tiny model on them."""
-    write_text(folder / "short.txt", documents=200, words=25)
-    write_text(folder / "long.txt", documents=30, words=150)
-    return (*SMALL, "--data_paths", "short.txt,long.txt")
+@pytest.fixture
+def submit(submit_in: Submit, tmp_path: Path) -> Submit:
+    """The same in the test's own folder."""
+    return partial(submit_in, tmp_path)

@@ -1,6 +1,7 @@
 """Several processes on one host: who they are, how they are told to stop, how they end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,9 +82,8 @@ def test_the_words_after_the_dashes_belong_to_the_program() -> None:
     ],
 )
 def test_a_wrong_flag_is_named(argv: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match="proc|wait|wiat|program") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         parse(argv)
-    assert message in str(error.value)
 
 
 def test_a_wrong_setting_of_the_program_is_said_once_and_starts_nothing() -> None:
