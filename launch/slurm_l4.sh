@@ -102,9 +102,9 @@ else
   ((devices_per_node > 0)) || fail "no GPU on $(hostname): ask for --gpus-per-node, or set" \
     "SPECTRAL_CPU_DEVICES to train without"
   tasks_per_node="${SPECTRAL_TASKS_PER_NODE:-$devices_per_node}"
-  positive SPECTRAL_TASKS_PER_NODE "$tasks_per_node"
-  ((devices_per_node % tasks_per_node == 0)) ||
-    fail "SPECTRAL_TASKS_PER_NODE=$tasks_per_node: must divide the $devices_per_node GPUs of a host"
+  [[ "$tasks_per_node" == 1 || "$tasks_per_node" == "$devices_per_node" ]] ||
+    fail "SPECTRAL_TASKS_PER_NODE=$tasks_per_node: must be 1 or the GPUs of a host," \
+      "$devices_per_node"
   devices="$devices_per_node GPUs"
 fi
 

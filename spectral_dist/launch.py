@@ -37,8 +37,6 @@ def main(argv: Sequence[str]) -> int:
     environments = []
     for rank in range(flags.processes):
         environment = os.environ | identity(rank, flags.processes, address)
-        # Inside a SLURM job this would say that SLURM has started the processes.
-        environment.pop("SLURM_NTASKS", None)
         if flags.devices_per_process is not None:
             environment |= cpu_devices(flags.devices_per_process, environment)
         elif shares:
@@ -236,7 +234,7 @@ def exit_code(codes: Sequence[int]) -> int:
     is, so any other failure goes before it.
 
     Args:
-      codes: exit codes in the order in which the processes ended; of a killed one, 128 + the signal.
+      codes: exit codes in the order in which the processes ended; 128 + the signal if killed.
     """
     failures = [code for code in codes if code != 0]
     causes = [code for code in failures if code != LOST]

@@ -35,6 +35,8 @@ HOSTS = Path("/etc/hosts")
 # The GPUs are counted and not there: jobs that compute run on CPU devices.
 CONF = """\
 ClusterName=tests
+# The port where the processes meet comes from the job's number: another session has other numbers.
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
@@ -274,7 +276,12 @@ def slurm() -> Iterator[Slurm]:
         gres = f"Name=gpu Type=l4 File={folder}/nvidia[0-7]\n"
         (folder / "gres.conf").write_text(gres, encoding="utf-8")
         conf = CONF.format(
-            host=host, ports=free_ports(3), folder=folder, nodes=nodes, resources=RESOURCES
+            first_job=secrets.randbelow(1_000_000) + 1,
+            host=host,
+            ports=free_ports(3),
+            folder=folder,
+            nodes=nodes,
+            resources=RESOURCES,
         )
         (folder / "slurm.conf").write_text(conf, encoding="utf-8")
         outside = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
