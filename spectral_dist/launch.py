@@ -19,10 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import IO
 
-from spectral_dist.command_line import Parser, load_config, run_main
+from spectral_dist.command_line import LOST, Parser, load_config, run_main
 
 PROGRAMS = ("train",)
-LOST = 76  # the exit code of a process that ends because another one is gone
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -230,8 +229,8 @@ class Processes:
 def exit_code(codes: Sequence[int]) -> int:
     """Return the code that says best how the processes ended.
 
-    It is that of the first one that failed: what comes later is mostly its consequence. 76 always
-    is, so any other failure goes before it.
+    It is that of the first one that failed: what comes later is mostly its consequence. 76 (LOST)
+    always is, so any other failure goes before it.
 
     Args:
       codes: exit codes in the order in which the processes ended; 128 + the signal if killed.

@@ -5,6 +5,7 @@ sockets and node names, so that two sessions can run side by side. Where SLURM i
 are skipped, unless SPECTRAL_TESTS_NEED_SLURM is set, as in CI.
 """
 
+import fcntl
 import os
 import re
 import secrets
@@ -215,8 +216,9 @@ class Job:
 
     def wait_for_end(self, state: str = "COMPLETED", seconds: float = 150) -> dict[str, str]:
         """Wait until the job is over, in this state; return its facts."""
-        running = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING")
-        wait_until(lambda: self.facts["JobState"] not in running, self.described, seconds)
+        # Not NODE_FAIL, which a job is in until it is requeued.
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        wait_until(lambda: self.facts["JobState"] in over, self.described, seconds)
         facts = self.facts
         assert facts["JobState"] == state, self.described()
         return facts
@@ -226,13 +228,22 @@ class Job:
 def host_names(*names: str) -> Iterator[None]:
     """Let names stand for this machine while the context lasts: JAX connects to the first node."""
     line = f"127.0.0.1 {' '.join(names)} # tests of spectral_dist\n"
-    with HOSTS.open("a", encoding="utf-8") as file:
-        file.write(line)
+    _edit_hosts(lambda text: text.rstrip("\n") + "\n" + line)
     try:
         yield
-    finally:  # written in place: in a container the file is a mount and cannot be replaced
-        text = HOSTS.read_text(encoding="utf-8").replace(line, "")
-        HOSTS.write_text(text, encoding="utf-8")
+    finally:
+        _edit_hosts(lambda text: text.replace(line, ""))
+
+
+def _edit_hosts(edit: Callable[[str], str]) -> None:
+    # In place and locked: in a container the file is a mount and cannot be replaced, and another
+    # session may be at it.
+    with HOSTS.open("r+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        text = edit(file.read())
+        file.seek(0)
+        file.write(text)
+        file.truncate()
 
 
 def free_ports(count: int) -> list[int]:

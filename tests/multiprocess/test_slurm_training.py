@@ -14,10 +14,10 @@ from tests.multiprocess.conftest import Job, Slurm, Submit
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
-STEPS = 300
+STEPS = 40
 SETTINGS = (
     *SMALL, "--data_paths", "short.txt,long.txt", "--run_name", "x", "--steps", str(STEPS),
-    "--save_every", "50", "--keep", "9", "--eval_every", "1000", "--hang_timeout", "60",
+    "--save_every", "5", "--keep", "9", "--eval_every", "1000", "--hang_timeout", "60",
 )  # fmt: skip
 TWO_NODES = ("--nodes=2",)
 FIRST_LOSS = r"(?s)start {0}: .*?  loss "
@@ -58,11 +58,11 @@ def test_two_nodes_train_to_the_end(whole: Job) -> None:
     output = whole.output()
     assert "start 1: 2 x 2 CPU devices, 2 processes, --mesh=2x2x1 as none was given" in output
     assert f"step {STEPS}/{STEPS}" in output
-    # The lead speaks for all; the others have nothing to say in a run without trouble.
+    # The lead speaks for all; of the others only libraries are heard in a run without trouble.
     logs = whole.logs()
     assert sorted(logs) == ["0.log", "1.log"]
     assert logs["0.log"] in output
-    assert logs["1.log"] == ""
+    assert not re.search("loss|bits|saved|resumed|warning:|error:", logs["1.log"])
     assert whole.facts["Restarts"] == "0"
 
 
@@ -90,7 +90,7 @@ def test_a_run_continues_on_one_node_and_another_mesh(
     submit: Submit, whole: Job, tmp_path: Path
 ) -> None:
     shutil.copytree(whole.folder, tmp_path, symlinks=True, dirs_exist_ok=True)
-    longer = ("--steps", str(STEPS + 20))
+    longer = ("--steps", str(STEPS + 10))
     job = submit(
         *SETTINGS, "--mesh=1x2x1", *longer, sbatch=("--nodes=1",), SPECTRAL_CPU_DEVICES="2"
     )
@@ -103,7 +103,7 @@ def test_a_run_continues_on_one_node_and_another_mesh(
     assert resumed_at(job) == [STEPS]
     found, wanted = losses(tmp_path), losses(reference)
     assert found[:STEPS] == wanted[:STEPS] == losses(whole.folder)
-    assert [step for step, _ in found] == list(range(1, STEPS + 21))
+    assert [step for step, _ in found] == list(range(1, STEPS + 11))
     # The same rows in the same order: another order changes the third digit.
     for (_, loss), (_, other) in zip(found[STEPS:], wanted[STEPS:], strict=True):
         np.testing.assert_allclose(loss, other, rtol=1e-4)
