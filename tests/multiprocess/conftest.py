@@ -115,7 +115,9 @@ class Slurm:
 
     def crash_node(self, node: str) -> None:
         """End a node's slurmd, its steps and their tasks at once, as if the power went."""
-        self.daemons.pop(node).kill()
+        daemon = self.daemons.pop(node)
+        daemon.kill()
+        daemon.wait()
         for pid in self.processes(f"SLURMD_NODENAME={node}"):
             # slurmstepd has the variables of slurmd; its tasks have those of the node.
             parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
