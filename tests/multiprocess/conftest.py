@@ -194,10 +194,12 @@ class Job:
 
     def kill_rank(self, rank: int) -> None:
         """Send SIGKILL to the task of a rank, and to nothing else."""
+        # srun and the control service have the same variables.
+        training = f"{sys.executable}\0-m\0spectral_dist.train\0".encode()
         found = [
             pid
             for pid in self.slurm.processes(f"SLURM_PROCID={rank}")
-            if b"spectral_dist.train" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(training)
         ]
         assert found
         for pid in found:

@@ -53,6 +53,11 @@ def told(job: Job, rank: int, start: int = 0) -> dict[str, str]:
     return json.loads((job.folder / f"{rank}.{start}.json").read_text(encoding="utf-8"))
 
 
+def wait_for_both_ranks(job: Job) -> None:
+    """Wait until both handle signals."""
+    job.wait_for(lambda: [text.count("begins") for text in job.logs().values()] == [1, 1])
+
+
 def test_one_task_for_each_gpu_and_every_task_sees_them_all(submit: Submit, stand_in: str) -> None:
     job = submit("exit=0", "--run_name", "x", sbatch=("--nodes=2",), PYTHONPATH=stand_in)
     job.wait_for_end()
@@ -86,7 +91,8 @@ def test_rank_0_is_on_the_console_and_every_rank_in_its_log(submit: Submit, stan
         "wait", sbatch=("--nodes=2", "--export=ALL"), PYTHONPATH=stand_in,
         SPECTRAL_CPU_DEVICES="2", WANDB_API_KEY="a-secret-of-forty-letters",
     )  # fmt: skip
-    job.wait_for_text("rank 0 begins", seconds=30)  # live: the task goes on for a minute
+    wait_for_both_ranks(job)
+    job.wait_for_text("rank 0 begins")  # live: the task goes on for a minute
     job.signal("USR1")
     job.wait_for_end()
     # A requeued job goes on in the same files.
@@ -100,11 +106,20 @@ def test_rank_0_is_on_the_console_and_every_rank_in_its_log(submit: Submit, stan
     assert "a-secret" not in job.output() + "".join(job.logs().values())
 
 
+def test_a_signal_for_the_script_alone_goes_on_to_the_tasks(submit: Submit, stand_in: str) -> None:
+    job = submit("wait", sbatch=("--nodes=2",), PYTHONPATH=stand_in, SPECTRAL_CPU_DEVICES="1")
+    wait_for_both_ranks(job)
+    job.slurm.command("scancel", "--batch", "--signal=USR1", job.number)
+    facts = job.wait_for_end()
+    assert (facts["Restarts"], facts["ExitCode"]) == ("1", "0:0")
+    assert all("saves after SIGUSR1" in text for text in job.logs().values())
+
+
 def test_slurm_itself_signals_the_tasks_ahead_of_the_time_limit(
     submit: Submit, stand_in: str
 ) -> None:
     job = submit("wait", sbatch=("--nodes=2",), PYTHONPATH=stand_in, SPECTRAL_CPU_DEVICES="1")
-    job.wait_for_text("rank 0 begins", seconds=30)
+    wait_for_both_ranks(job)
     # Less than two minutes are left from now on. SLURM looks at time limits every half minute.
     job.slurm.command("scontrol", "update", f"JobId={job.number}", "TimeLimit=2")
     job.wait_for_text("rank 0 saves after SIGUSR1", seconds=50)
@@ -114,7 +129,7 @@ def test_slurm_itself_signals_the_tasks_ahead_of_the_time_limit(
 
 def test_a_cancelled_job_saves_and_does_not_come_back(submit: Submit, stand_in: str) -> None:
     job = submit("wait", sbatch=("--nodes=2",), PYTHONPATH=stand_in, SPECTRAL_CPU_DEVICES="1")
-    job.wait_for_text("rank 0 begins", seconds=30)
+    wait_for_both_ranks(job)
     job.slurm.command("scancel", job.number)
     job.slurm.wait_for_idle_nodes()
     assert job.facts["JobState"] == "CANCELLED"

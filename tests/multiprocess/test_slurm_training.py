@@ -125,14 +125,17 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     assert losses(tmp_path) == losses(whole.folder)
 
 
-def test_a_killed_rank_is_restarted(submit: Submit, whole: Job, tmp_path: Path) -> None:
+def test_a_killed_lead_is_named_and_the_job_restarted(
+    submit: Submit, whole: Job, tmp_path: Path
+) -> None:
     with_texts(tmp_path)
     job = submit(*SETTINGS, sbatch=TWO_NODES, SPECTRAL_CPU_DEVICES="2")
     job.wait_for(lambda: complete_steps(run_folder(tmp_path)))
-    job.kill_rank(1)
+    job.kill_rank(0)
     facts = job.wait_for_end()
     assert facts["Restarts"] == "1"
     assert "slurm_l4: exit code 137, restart 1 of 3: requeued" in job.output()
+    assert re.search(r"(?m)^error: process 0 of 2 \(", job.logs()["1.log"])
     assert losses(tmp_path) == losses(whole.folder)
 
 
