@@ -77,13 +77,15 @@ def _from_slurm(environment: Mapping[str, str]) -> Place:
         if not environment.get(name):
             raise ValueError(f"{name}: srun did not set it; start the tasks by srun")
     job = environment["SLURM_JOB_ID"]
-    port = environment.get("JAX_COORDINATOR_PORT") or _FIRST_PORT + int(job) % _PORTS
+    restart = environment.get("SLURM_RESTART_COUNT", "0")
+    # A restarted job meets elsewhere: what is left of the start before may still hold its port.
+    shift = int(job) + _PORTS // 16 * int(restart)
+    port = environment.get("JAX_COORDINATOR_PORT") or _FIRST_PORT + shift % _PORTS
     # With several tasks on a host each takes the GPU of its number, unless it sees but one.
     alone = environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0] == "1"
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     one = alone or (visible != "" and "," not in visible)
     step = environment.get("SLURM_STEP_ID", "0")
-    restart = environment.get("SLURM_RESTART_COUNT", "0")
     return Place(
         host=first_host(environment["SLURM_STEP_NODELIST"]),
         port=int(port),

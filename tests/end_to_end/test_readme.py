@@ -46,7 +46,7 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     for words in [demo, *readme_commands()]:
         settings = dict(word.split("=", 1) for word in words[: words.index("python")])
         arguments = words[words.index("-m") :]
-        if {"spectral_dist.train", "spectral_dist.dryrun"} & set(arguments):
+        if {f"spectral_dist.{name}" for name in ("train", "dryrun", "launch")} & set(arguments):
             arguments += SMALL
             if "--config" in arguments:  # level 1 without --data_paths reads the sample text
                 arguments += ["--data_paths", "data/github_code.txt"]

@@ -96,3 +96,13 @@ def test_what_cannot_be_is_named(environment: dict[str, str], message: str) -> N
 )
 def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
     assert first_host(nodes) == host
+
+
+def test_a_restarted_job_meets_at_another_port() -> None:
+    ports = set()
+    for restart in range(10):
+        place = find_place(SLURM | {"SLURM_RESTART_COUNT": str(restart)})
+        assert place is not None
+        assert 61440 <= place.port < 65536
+        ports.add(place.port)
+    assert len(ports) == 10
