@@ -35,6 +35,7 @@ class Table:
         self._values: dict[str, str] = {}
         self._lock = threading.Lock()
         self.called = time.monotonic()
+        self.closing = False  # the lead has gone: whoever comes now belongs to another start
 
     def put(self, key: str, value: str) -> bool:
         """Store a text."""
@@ -56,6 +57,18 @@ class Table:
             self.called = time.monotonic()
             found = {k[len(prefix) :]: v for k, v in self._values.items() if k.startswith(prefix)}
         return json.dumps(found)
+
+    def report(self, index: str, text: str) -> str:
+        """Store who a process is, the first that says so; return what all have said, as JSON.
+
+        Raises:
+          ConnectionError: in the caller a Fault, where this service serves a run that has ended.
+        """
+        if self.closing:
+            raise ConnectionError("this run has ended")
+        with self._lock:
+            self._values.setdefault(f"here/{index}", text)
+        return self.under("here")
 
     def beat(self, index: str, text: str) -> str:
         """Store a process's beat; return everybody's, and who has ended, as JSON."""
@@ -124,6 +137,7 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.read()  # ends with the lead
+    table.closing = True
     while time.monotonic() - table.called < _QUIET_SECONDS:
         time.sleep(0.5)
     del service

@@ -22,6 +22,7 @@ from spectral_dist.cluster.watch import UNREACHABLE, Watch, connect
 from spectral_dist.command_line import LOST, STOPPED, Ending
 
 _POLL_SECONDS = 0.1
+_RETRY_SECONDS = 1.0
 
 
 def start_processes(stop: StopSignal, start_timeout: float, hang_timeout: float) -> Processes:
@@ -40,7 +41,7 @@ def start_processes(stop: StopSignal, start_timeout: float, hang_timeout: float)
     if place is None:
         return Processes(stop)
     with stop.interruptible("waiting for the other processes"):
-        service = _start_service(place) if place.index == 0 else None
+        service = _start_service(place, start_timeout) if place.index == 0 else None
         control = connect(place)
         hosts = _report_in(control, place, start_timeout)
         _connect_jax(place, int(control.get("jax_port")), int(start_timeout))
@@ -55,29 +56,39 @@ def start_processes(stop: StopSignal, start_timeout: float, hang_timeout: float)
     return Processes(stop, place, control, watch, service)
 
 
-def _start_service(place: Place) -> "subprocess.Popen[str]":
+def _start_service(place: Place, start_timeout: float) -> "subprocess.Popen[str]":
+    """Start the control service; where its port is taken, by a run that is ending say, wait."""
     command = [sys.executable, "-m", "spectral_dist.cluster.control"]
-    service = subprocess.Popen(
-        [*command, str(place.port), str(place.count)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert service.stdout is not None
-    said = service.stdout.readline().strip()
-    if said != "ready":
-        raise ValueError(f"the control service cannot start: {said or 'it ended at once'}")
-    return service
+    until = time.monotonic() + start_timeout
+    while True:
+        service = subprocess.Popen(
+            [*command, str(place.port), str(place.count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        assert service.stdout is not None
+        said = service.stdout.readline().strip()
+        if said == "ready":
+            return service
+        service.wait()
+        if time.monotonic() > until:
+            why = said or "it ended at once"
+            raise Ending(f"the control service of the run cannot start: {why}", LOST)
+        time.sleep(_RETRY_SECONDS)
 
 
 def _report_in(control: Any, place: Place, start_timeout: float) -> dict[int, str]:
     """Report this process, wait for all, and return their hosts."""
     until = time.monotonic() + start_timeout
     here: dict[str, str] = {}
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "job": place.job}
-    reported = False
+    me = {
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "pid": os.getpid(),
+        "job": place.job,
+    }
     while len(here) < place.count:
         if time.monotonic() > until:
             message = _who_is_missing(place, here, start_timeout)
@@ -85,10 +96,7 @@ def _report_in(control: Any, place: Place, start_timeout: float) -> dict[int, st
                 control.put("gave_up", message)
             raise Ending(message, LOST)
         try:
-            if not reported:
-                control.put(f"here/{place.index}", json.dumps(me))
-                reported = True
-            here = json.loads(control.under("here"))
+            here = json.loads(control.report(str(place.index), json.dumps(me)))
             ended = control.get("gave_up")
         except UNREACHABLE:
             with contextlib.suppress(OSError):

@@ -50,6 +50,16 @@ def test_a_beat_tells_everybodys_and_who_has_ended(clients: Any) -> None:
     }
 
 
+def test_a_run_that_has_ended_takes_no_newcomers() -> None:
+    table = Table()
+    assert json.loads(table.report("1", "me")) == {"1": "me"}
+    assert json.loads(table.report("1", "another")) == {"1": "me"}
+    table.closing = True
+    with pytest.raises(ConnectionError, match="this run has ended"):
+        table.report("0", "another start")
+    assert json.loads(table.under("here")) == {"1": "me"}
+
+
 def test_a_call_costs_little(clients: Any) -> None:
     one, _ = clients
     one.get("warm")
@@ -66,6 +76,7 @@ def test_only_what_is_meant_can_be_called() -> None:
         "put",
         "get",
         "under",
+        "report",
         "beat",
     }
 
