@@ -176,7 +176,9 @@ wait "$console" || true
 
 requeue() {  # requeue REASON
   say "$1: requeued"
-  scontrol requeue "$SLURM_JOB_ID" && exit "$code"
+  # SLURM begins at once to end this job's processes by SIGTERM, scontrol among them: it may not
+  # have had its answer yet.
+  (trap '' TERM && exec scontrol requeue "$SLURM_JOB_ID") && exit "$code"
   say "could not be requeued: submit the same command again, and it continues"
   exit "$code"
 }

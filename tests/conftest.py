@@ -39,6 +39,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("spectral_dist.model", "beartype.beartype")
 
 
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Undo what a test did to the variables that the programs of later tests inherit."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Refuse every connection but those to this machine: no test may depend on the network."""

@@ -75,6 +75,7 @@ def at_first_loss(process: "subprocess.Popen[str]", *signals: signal.Signals) ->
             break
     for number in signals:
         process.send_signal(number)
+        time.sleep(0.03)  # two of one kind that arrive at once are one
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, "".join(before) + out, err)
 
@@ -102,7 +103,7 @@ def interrupted(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Inter
 def test_sigterm_and_sigint_save_and_the_same_command_goes_on(interrupted: Interrupted) -> None:
     whole, killed, term, interrupt, last = interrupted.ended
     codes = [whole.returncode, killed.returncode, term.returncode, interrupt.returncode]
-    assert [*codes, last.returncode] == [0, -9, 143, 130, 0], [e.stderr for e in interrupted.ended]
+    assert [*codes, last.returncode] == [0, -9, 75, 130, 0], [e.stderr for e in interrupted.ended]
     assert [e.stderr for e in interrupted.ended] == [""] * 5
     assert "resumed from step 50" in term.stdout or "resumed from step 100" in term.stdout
     for stopped, then, name in ((term, interrupt, "SIGTERM"), (interrupt, last, "SIGINT")):
@@ -122,9 +123,9 @@ def test_interruptions_change_nothing(interrupted: Interrupted) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once(interrupted: Interrupted) -> None:
+def test_a_second_ctrl_c_ends_at_once(interrupted: Interrupted) -> None:
     process = interrupted.program.start(*LONG, "--run_name", "twice")
-    ended = at_first_loss(process, signal.SIGTERM, signal.SIGINT)
+    ended = at_first_loss(process, signal.SIGINT, signal.SIGINT)
     assert ended.returncode == 130
     assert ended.stderr == "error: interrupted; what was saved before stays\n"
     assert "stopped by" not in ended.stdout
