@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 MESH_AXES = ("data", "fsdp", "tensor")
+AUTO_MESH = "auto"  # stands for the mesh that is still to be chosen
 MIXERS = ("spectral", "window", "attention")
 
 
@@ -46,7 +47,7 @@ class RunConfig:
 class MeshConfig:
     """The devices."""
 
-    mesh: str = setting("1x1x1", "devices as DATAxFSDPxTENSOR; the product is the device count")
+    mesh: str = setting("1x1x1", "devices as DATAxFSDPxTENSOR, their count; or auto, to choose")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -343,13 +344,11 @@ def _check_ranges(config: Config) -> None:
 def _check_number(name: str, value: float) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value}: must be finite")
-    if name in _AT_LEAST_ZERO:
-        if value < 0:
-            raise ValueError(f"{name}={value}: must not be negative")
-    elif name in _BELOW_ONE:
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}={value}: must be at least 0 and below 1")
-    elif value <= 0:
+    if name in _AT_LEAST_ZERO and value < 0:
+        raise ValueError(f"{name}={value}: must not be negative")
+    if name in _BELOW_ONE and not 0 <= value < 1:
+        raise ValueError(f"{name}={value}: must be at least 0 and below 1")
+    if value <= 0 and name not in (*_AT_LEAST_ZERO, *_BELOW_ONE):
         raise ValueError(f"{name}={value}: must be positive")
     if value >= 2**31:
         raise ValueError(f"{name}={value}: must be below 2**31")
@@ -357,18 +356,19 @@ def _check_number(name: str, value: float) -> None:
 
 def _check_relations(config: Config) -> None:
     data, model, run = config.data, config.model, config.run
-    shards = config.mesh.shape[0] * config.mesh.shape[1]
-    if data.batch_size % shards:
+    # A mesh that is still to be chosen asks for no more than one device does.
+    mesh = MeshConfig() if config.mesh.mesh == AUTO_MESH else config.mesh
+    if data.batch_size % (shards := math.prod(mesh.shape[:2])):
         raise ValueError(
             f"batch_size={data.batch_size}: must be a multiple of data x fsdp = {shards} of"
-            f" mesh={config.mesh.mesh}"
+            f" mesh={mesh.mesh}"
         )
     for name in model.pattern:
         if name not in MIXERS:
             raise ValueError(
                 f"layer_pattern={model.layer_pattern!r}: {name!r} is not one of {', '.join(MIXERS)}"
             )
-    _check_heads(model, config.mesh)
+    _check_heads(model, mesh)
     if typing.cast(float, model.tau_max) <= model.tau_min:
         raise ValueError(f"tau_max={model.tau_max}: must be above tau_min={model.tau_min}")
     if model.num_poles > 64:

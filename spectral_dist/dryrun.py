@@ -4,16 +4,18 @@ The programs of the run are compiled for the described GPUs, from shapes alone: 
 no array is made. Ends with exit code 3 where they do not fit. Read `main` first.
 """
 
+import dataclasses
 import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from spectral_dist.command_line import Parser, load_config, run_main
-from spectral_dist.config import Config
+from spectral_dist.config import AUTO_MESH, Config
 
 DOES_NOT_FIT = 3
 MOST_GPUS_PER_HOST = 8
+_FAKE_DEVICES = "xla_force_host_platform_device_count"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,20 +23,35 @@ def main(argv: Sequence[str]) -> int:
     flags, rest = _parse(argv)
     check_flags(flags)
     config = load_config(rest, "spectral_dist.dryrun")
+    auto = config.mesh.mesh == AUTO_MESH
+    if auto:
+        check_devices(flags)
     prepare_environment()
     # JAX reads its environment when it is imported, which these do.
+    from spectral_dist.planning.choice import Choice, choose, described
     from spectral_dist.planning.page import write_html
+    from spectral_dist.planning.ranking import start_command
     from spectral_dist.planning.report import build_report, say, show_report, write_json
 
+    usable = None if flags.memory_gib is None else int(flags.memory_gib * 2**30)
+    choice = Choice(config, True, [], [])
+    if auto:
+        cluster = described(flags.gpu, flags.hosts, flags.gpus_per_host, usable)
+        flags.hosts, flags.gpus_per_host = cluster.hosts, cluster.per_host
+        choice = choose(config, cluster, say)
     report = build_report(
-        config,
+        choice.config,
         gpu_name=flags.gpu,
-        gpus_per_host=gpus_per_host(config, flags.hosts, flags.gpus_per_host),
-        usable=None if flags.memory_gib is None else int(flags.memory_gib * 2**30),
+        gpus_per_host=gpus_per_host(choice.config, flags.hosts, flags.gpus_per_host),
+        usable=usable,
         tokens=flags.tokens,
         price_per_gpu_hour=flags.price_per_gpu_hour,
+        programs=choice.programs,
+        ranking=choice.ranking,
         say=say,
     )
+    if auto and choice.fits:
+        report = dataclasses.replace(report, command=start_command(rest, choice.ranking[0]))
     show_report(report)
     if flags.json:
         write_json(report, flags.json)
@@ -52,7 +69,7 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     )
     parser.add_argument("--gpu", default="l4", help="kind of GPU, or cpu (default: l4)")
     parser.add_argument("--gpus_per_host", type=int, help="GPUs of one host (default: 8 or fewer)")
-    parser.add_argument("--hosts", type=int, help="hosts (default: as many as the mesh fills)")
+    parser.add_argument("--hosts", type=int, help="hosts (default: as the mesh fills)")
     parser.add_argument("--memory_gib", type=float, help="memory of a GPU, in place of the table's")
     parser.add_argument("--tokens", type=float, help="amount of text to give the time for, bytes")
     parser.add_argument("--price_per_gpu_hour", type=float, help="for the cost, in any currency")
@@ -83,6 +100,20 @@ def check_flags(flags: Namespace) -> None:
         path = getattr(flags, name)
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{name}={path!r}: its folder does not exist")
+
+
+def check_devices(flags: Namespace) -> None:
+    """Refuse a search among an unknown number of devices.
+
+    Raises:
+      ValueError: if the flags do not give it; fake devices are counted by XLA_FLAGS too.
+    """
+    given = [flags.hosts is not None, flags.gpus_per_host is not None]
+    counted = flags.gpu == "cpu" and _FAKE_DEVICES in os.environ.get("XLA_FLAGS", "")
+    if not all(given) and (any(given) or not counted):
+        raise ValueError(
+            "mesh=auto: needs --hosts and --gpus_per_host, which say how many devices there are"
+        )
 
 
 def gpus_per_host(config: Config, hosts: int | None, given: int | None) -> int:

@@ -22,7 +22,7 @@ from spectral_dist.cluster.group import Processes
 from spectral_dist.cluster.signals import StopSignal, exit_code
 from spectral_dist.cluster.start import start_processes
 from spectral_dist.command_line import load_config, run_main
-from spectral_dist.config import Config
+from spectral_dist.config import AUTO_MESH, Config, from_flat, resolve
 from spectral_dist.data.mixture import Batch, TrainRows, token_batches
 from spectral_dist.data.sample import build_sample
 from spectral_dist.data.tokens import TokenFile, prepare
@@ -67,8 +67,9 @@ def main(argv: Sequence[str]) -> int:
 
 def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: Processes) -> int:
     """Train, in every process of a run alike; return the exit code."""
-    mesh = make_mesh(config.mesh.shape)
     console = Console(config.run.steps, enabled=processes.lead)
+    config = settle_mesh(config, stop, processes, console.note)
+    mesh = make_mesh(config.mesh.shape)
     config, files = open_sources(config, console.note, processes)
     folder = Path(config.run.checkpoint_dir) / config.run.run_name
 
@@ -121,6 +122,24 @@ def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: 
         if checkpoints.failed_saves:
             console.warn(f"{checkpoints.failed_saves} checkpoints could not be saved: see above")
         return 0 if stopped is None else exit_code(stopped)
+
+
+def settle_mesh(
+    config: Config, stop: StopSignal, processes: Processes, report: Callable[[str], None]
+) -> Config:
+    """Return the settings with a mesh for the attached devices where it is `auto`: the lead's."""
+    if config.mesh.mesh != AUTO_MESH:
+        return config
+    from spectral_dist.planning.choice import attached, choose_mesh  # nobody else pays for it
+
+    def tell(text: str) -> None:
+        report(text)
+        processes.move()
+
+    cluster = attached()
+    with stop.interruptible("choosing the mesh"):
+        chosen = processes.from_lead("mesh", lambda: choose_mesh(config, cluster, tell).flat())
+    return resolve(from_flat(chosen))
 
 
 def open_sources(

@@ -28,6 +28,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _compilations = tempfile.TemporaryDirectory(prefix="spectral_dist_compilations_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilations.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+_caches = tempfile.TemporaryDirectory(prefix="spectral_dist_caches_")
+os.environ["XDG_CACHE_HOME"] = _caches.name
 
 import jax  # noqa: E402 - reads the environment when it is imported
 from jaxtyping import install_import_hook  # noqa: E402

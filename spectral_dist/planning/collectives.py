@@ -125,7 +125,7 @@ def _collective(
     given = sum(operand.bytes for operand in computation.operands(instruction))
     ways = max(map(len, groups))
     moved, payload = ring_bytes(kind, given, ways)
-    leaving = _rings_per_host(groups, devices_per_host)
+    leaving = rings_per_host(groups, devices_per_host)
     return Collective(
         name=instruction.name,
         kind=kind,
@@ -240,7 +240,7 @@ def spanned_axes(groups: Groups, mesh_shape: MeshShape) -> tuple[str, ...]:
     return tuple(axis for axis, varies in zip(mesh_shape, varying, strict=True) if varies)
 
 
-def _rings_per_host(groups: Groups, devices_per_host: int) -> int:
+def rings_per_host(groups: Groups, devices_per_host: int) -> int:
     """Return how many groups leave the host that most groups leave."""
     leaving: Counter[int] = Counter()
     for group in groups:
@@ -305,7 +305,7 @@ def lower_bound(config: Config, devices_per_host: int, parameters: int) -> tuple
         ways = mesh_shape[axis]
         if ways > 1:
             sent = (2 if kind == "all-reduce" else 1) * (ways - 1) / ways * payload
-            crosses = _rings_per_host(axis_groups(mesh_shape, axis), devices_per_host) > 0
+            crosses = rings_per_host(axis_groups(mesh_shape, axis), devices_per_host) > 0
             table.append(Traffic(kind, axis, count, count * payload, count * sent, crosses))
     return tuple(table)
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+import math
 import os
 import sys
 import tempfile
@@ -119,13 +120,24 @@ def described_mesh(gpu: Gpu | None, shape: tuple[int, int, int], gpus_per_host: 
       gpus_per_host: GPUs of one host.
 
     Raises:
-      ValueError: if hosts would be filled in part, or tensor would span hosts, or there are too
-        few fake devices.
+      ValueError: as `check_hosts` does, or if there are too few fake devices.
     """
-    count = shape[0] * shape[1] * shape[2]
-    hosts, rest = divmod(count, gpus_per_host)
+    check_hosts(shape, gpus_per_host)
+    count = math.prod(shape)
+    if gpu is not None and cuda_plugin() is not None:
+        return make_mesh(shape, described_devices(gpu, count // gpus_per_host, gpus_per_host))
+    return make_mesh(shape, fake_devices(count))
+
+
+def check_hosts(shape: tuple[int, int, int], gpus_per_host: int) -> None:
+    """Check that a mesh can be laid over hosts.
+
+    Raises:
+      ValueError: if hosts would be filled in part, or tensor would span hosts.
+    """
+    count = math.prod(shape)
     text = "x".join(map(str, shape))
-    if rest:
+    if count % gpus_per_host:
         raise ValueError(
             f"mesh={text}: its {count} devices do not fill hosts of gpus_per_host={gpus_per_host}"
         )
@@ -134,9 +146,6 @@ def described_mesh(gpu: Gpu | None, shape: tuple[int, int, int], gpus_per_host: 
             f"mesh={text}: tensor={shape[2]} must divide gpus_per_host={gpus_per_host}, so that it"
             " lies inside a host"
         )
-    if gpu is not None and cuda_plugin() is not None:
-        return make_mesh(shape, described_devices(gpu, hosts, gpus_per_host))
-    return make_mesh(shape, fake_devices(count))
 
 
 def described_devices(gpu: Gpu, hosts: int, gpus_per_host: int) -> Sequence[Any]:

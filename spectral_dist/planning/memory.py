@@ -148,7 +148,7 @@ def audit(found: Sequence[Array], mesh: Mesh) -> None:
         )
 
 
-def runtime_lines(gpu: Gpu, config: Config, mesh: Mesh) -> list[RuntimeLine]:
+def runtime_lines(gpu: Gpu, config: Config) -> list[RuntimeLine]:
     """Return what the runtime adds on one device, each line with its source.
 
     Documented defaults and no measurement; the compiler's own workspaces of matrix products are
@@ -170,7 +170,7 @@ def runtime_lines(gpu: Gpu, config: Config, mesh: Mesh) -> list[RuntimeLine]:
         lines.append(
             RuntimeLine("cuFFT plans", 64 * MIB, "assumed; a plan takes its workspace when it runs")
         )
-    spans = [size for size in mesh.shape.values() if size > 1]
+    spans = [size for size in config.mesh.shape if size > 1]
     if spans:
         # NVLink needs more channels to be filled than PCIe does.
         channels = 16 if "NVLink" in gpu.inside.name else 4

@@ -4,11 +4,15 @@ Owns the list of changes, the cheapest first, and the search through it. Read `f
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from spectral_dist.config import Config, from_flat, resolve
+from spectral_dist.planning.compile import compile_programs, described_mesh
+from spectral_dist.planning.hardware import Gpu
+from spectral_dist.planning.memory import arguments, runtime_lines
 
 _CHEAPEST_BATCHES = 3  # how often the micro-batch is halved
 
@@ -33,6 +37,44 @@ class Remedy:
     def fits(self) -> bool:
         """Whether every program fits."""
         return self.spare >= 0
+
+
+def try_remedies(
+    config: Config, gpu: Gpu | None, usable: int | None, most: int, say: Callable[[str], None]
+) -> list[Remedy]:
+    """Return the changes that were tried, the last of which fits if any does.
+
+    Args:
+      config: what does not fit.
+      gpu: of each device; None for the processor.
+      usable: bytes of a device.
+      most: devices that fsdp may grow to.
+      say: told of each.
+    """
+    remedies = []
+    for remedy in find_remedy(config, _trial(gpu, usable, most), most):
+        remedies.append(remedy)
+        say(f"tried {remedy.flags}: {'fits' if remedy.fits else 'does not fit'}")
+    return remedies
+
+
+def _trial(gpu: Gpu | None, usable: int | None, most: int) -> Callable[[Config], tuple[int, int]]:
+    """Return a function that compiles a changed configuration until one program does not fit."""
+
+    def try_one(config: Config) -> tuple[int, int]:
+        assert usable is not None, "a remedy is looked for where there is a limit"
+        count = math.prod(config.mesh.shape)
+        mesh = described_mesh(gpu, config.mesh.shape, min(count, most))
+        added = sum(line.bytes for line in runtime_lines(gpu, config)) if gpu else 0
+        peak = sum(array.bytes for array in arguments(config, mesh))
+        if peak + added <= usable:  # else nothing needs to be compiled
+            for program in compile_programs(config, mesh):
+                peak = max(peak, program.peak)
+                if peak + added > usable:
+                    break
+        return peak, usable - added - peak
+
+    return try_one
 
 
 def find_remedy(

@@ -10,12 +10,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import rich.box
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +44,8 @@ from spectral_dist.planning.memory import (
     parameter_count,
     runtime_lines,
 )
-from spectral_dist.planning.remedies import Remedy, find_remedy
+from spectral_dist.planning.ranking import closest_line, ranking_table
+from spectral_dist.planning.remedies import Remedy, try_remedies
 from spectral_dist.planning.roofline import Prediction, RunCost, predict, run_cost, steps_for
 from spectral_dist.planning.search import Candidate
 
@@ -74,6 +76,7 @@ class Report:
       costs: of the run's steps, and of an amount of text if one was given.
       remedies: tried where it does not fit, the last one fits if any does.
       ranking: the candidates of `--mesh=auto`, the best first; empty where the mesh was given.
+      command: starts the best of them; empty where there is none that fits.
     """
 
     config: Config
@@ -91,6 +94,7 @@ class Report:
     costs: list[RunCost]
     remedies: list[Remedy]
     ranking: list[Candidate]
+    command: str = ""
 
 
 def build_report(
@@ -101,6 +105,7 @@ def build_report(
     usable: int | None,
     tokens: float | None = None,
     price_per_gpu_hour: float | None = None,
+    programs: Iterable[Program] = (),
     ranking: Sequence[Candidate] = (),
     say: Callable[[str], None],
 ) -> Report:
@@ -113,6 +118,7 @@ def build_report(
       usable: bytes of a device, in place of the table's.
       tokens: amount of text to give the time for, beside the run's own steps.
       price_per_gpu_hour: for the cost, in any currency.
+      programs: those of the run, where they were compiled before.
       ranking: the candidates among which `config` was chosen.
       say: told what is compiled, as it is.
 
@@ -125,16 +131,14 @@ def build_report(
     hosts = mesh.size // gpus_per_host
     found = arguments(config, mesh)
     audit(found, mesh)
-    runtime = [] if gpu is None else runtime_lines(gpu, config, mesh)
-    programs = []
-    for program in compile_programs(config, mesh):
-        programs.append(program)
-        say(f"compiled {program.name} in {program.seconds:.0f} s")
+    runtime = [] if gpu is None else runtime_lines(gpu, config)
+    programs = list(programs) or _compile_all(config, mesh, say)
     prediction = predict(programs[0].text, config, gpu, gpus_per_host)
     lengths = [config.run.steps, *([] if tokens is None else [steps_for(prediction, tokens)])]
     verdict = judge(programs, runtime, usable)
     most = max(gpus_per_host, FULL_HOST) if hosts == 1 else gpus_per_host
-    remedies = _try_remedies(config, gpu, usable, most, say) if verdict.fits is False else []
+    failed = verdict.fits is False and not ranking  # a search has tried more than the remedies
+    remedies = try_remedies(config, gpu, usable, most, say) if failed else []
     return Report(
         config=config,
         compiler=find_compiler(gpu),
@@ -154,33 +158,12 @@ def build_report(
     )
 
 
-def _try_remedies(
-    config: Config, gpu: Gpu | None, usable: int | None, most: int, say: Callable[[str], None]
-) -> list[Remedy]:
-    remedies = []
-    for remedy in find_remedy(config, _trial(gpu, usable, most), most):
-        remedies.append(remedy)
-        say(f"tried {remedy.flags}: {'fits' if remedy.fits else 'does not fit'}")
-    return remedies
-
-
-def _trial(gpu: Gpu | None, usable: int | None, most: int) -> Callable[[Config], tuple[int, int]]:
-    """Return a function that compiles a changed configuration until one program does not fit."""
-
-    def try_one(config: Config) -> tuple[int, int]:
-        assert usable is not None, "a remedy is looked for where there is a limit"
-        count = math.prod(config.mesh.shape)
-        mesh = described_mesh(gpu, config.mesh.shape, min(count, most))
-        added = sum(line.bytes for line in runtime_lines(gpu, config, mesh)) if gpu else 0
-        peak = sum(array.bytes for array in arguments(config, mesh))
-        if peak + added <= usable:  # else nothing needs to be compiled
-            for program in compile_programs(config, mesh):
-                peak = max(peak, program.peak)
-                if peak + added > usable:
-                    break
-        return peak, usable - added - peak
-
-    return try_one
+def _compile_all(config: Config, mesh: Mesh, say: Callable[[str], None]) -> list[Program]:
+    programs = []
+    for program in compile_programs(config, mesh):
+        programs.append(program)
+        say(f"compiled {program.name} in {program.seconds:.0f} s")
+    return programs
 
 
 def compiler_line(report: Report) -> str:
@@ -221,6 +204,8 @@ def show_report(report: Report, stream: TextIO | None = None) -> None:
     if report.prediction.traffic or report.bound:
         console.print(_traffic_table("collectives of a step, a device", report.prediction.traffic))
         console.print(_traffic_table("the least on this mesh", report.bound))
+    if report.ranking:
+        console.print(ranking_table(report.ranking))
     for line in time_lines(report):
         console.print(line, soft_wrap=True)
     for program in report.programs:
@@ -308,8 +293,9 @@ def verdict_lines(report: Report) -> list[str]:
     """Return the verdict and what follows from it, one thing a line."""
     verdict = report.verdict
     peak = f"{verdict.peak / GIB:.2f} GiB ({verdict.program})"
+    command = [f"start it with: {report.command}"] if report.command else []
     if verdict.usable is None or verdict.spare is None:
-        return [f"peak {peak}; no limit is known"]
+        return [f"peak {peak}; no limit is known", *command]
     need = f"{peak} + {verdict.runtime / GIB:.2f} GiB of runtime"
     have = f"{verdict.usable / GIB:.2f} GiB"
     if verdict.fits:
@@ -319,13 +305,15 @@ def verdict_lines(report: Report) -> list[str]:
                 "JAX takes 0.75 of the memory by itself: start with"
                 f" XLA_PYTHON_CLIENT_MEM_FRACTION={verdict.fraction:.2f}"
             )
-        return lines
+        return lines + command
     lines = [f"DOES NOT FIT, {-verdict.spare / GIB:.2f} GiB too much: {need} of {have}"]
     devices = math.prod(report.config.mesh.shape)
     for remedy in report.remedies:
         more = f", on {remedy.devices} devices" if remedy.devices != devices else ""
         found = f"{abs(remedy.spare) / GIB:.2f} GiB {'to spare' if remedy.fits else 'too much'}"
         lines.append(f"{'fits' if remedy.fits else 'tried'}: {remedy.flags}{more} ({found})")
+    if report.ranking:
+        return [*lines, closest_line(report.ranking)]
     if not any(remedy.fits for remedy in report.remedies):
         lines.append("no remedy was found: fewer parameters, a shorter seq_len or larger GPUs")
     return lines
@@ -361,6 +349,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "verdict": dataclasses.asdict(report.verdict),
         "remedies": [dataclasses.asdict(r) | {"fits": r.fits} for r in report.remedies],
         "ranking": [dataclasses.asdict(candidate) for candidate in report.ranking],
+        "command": report.command,
     }
 
 

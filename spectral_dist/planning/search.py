@@ -1,9 +1,43 @@
 """The choice of a mesh: every way to run a configuration on a number of devices, ranked.
 
-Owns what a candidate is. Read `Candidate` first.
+Owns what a candidate is, the enumeration, and the branch and bound that compiles no more of them
+than the answer needs. Read `Candidate`, then `search`.
+
+A candidate is compiled only if nothing yet shows that it cannot fit (its lower bound on memory, or
+one like it that keeps less and does not fit) and that it cannot be among the best (its lower bound
+on the time of a step). The bounds on time grow with what is compiled: first of all, for each remat,
+a reference that any other one can only fall behind.
 """
 
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from spectral_dist.config import SETTINGS, Config, from_flat, resolve
+from spectral_dist.planning.bounds import (
+    Shapes,
+    TimeBound,
+    find_shapes,
+    kernel_floor,
+    memory_bound,
+    time_bound,
+)
+from spectral_dist.planning.compile import check_hosts
+from spectral_dist.planning.memory import GIB, runtime_lines
+from spectral_dist.planning.roofline import rates_of
+from spectral_dist.planning.workers import Cluster, Failure, Found, Outcome, Task
+
+BEST = 3  # so many are certain: no candidate that was not compiled is faster than these
+# Up to this share of a GPU's memory the compiler is free. Above 0.8 x 0.95 of it XLA computes again
+# what it was told to keep (GetSchedulerMemoryLimit in xla/service/gpu/gpu_hlo_schedule.cc).
+FREE_SHARE = 0.7
+# The compiler does not fuse the same for all: with every candidate compiled, the reference took up to
+# 5.5% more than one that it should have bounded (docs/log.md).
+TRUST = 0.95
+REMAT = ("none", "dots", "full")  # what the forward pass keeps: the most first
+assert SETTINGS["remat"][1].metadata["choices"] == REMAT
 
 
 @dataclass(frozen=True)
@@ -31,3 +65,329 @@ class Candidate:
     step_seconds: float | None
     tokens_per_second: float | None
     reason: str
+
+    @property
+    def flags(self) -> str:
+        """The flags that ask for it."""
+        return (
+            f"--mesh={self.mesh} --batch_size={self.batch_size}"
+            f" --accum_steps={self.accum_steps} --remat={self.remat}"
+        )
+
+
+class Compiling(Protocol):
+    """Who compiles candidates: `workers.Workers`."""
+
+    count: int
+
+    @property
+    def busy(self) -> int:
+        """Tasks that are being worked on."""
+        ...
+
+    def recall(self, task: Task) -> Found | None:
+        """Return what is known from before."""
+        ...
+
+    def start(self, task: Task) -> None:
+        """Begin a task."""
+        ...
+
+    def wait(self) -> tuple[Task, Found]:
+        """Return the next task that is through, and what came out."""
+        ...
+
+
+@dataclass
+class _Option:
+    """A candidate that can be made, and what is known of it.
+
+    Attributes:
+      config: of it.
+      room: bytes of a device for the programs; None where no limit is known.
+      needs: bytes that it needs at least.
+      bound: the time of a step at least.
+      found: what compiling it showed.
+    """
+
+    config: Config
+    room: int | None
+    needs: int
+    bound: TimeBound
+    found: Found | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it was compiled and fits."""
+        return isinstance(self.found, Outcome) and self.spare(self.found.peak) >= 0
+
+    def spare(self, peak: int) -> int:
+        """Return the bytes left with a peak; 0 where no limit is known."""
+        return 0 if self.room is None else self.room - peak
+
+
+def search(
+    config: Config,
+    cluster: Cluster,
+    compiling: Compiling,
+    *,
+    ruled_out: Mapping[Config, str],
+    say: Callable[[str], None],
+) -> list[Candidate]:
+    """Return every candidate: the ranked ones, the best first, then the others with a reason.
+
+    The first few (BEST) are the fastest of all by the model, as far as the bounds hold; those
+    after them are what else was compiled. Of the others those come first that were compiled and do
+    not fit, the nearest to fitting before the others.
+
+    Args:
+      config: the run; its own mesh, remat and split of the batch are not looked at.
+      cluster: the devices.
+      compiling: compiles a candidate's training step.
+      ruled_out: candidates known not to fit as a whole, each with the reason.
+      say: told what is compiled.
+
+    Raises:
+      ValueError: if no candidate can be made at all.
+    """
+    options, refused = _enumerate(config, cluster)
+    if not options:
+        raise ValueError(f"mesh=auto: nothing can run on {cluster.text}: {refused[0].reason}")
+    tree = _Tree(options, ruled_out, find_shapes(config), cluster)
+    for task in tree.all_tasks():
+        tree.learn(task, compiling.recall(task))
+    running: set[Task] = set()
+    compiled = 0
+    while True:
+        waiting = tree.tasks(running)
+        for task in waiting[: compiling.count - len(running)]:
+            running.add(task)
+            compiling.start(task)
+        if not running:
+            return tree.ranking() + refused
+        task, found = compiling.wait()
+        running.remove(task)
+        tree.learn(task, found)
+        compiled += 1
+        say(f"compiled {compiled}, {_told(task, found)}; at most {len(waiting)} more")
+
+
+def _told(task: Task, found: Found) -> str:
+    flags = _blank(task.config).flags
+    if isinstance(found, Failure):
+        return f"{flags}: {found.reason}"
+    note = " (memory without end, for comparison)" if task.unlimited else ""
+    return f"{flags}: {found.step_seconds:.3f} s a step, {found.peak / GIB:.2f} GiB{note}"
+
+
+class _Tree:
+    """The candidates that can be made, and what their bounds say at any moment."""
+
+    def __init__(
+        self,
+        options: Sequence[_Option],
+        ruled_out: Mapping[Config, str],
+        shapes: Shapes,
+        cluster: Cluster,
+    ) -> None:
+        """Know no more than the bounds.
+
+        Args:
+          options: the candidates.
+          ruled_out: those that do not fit as a whole, with the reason.
+          shapes: of the state.
+          cluster: the devices.
+        """
+        self._options, self._ruled_out, self._shapes = options, ruled_out, shapes
+        self._rates = rates_of(cluster.gpu)
+        self._freely = math.inf if cluster.gpu is None else FREE_SHARE * cluster.gpu.memory_bytes
+        self._by_config = {option.config: option for option in options}
+        self._references = {remat: _reference(options, remat) for remat in REMAT}
+        self._measured: dict[str, Found | None] = {}
+
+    def all_tasks(self) -> list[Task]:
+        """Return every task there may be, the references first."""
+        references = [Task(config, True) for config in self._references.values()]
+        return references + [Task(option.config, False) for option in self._options]
+
+    def tasks(self, running: Collection[Task]) -> list[Task]:
+        """Return what to compile, in this order, beside what is being compiled."""
+        bounds, limit = self._bounds(), self._limit()
+        undecided = [
+            (bounds[i], i)
+            for i, option in enumerate(self._options)
+            if option.found is None and not self._reason(option, bounds[i], limit)
+        ]
+        wanted: dict[Task, None] = {}
+        for _, i in sorted(undecided):
+            config = self._options[i].config
+            remat = config.model.remat
+            reference = Task(self._references[remat], True)
+            wanted[Task(config, False) if self._measured.get(remat) else reference] = None
+        return [task for task in wanted if task not in running]
+
+    def learn(self, task: Task, found: Found | None) -> None:
+        """Take in what came out of a task."""
+        if task.unlimited:
+            self._measured[task.config.model.remat] = found
+            if not isinstance(found, Outcome) or found.peak > self._freely:
+                return  # otherwise the device's own memory changes nothing
+        if found is not None:
+            self._by_config[task.config].found = found
+
+    def ranking(self) -> list[Candidate]:
+        """Return every candidate, ranked or with its reason."""
+        bounds, limit = self._bounds(), self._limit()
+        rows = []
+        for option, bound in zip(self._options, bounds, strict=True):
+            candidate = _candidate(option, self._reason(option, bound, limit))
+            if not candidate.reason:
+                order = (0, candidate.step_seconds or 0.0, -(candidate.spare or 0))
+            elif candidate.spare is not None and candidate.spare < 0:
+                order = (1, -candidate.spare, 0)
+            elif option.room is not None and option.needs > option.room:
+                order = (2, option.needs - option.room, 0)
+            else:
+                order = (3, bound, 0)
+            rows.append((order, candidate))
+        return [candidate for _, candidate in sorted(rows, key=lambda row: row[0])]
+
+    def _reason(self, option: _Option, bound: float, limit: float) -> str:
+        """Return what speaks against a candidate; nothing if it is ranked, or still open."""
+        if option.config in self._ruled_out:
+            return self._ruled_out[option.config]
+        if isinstance(option.found, Failure):
+            return option.found.reason
+        if option.found is not None:
+            over = -option.spare(option.found.peak)
+            return f"{over / GIB:.2f} GiB too much" if over > 0 else ""
+        if option.spare(option.needs) < 0:
+            return f"needs at least {option.needs / GIB:.2f} GiB"
+        for other in self._options:
+            if not other.fits and isinstance(other.found, Outcome) and _keeps_less(other, option):
+                return f"keeps more than {_blank(other.config).flags}, which does not fit"
+        if bound > limit:
+            return f"takes at least {bound:.3f} s a step"
+        return ""
+
+    def _limit(self) -> float:
+        """Return the seconds of a step above which a candidate is none of the best."""
+        times = sorted(
+            option.found.step_seconds
+            for option in self._options
+            if isinstance(option.found, Outcome)
+            and option.fits
+            and option.config not in self._ruled_out
+        )
+        return times[BEST - 1] if len(times) >= BEST else math.inf
+
+    def _bounds(self) -> list[float]:
+        """Return for each candidate the least time of a step, by all that was compiled so far."""
+        known = [o.found for o in self._options if isinstance(o.found, Outcome)]
+        known += [found for found in self._measured.values() if isinstance(found, Outcome)]
+        exposed = min((f.exposed_share for f in known), default=0.0)
+        return [self._raised(option).seconds(exposed) for option in self._options]
+
+    def _raised(self, option: _Option) -> TimeBound:
+        """Return a candidate's bound, raised by its reference."""
+        remat = option.config.model.remat
+        measured, bound = self._measured.get(remat), option.bound
+        if not isinstance(measured, Outcome):
+            return bound
+        reference = self._references[remat]
+        floor = kernel_floor(
+            measured.kernel_seconds, reference, option.config, self._shapes, self._rates
+        )
+        return dataclasses.replace(bound, kernel_seconds=max(bound.kernel_seconds, TRUST * floor))
+
+
+def _reference(options: Sequence[_Option], remat: str) -> Config:
+    """Return the candidate that bounds most of the others: undivided channels, few pieces."""
+    same = [option.config for option in options if option.config.model.remat == remat]
+    return min(same, key=lambda c: (c.mesh.shape[2], c.data.accum_steps, c.mesh.shape[0]))
+
+
+def _keeps_less(less: _Option, more: _Option) -> bool:
+    """Whether one candidate needs no more memory than another: what the search takes for granted.
+
+    On the same mesh, with no larger a micro-batch and no less computed again.
+    """
+    a, b = less.config, more.config
+    return (
+        a.mesh == b.mesh
+        and a.data.batch_size <= b.data.batch_size
+        and REMAT.index(a.model.remat) >= REMAT.index(b.model.remat)
+    )
+
+
+def _candidate(option: _Option, reason: str) -> Candidate:
+    blank, found = dataclasses.replace(_blank(option.config), reason=reason), option.found
+    if not isinstance(found, Outcome):
+        return blank
+    return dataclasses.replace(
+        blank,
+        peak=found.peak,
+        spare=None if option.room is None else option.room - found.peak,
+        step_seconds=found.step_seconds,
+        tokens_per_second=found.tokens_per_second,
+    )
+
+
+def _blank(config: Config) -> Candidate:
+    data, remat = config.data, config.model.remat
+    settings = (config.mesh.mesh, data.batch_size, data.accum_steps, remat)
+    return Candidate(*settings, None, None, None, None, "")
+
+
+def chosen_config(config: Config, candidate: Candidate) -> Config:
+    """Return a configuration with a candidate's settings.
+
+    Raises:
+      ValueError: if they break a rule.
+    """
+    names = ("mesh", "batch_size", "accum_steps", "remat")
+    return resolve(from_flat(config.flat() | {name: getattr(candidate, name) for name in names}))
+
+
+def _enumerate(config: Config, cluster: Cluster) -> tuple[list[_Option], list[Candidate]]:
+    """Return the candidates that can be made, and the others with what forbids them."""
+    shapes, rates = find_shapes(config), rates_of(cluster.gpu)
+    options, refused = [], []
+    for settings in settings_of(config, cluster.count):
+        blank = Candidate(*settings, None, None, None, None, "")
+        try:
+            changed = chosen_config(config, blank)
+            check_hosts(changed.mesh.shape, cluster.per_host)
+            space = room(changed, cluster)
+            needs = 0 if space is None else memory_bound(changed, shapes)
+        except ValueError as error:
+            refused.append(dataclasses.replace(blank, reason=str(error)))
+            continue
+        bound = time_bound(changed, shapes, rates, cluster.per_host)
+        options.append(_Option(changed, space, needs, bound))
+    return options, refused
+
+
+def room(config: Config, cluster: Cluster) -> int | None:
+    """Return the bytes of a device that a run's programs may take; None where no limit is known."""
+    if cluster.usable is None or cluster.gpu is None or cluster.pool:
+        return cluster.usable
+    return cluster.usable - sum(line.bytes for line in runtime_lines(cluster.gpu, config))
+
+
+def settings_of(config: Config, count: int) -> Iterator[tuple[str, int, int, str]]:
+    """Give mesh, batch_size, accum_steps and remat of every candidate, whether it can be made.
+
+    Every mesh of `count` devices, every split of the step's batch, every remat.
+    """
+    batch = config.data.batch_size * config.data.accum_steps
+    for data, rest in _factors(count):
+        for fsdp, tensor in _factors(rest):
+            for rows, micro in _factors(batch):
+                for remat in REMAT:
+                    yield f"{data}x{fsdp}x{tensor}", rows, micro, remat
+
+
+def _factors(number: int) -> Sequence[tuple[int, int]]:
+    """Return each pair of positive integers with this product, the smallest first one first."""
+    return [(n, number // n) for n in range(1, number + 1) if number % n == 0]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from spectral_dist.config import (
+    AUTO_MESH,
     SETTINGS,
     Config,
     configs_folder,
@@ -68,6 +69,18 @@ def test_choices_hold_the_default_and_refuse_others(name: str) -> None:
 def test_configurations_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().run.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_mesh_that_is_still_to_be_chosen() -> None:
+    config = resolved(mesh="auto", batch_size=3, head_dim=64, num_kv_heads=1)
+    assert config.mesh.mesh == AUTO_MESH
+    assert config.model.tau_max is not None
+    with pytest.raises(ValueError, match="num_kv_heads=3: must divide"):
+        resolved(mesh="auto", num_kv_heads=3)
+    with pytest.raises(ValueError, match="mesh='auto': must be DATAxFSDPxTENSOR"):
+        _ = config.mesh.shape
+    with pytest.raises(ValueError, match="mesh='Auto': must be"):
+        resolved(mesh="Auto")
 
 
 # ---- types ----

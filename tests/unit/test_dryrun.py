@@ -1,9 +1,12 @@
 """The dry run from the command line: its report, its exit codes, its one-line errors."""
 
+import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jax.sharding import Mesh
@@ -12,10 +15,15 @@ from spectral_dist import dryrun
 from spectral_dist.command_line import load_config
 from spectral_dist.config import Config
 from spectral_dist.dryrun import gpus_per_host, main
+from spectral_dist.planning import choice as choosing
 from spectral_dist.planning import compile as planning
+from spectral_dist.planning import remedies
 from spectral_dist.planning import report as reporting
+from spectral_dist.planning.choice import Choice
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.memory import GIB
+from spectral_dist.planning.search import Candidate, chosen_config
+from spectral_dist.planning.workers import Cluster
 
 TINY = [
     "--hidden_dim=16",
@@ -55,6 +63,7 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
     monkeypatch.setattr(planning, "cuda_plugin", lambda: None)
     monkeypatch.setattr(reporting, "compile_programs", programs)
+    monkeypatch.setattr(remedies, "compile_programs", programs)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     return compiled
 
@@ -157,6 +166,85 @@ def test_errors_come_before_any_compilation(
     with pytest.raises(ValueError, match=text.replace("?", r"\?")):
         main([*TINY, *flags])
     assert needs == []
+
+
+# ---- --mesh=auto
+
+
+@pytest.fixture
+def chosen(needs: list[Config], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the search returns, in place of the search."""
+    answer: dict[str, Any] = {"fits": True, "clusters": []}
+
+    def choose(config: Config, cluster: Cluster, say: object) -> Choice:
+        answer["clusters"].append(cluster)
+        found = Candidate("1x2x1", 4, 2, "full", GIB, GIB, 0.5, 256.0, "")
+        best = found if answer["fits"] else dataclasses.replace(found, reason="1.00 GiB too much")
+        size = GIB if answer["fits"] else 99 * GIB
+        programs = [Program("train step", 0, 0, 0, size, 0, TEXT, 0.0, ())]
+        return Choice(chosen_config(config, best), answer["fits"], programs, [best])
+
+    monkeypatch.setattr(choosing, "choose", choose)
+    return answer
+
+
+AUTO = ["--mesh=auto", "--hosts=1", "--gpus_per_host=2"]
+
+
+def test_auto_reports_the_winner_and_how_to_start_it(
+    chosen: dict[str, Any],
+    needs: list[Config],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "report.json"
+    assert main([*AUTO, *TINY, f"--json={path}"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "mesh 1x2x1 over 1 x 2 NVIDIA L4" in out
+    assert any("1 candidates, 1 compiled, 1 ranked" in line for line in out)
+    command = out[-1].removeprefix("start it with: ")
+    assert command.endswith("--mesh=1x2x1 --batch_size=4 --accum_steps=2 --remat=full")
+    assert load_config(shlex.split(command)[3:]).mesh.mesh == "1x2x1"
+    report = json.loads(path.read_text())
+    assert report["command"] == command
+    assert report["ranking"][0]["tokens_per_second"] == 256.0
+    assert report["config"]["mesh"] == "1x2x1"
+    assert needs == [], "the search has compiled it"
+    documented = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    assert all(f"`{key}`" in documented for key in [*report, *report["ranking"][0]])
+
+
+def test_auto_where_nothing_fits_ends_with_3_and_the_nearest(
+    chosen: dict[str, Any], needs: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen["fits"] = False
+    assert main([*AUTO, *TINY]) == 3
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith("none of 1 candidates fits; the nearest: --mesh=1x2x1 --batch_size=4")
+    assert any(line.startswith("DOES NOT FIT") for line in out)
+    assert not any(line.startswith(("start it", "tried", "fits:")) for line in out)
+    assert needs == [], "no remedies beside a search"
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--hosts=2"], ["--gpus_per_host=8"], ["--gpu=cpu"], ["--gpu=cpu", "--hosts=1"]]
+)
+def test_auto_needs_to_know_the_devices(
+    chosen: dict[str, Any], flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="mesh=auto: needs --hosts and --gpus_per_host"):
+        main(["--mesh=auto", *TINY, *flags])
+    assert chosen["clusters"] == []
+
+
+def test_fake_devices_may_be_counted_by_xla_flags(
+    chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    chosen["clusters"].clear()
+    with pytest.raises(ValueError, match="its 2 devices are not hosts=1 x gpus_per_host=8"):
+        main(["--mesh=auto", "--gpu=cpu", *TINY])  # what stands for the search chose 2 of 8
+    assert chosen["clusters"] == [Cluster(None, 1, 8)]
 
 
 def test_gpus_of_a_host_by_default() -> None:

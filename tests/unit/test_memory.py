@@ -85,8 +85,7 @@ def test_the_audit_sees_the_states_own_shardings(monkeypatch: pytest.MonkeyPatch
 
 def test_what_the_runtime_adds_has_sources() -> None:
     config = small(mesh="2x2x1", spectral_form="fft")
-    mesh = described_mesh(None, config.mesh.shape, 4)
-    l4 = {line.name: line for line in runtime_lines(find_gpu("l4"), config, mesh)}
+    l4 = {line.name: line for line in runtime_lines(find_gpu("l4"), config)}
     assert set(l4) == {
         "CUDA context and kernels",
         "cuBLAS workspace",
@@ -95,12 +94,9 @@ def test_what_the_runtime_adds_has_sources() -> None:
     }
     assert all(line.bytes > 0 and len(line.source) > 20 for line in l4.values())
     alone = small(mesh="1x1x1")
-    names = [
-        line.name
-        for line in runtime_lines(find_gpu("l4"), alone, described_mesh(None, (1, 1, 1), 1))
-    ]
+    names = [line.name for line in runtime_lines(find_gpu("l4"), alone)]
     assert names == ["CUDA context and kernels", "cuBLAS workspace"]
-    h100 = {line.name: line for line in runtime_lines(find_gpu("h100"), config, mesh)}
+    h100 = {line.name: line for line in runtime_lines(find_gpu("h100"), config)}
     assert h100["cuBLAS workspace"].bytes == 32 * MIB
     assert h100["NCCL buffers"].bytes > l4["NCCL buffers"].bytes
 

@@ -1,0 +1,261 @@
+"""What a step needs at the least, known before anything is compiled.
+
+Owns the lower bounds that let the search leave a candidate out unseen, and says for each why it
+holds. Memory and time are those of the planner's own account: the compiler's plan of a device, and
+the roofline model. Read `memory_bound` and `time_bound`.
+"""
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from spectral_dist.config import Config, ModelConfig
+from spectral_dist.mesh import partition_spec
+from spectral_dist.model.flops import parameter_count
+from spectral_dist.model.lm import Params, SpectralLM, define, init_params, logical_axes
+from spectral_dist.planning.collectives import (
+    Traffic,
+    axis_groups,
+    lower_bound,
+    mesh_sizes,
+    rings_per_host,
+)
+from spectral_dist.planning.roofline import Rates
+from spectral_dist.training.loss import loss_sums
+from spectral_dist.training.optimizer import make_optimizer
+
+_FLOAT32 = 4
+# How often a micro-batch passes over all weights at most: forward, again, twice backward; copies.
+_WEIGHT_PASSES = 8
+# The same for a device's own part of them: sums and casts of a micro-batch, norms of a step.
+_SUM_PASSES, _NORM_PASSES = 4, 4
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One array of the parameters: its name, its logical axes and its global shape."""
+
+    name: str
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The arrays of a run's state, whatever the mesh.
+
+    Attributes:
+      parameters: every one; all are float32.
+      copies: arrays like the parameters in the state: the parameters and the moments.
+    """
+
+    parameters: tuple[Parameter, ...]
+    copies: int
+
+    @property
+    def size(self) -> int:
+        """The elements of all parameters together."""
+        return sum(math.prod(p.shape) for p in self.parameters)
+
+    def local_bytes(self, mesh_shape: dict[str, int]) -> int:
+        """Return the bytes of the parameters on one device.
+
+        Raises:
+          ValueError: names a parameter that the mesh cannot divide.
+        """
+        return _local_bytes(self, tuple(mesh_shape.items()))
+
+
+@functools.lru_cache
+def _local_bytes(shapes: Shapes, mesh: tuple[tuple[str, int], ...]) -> int:
+    total, mesh_shape = 0, dict(mesh)
+    for p in shapes.parameters:
+        spec = partition_spec(p.name, p.axes, p.shape, mesh_shape)
+        parts = [part for part in spec if part is not None]
+        names = [n for part in parts for n in ((part,) if isinstance(part, str) else part)]
+        total += math.prod(p.shape) // math.prod(mesh_shape[name] for name in names)
+    return _FLOAT32 * total
+
+
+def find_shapes(config: Config) -> Shapes:
+    """Return the arrays of a run's state; no device is asked for anything."""
+    axes = logical_axes(config.model)
+    params = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+    moments = jax.eval_shape(make_optimizer(config.optimizer, axes).init, params)
+    is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
+    named = jax.tree.leaves_with_path(params)
+    found = [
+        Parameter("/".join(str(key.key) for key in path), a, leaf.shape)
+        for (path, leaf), a in zip(named, jax.tree.leaves(axes, is_leaf=is_axes), strict=True)
+    ]
+    arrays = sum(leaf.ndim > 0 for leaf in jax.tree.leaves(moments))
+    return Shapes(tuple(found), 1 + arrays // len(found))
+
+
+def memory_bound(config: Config, shapes: Shapes) -> int:
+    """Return bytes that the training step needs on a device, whatever the compiler does.
+
+    The arguments are there from start to end: state, the step's tokens, and the batches that wait.
+    To them add what the step must keep by itself. With several micro-batches the running sum of the
+    gradient (float32) lies beside what the forward pass keeps for the backward pass. With one, all
+    gradients are there at once before the update, because clipping needs the norm of all (but not
+    as float32, and not while the forward pass runs): the larger of both.
+
+    Raises:
+      ValueError: names an array that the mesh cannot divide.
+    """
+    data, sizes = config.data, mesh_sizes(config)
+    local = shapes.local_bytes(sizes)
+    rows = data.accum_steps * (data.batch_size // (sizes["data"] * sizes["fsdp"]))
+    tokens = rows * (data.seq_len + 1)
+    arguments = shapes.copies * local + tokens * (1 + data.prefetch_steps)
+    saved = saved_bytes(config)
+    kept = local + saved if data.accum_steps > 1 else max(local // 2, saved)
+    return arguments + kept
+
+
+def saved_bytes(config: Config) -> int:
+    """Return bytes that the forward pass must keep on a device for the backward pass.
+
+    What JAX hands from one to the other, all of it activations: the layers run in a loop, and no
+    compiler looks across the two loops. Each layer's input [B, T, D] lies whole on every tensor
+    shard; of the others at best each has its part.
+    """
+    model, data, sizes = config.model, config.data, mesh_sizes(config)
+    rows = data.batch_size // (sizes["data"] * sizes["fsdp"])
+    width = 2 if model.compute_dtype == "bfloat16" else _FLOAT32
+    inputs = model.num_layers * data.seq_len * model.hidden_dim * width
+    everything = _saved_by_a_row(model, data.seq_len, config.optimizer.z_loss)
+    return rows * (inputs + max(0, everything - inputs) // sizes["tensor"])
+
+
+@functools.lru_cache
+def _saved_by_a_row(model: ModelConfig, seq_len: int, z_loss: float) -> int:
+    """Return the bytes that one more row adds to what the backward pass is given, undivided."""
+    definition = define(model)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+    def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        language_model: SpectralLM = nnx.merge(definition, nnx.State(params))
+        logits_BTV, _ = language_model(tokens_BT[:, :-1])
+        return loss_sums(logits_BTV, tokens_BT[:, 1:], z_loss)
+
+    def kept(rows: int) -> int:
+        tokens_BT = jax.ShapeDtypeStruct((rows, seq_len + 1), jnp.int32)
+        backward = jax.eval_shape(
+            lambda p, t: jax.vjp(lambda q: loss(q, t), p, has_aux=True)[1], params, tokens_BT
+        )
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    return kept(2) - kept(1)
+
+
+@dataclass(frozen=True)
+class TimeBound:
+    """What a step takes at the least by the roofline model, in two parts.
+
+    Attributes:
+      kernel_seconds: of the kernels.
+      communication_seconds: of the collectives, were none hidden behind the kernels.
+    """
+
+    kernel_seconds: float
+    communication_seconds: float
+
+    def seconds(self, exposed: float) -> float:
+        """Return the whole, if at least this share of the communication is exposed, in [0, 1].
+
+        However well it hides, a step is no shorter than its communication: collectives run one
+        after another.
+        """
+        together = self.kernel_seconds + exposed * self.communication_seconds
+        return max(together, self.communication_seconds)
+
+
+def time_bound(config: Config, shapes: Shapes, rates: Rates, per_host: int) -> TimeBound:
+    """Return what a training step takes at the least by the roofline model.
+
+    Its dense products at the peak of their type: the work of a step is the same on every mesh, and
+    at best it is divided evenly. The update, whose kernels have no product in them: parameters,
+    gradients and moments read, all but the gradients written.
+    """
+    sizes = mesh_sizes(config)
+    devices = math.prod(sizes.values())
+    data, dtype = config.data, "bf16" if config.model.compute_dtype == "bfloat16" else "f32"
+    tokens = data.batch_size * data.accum_steps * data.seq_len
+    peak = rates.flops.get(dtype, rates.flops["f32"])
+    products = tokens * dense_flops(config.model) / devices / peak
+    update = (2 * shapes.copies + 1) * shapes.local_bytes(sizes) / rates.memory
+    needed = lower_bound(config, per_host, shapes.size)
+    traffic = sum(traffic_seconds(t, sizes, rates, per_host) for t in needed)
+    return TimeBound(products + update, traffic)
+
+
+def dense_flops(model: ModelConfig) -> int:
+    """Return FLOPs of the dense products for a token, with those that are done again.
+
+    6 for each matrix parameter. Where all is computed again, 2 more for those of the layers, but
+    for the MLP's last: its result feeds no derivative. A single repeat of the pattern is no loop,
+    and there the compiler may find that both are the same.
+    """
+    total = 6 * parameter_count(model)
+    repeats = model.num_layers // len(model.pattern)
+    if model.remat == "full" and repeats > 1:
+        assert model.mlp_dim is not None
+        layers = repeats * len(model.pattern)
+        scanned = dataclasses.replace(model, num_layers=layers)
+        bare = dataclasses.replace(scanned, num_layers=0)
+        again = parameter_count(scanned) - parameter_count(bare)
+        total += 2 * (again - layers * model.hidden_dim * model.mlp_dim)
+    return total
+
+
+def traffic_seconds(traffic: Traffic, sizes: dict[str, int], rates: Rates, per_host: int) -> float:
+    """Return what collectives along one mesh axis take, their fixed delays left out."""
+    link = rates.inside
+    if traffic.crosses_hosts:
+        link = min(link, rates.between / rings_per_host(axis_groups(sizes, traffic.axes), per_host))
+    return traffic.moved_bytes / link
+
+
+def kernel_floor(measured: float, of: Config, other: Config, shapes: Shapes, rates: Rates) -> float:
+    """Return what another candidate's kernels take at the least, from those of a compiled one.
+
+    It is 0 where nothing follows: if something else is computed again, if the other one splits
+    channels less, or if its micro-batches are larger. Else it follows from how the model counts.
+    A kernel takes the longest of three times, and each of them falls at most as its share of the
+    work does, so that more and smaller pieces take no less in all. Two things do become less, and
+    are taken off: tensor divides the reading of the weights, and a larger fsdp x tensor divides
+    the update and the sum of the gradients.
+
+    The compiler must have been free to do the same for both: one that is short of memory computes
+    more again than it was told to.
+
+    Args:
+      measured: seconds of the kernels of `of`.
+      of: the compiled candidate.
+      other: the one to bound.
+      shapes: of the state.
+      rates: of the device.
+    """
+    sizes, others = mesh_sizes(of), mesh_sizes(other)
+    micro = of.data.accum_steps
+    covers = (
+        of.model.remat == other.model.remat
+        and others["tensor"] % sizes["tensor"] == 0
+        and other.data.accum_steps >= micro
+    )
+    if not covers:
+        return 0.0
+    less = 0.0
+    if others["tensor"] > sizes["tensor"]:
+        width = 2 if of.model.compute_dtype == "bfloat16" else _FLOAT32
+        less += micro * _WEIGHT_PASSES * shapes.size / sizes["tensor"] * width
+    divided = max(0, shapes.local_bytes(sizes) - shapes.local_bytes(others))
+    less += (micro * _SUM_PASSES + 2 * shapes.copies + _NORM_PASSES) * divided
+    return max(0.0, measured - less / rates.memory)
