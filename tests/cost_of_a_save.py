@@ -8,6 +8,7 @@ changes spoils little. No test: it measures, and docs/log.md has what it measure
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,11 +31,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=20, help="steps in a window")
     parser.add_argument("--pairs", type=int, default=8, help="windows with a save, and without")
     asked = parser.parse_args()
-    config = load_config(
-        ["--data_paths", "none.txt", "--hidden_dim", "512", "--compute_dtype", "float32"]
-        + ["--num_layers", str(asked.layers), "--seq_len", str(asked.seq_len)]
-        + ["--batch_size", str(asked.batch_size), "--chunk_size", "32"]
-    )
+    flags = f"""--data_paths none.txt --hidden_dim 512 --compute_dtype float32 --chunk_size 32
+        --num_layers {asked.layers} --seq_len {asked.seq_len} --batch_size {asked.batch_size}"""
+    config = load_config(flags.split())
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         state = init_state(config, mesh)
@@ -44,7 +43,7 @@ def main() -> None:
         batch = jax.device_put(tokens, batch_sharding(config, mesh))
         state, metrics = train_step(state, batch)
         jax.block_until_ready(metrics)
-        checkpoints = Checkpoints(Path(folder), keep=1, warn=print)
+        checkpoints = Checkpoints(Path(folder), keep=1, warn=sys.exit)
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for window in range(2 * asked.pairs):
             save = window % 2 == 0
@@ -62,11 +61,11 @@ def main() -> None:
     lost = [a - b for a, b in zip(seconds[True], seconds[False], strict=True)]
     whole = statistics.median(seconds[False])
     quarters = [q / whole for q in statistics.quantiles(lost, n=4)]
-    print(
+    sys.stdout.write(
         f"{count / 1e6:.0f} MB of state, windows of {asked.window} steps of"
         f" {whole / asked.window:.3f} s, {asked.pairs} pairs: a save costs"
         f" {statistics.median(lost):.2f} s, {quarters[1]:.2%} of a window (quartiles"
-        f" {quarters[0]:.2%} and {quarters[2]:.2%}), of which it blocks {blocked:.3f} s"
+        f" {quarters[0]:.2%} and {quarters[2]:.2%}), of which it blocks {blocked:.3f} s\n"
     )
 
 

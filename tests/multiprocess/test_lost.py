@@ -47,7 +47,7 @@ def nothing_left(run: Run) -> None:
 def killed(local: Local) -> None:
     """The lead is killed: the other one outlives JAX's wish to abort, and names it."""
     run = local.start(*FLAGS, "--run_name", "killed", processes=2)
-    run.wait_for("step    10/")
+    run.wait_for(" 10/100000")
     run.send(signal.SIGKILL, 0)
     ended(run, run.wait(), "process 0 of 2", 1)
     nothing_left(run)
@@ -56,7 +56,7 @@ def killed(local: Local) -> None:
 def stopped(local: Local) -> None:
     """SIGSTOP: silent. When it goes on, it finds the others gone and ends too."""
     run = local.start(*FLAGS, "--run_name", "stopped", processes=2)
-    run.wait_for("step    10/")
+    run.wait_for(" 10/100000")
     run.send(signal.SIGSTOP, 1)
     start = time.monotonic()
     run.ranks[0].process.wait(3 * HANG_SECONDS)
