@@ -19,6 +19,8 @@ from spectral_dist.training.checkpoint import complete_steps
 from tests.multiprocess.local import Local, Own, Run, bits, local_runs, losses, stored
 
 DISK_BYTES = 24 << 20
+# In how many processes each fault is tried.
+FULL, READ_ONLY = [1, 2], [2]
 FLAGS = ["--steps", "60", "--save_every", "5", "--eval_every", "1000", "--keep", "2"]
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
@@ -67,7 +69,7 @@ def saves(run: Run, folder: Path, at_least: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", FULL)
 def test_a_disk_that_is_full_for_a_while(local: Local, processes: int) -> None:
     flags = [*FLAGS, "--mesh", f"1x{processes}x1", "--run_name", "full"]
     folder = local.run_folder("full")
@@ -87,9 +89,10 @@ def test_a_disk_that_is_full_for_a_while(local: Local, processes: int) -> None:
     assert list(losses(folder))[-1] == 60
 
 
-def test_a_folder_that_turns_read_only(local: Local) -> None:
+@pytest.mark.parametrize("processes", READ_ONLY)
+def test_a_folder_that_turns_read_only(local: Local, processes: int) -> None:
     """To the end of the run: exit code 74, and the same command makes good for it."""
-    processes, flags = 2, [*FLAGS, "--mesh", "1x2x1", "--run_name"]
+    flags = [*FLAGS, "--mesh", f"1x{processes}x1", "--run_name"]
     folder, whole = local.run_folder("read_only"), local.run_folder("whole")
     local.run(*flags, "whole", processes=processes)
     run = local.start(*flags, "read_only", processes=processes)

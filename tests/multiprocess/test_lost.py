@@ -81,15 +81,20 @@ def hung(local: Local) -> None:
     nothing_left(run)
 
 
-def absent(local: Local) -> None:
-    """One never comes: the lead waits for the other, and the other for the lead."""
+def absent(local: Local, here: int, words: str) -> None:
     flags = [*FLAGS, "--start_timeout", str(START_SECONDS)]
-    for here, words in ((0, "process 1 of 2 has not reported in"), (1, "process 0 of 2 cannot be")):
-        run = local.start(*flags, "--run_name", "absent", processes=2, only=here)
-        codes = run.wait()
-        ended(run, codes, words, 0)
-        assert f"within start_timeout={START_SECONDS} s" in run.ranks[0].err
-        nothing_left(run)
+    run = local.start(*flags, "--run_name", "absent", processes=2, only=here)
+    ended(run, run.wait(), words, 0)
+    assert f"within start_timeout={START_SECONDS} s" in run.ranks[0].err
+    nothing_left(run)
+
+
+def never_came(local: Local) -> None:
+    absent(local, 0, "process 1 of 2 has not reported")
+
+
+def lead_never_came(local: Local) -> None:
+    absent(local, 1, "process 0 of 2 cannot be reached")
 
 
 def disagree(local: Local, own: Own, words: str, name: str) -> None:
@@ -126,7 +131,8 @@ def other_text(local: Local) -> None:
     disagree(local, Own(folder=folder), "text: short=", "text")
 
 
-CASES = [killed, stopped, hung, absent, other_settings, other_code, other_text]
+FAULTS = [killed, stopped, hung, never_came, lead_never_came]
+DISAGREEMENTS = [other_settings, other_code, other_text]
 
 
 def test_the_others_end_and_name_it(tmp_path: Path) -> None:
@@ -142,5 +148,5 @@ def test_the_others_end_and_name_it(tmp_path: Path) -> None:
         run = local.start(*PAIR, "--run_name", "first", processes=2)
         run.wait_for("  loss ")
     with ThreadPoolExecutor(3) as pool:
-        for outcome in [pool.submit(act, case) for case in CASES]:
+        for outcome in [pool.submit(act, case) for case in [*FAULTS, *DISAGREEMENTS]]:
             outcome.result()

@@ -39,7 +39,8 @@ SHAPES = {  # processes, devices of each, mesh
     "alone": (1, 1, "1x1x1"),
     "pair on another mesh": (2, 2, "1x2x2"),
 }
-FILES_TORN = ("cut", "deleted")
+MOVES = ((4, "alone"), (8, "pair on another mesh"))  # after which step, to what
+TORN = ("cut", "deleted")
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -105,7 +106,7 @@ def test_a_run_moves_to_fewer_processes_and_back(
     """Two processes, then one on another mesh, then two again on a third."""
     pair, moved = local.run_folder("pair"), local.run_folder("moved")
     shutil.copytree(pair, moved, symlinks=True)
-    for last, shape in ((4, "alone"), (8, "pair on another mesh")):
+    for last, shape in MOVES:
         as_if_killed_after(moved, last)
         later = train(local, shape, "moved")
         assert later == {place: crc for place, crc in seen.items() if place[0] >= last}
@@ -127,7 +128,7 @@ def test_every_file_torn_in_turn(local: Local, seen: dict[tuple[int, int], int])
     # Orbax writes these after the commit's manifest, and reads without them.
     unneeded = {"_CHECKPOINT_METADATA", "commit_success.txt"}
     for name in names:
-        for how in FILES_TORN:
+        for how in TORN:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(whole, folder, symlinks=True)
             if how == "deleted":
