@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from spectral_dist.config import Config, configs_folder, from_flat, nearest, read_yaml, resolve
 
 # Exit codes beside 0, 2 (a user's error) and 130 (Ctrl-C): what a scheduler may start again.
+UNSAVED = 74  # through, but the last checkpoint could not be saved: an input/output error
 STOPPED = 75  # asked to stop, saved; sysexits.h calls it a temporary failure
 LOST = 76  # another process of the run is gone, hung or never came
 

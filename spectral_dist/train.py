@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from spectral_dist.cluster.group import Processes
 from spectral_dist.cluster.signals import StopSignal, exit_code
 from spectral_dist.cluster.start import start_processes
-from spectral_dist.command_line import load_config, run_main
+from spectral_dist.command_line import UNSAVED, load_config, run_main
 from spectral_dist.config import AUTO_MESH, Config, from_flat, resolve
 from spectral_dist.data.mixture import Batch, TrainRows, token_batches
 from spectral_dist.data.sample import build_sample
@@ -36,7 +36,7 @@ from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.report import write_report
 from spectral_dist.outputs.run_folder import code_version, locked, write_run_folder
 from spectral_dist.outputs.wandb import WandbMirror
-from spectral_dist.training.checkpoint import Checkpoints, complete_steps
+from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation, Interrupted
 from spectral_dist.training.failures import explain
 from spectral_dist.training.loop import Progress, train
@@ -112,16 +112,12 @@ def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: 
         checkpoints.close()
         console.close()
         stopped = stop.received if processes.should_stop() else None
-        if stopped is not None:
-            say_stopped(stopped, progress.step, folder, console)
-        elif processes.lead:
+        if stopped is None and processes.lead:
             console.show_tables(milestones.measured)
             if processes.count == 1:
                 show_sample(config, files, progress, console)
             show_next_steps(config, folder, console)
-        if checkpoints.failed_saves:
-            console.warn(f"{checkpoints.failed_saves} checkpoints could not be saved: see above")
-        return 0 if stopped is None else exit_code(stopped)
+        return say_end(stopped, progress.step, checkpoints, console)
 
 
 def settle_mesh(
@@ -329,7 +325,7 @@ def show_next_steps(config: Config, folder: Path, console: Console) -> None:
     """Say where things are and what to try."""
     report = write_report(folder)
     name = config.run.run_name
-    console.note(f"saved in {folder}; curves in {report}")
+    console.note(f"results are in {folder}; curves in {report}")
     console.note("next, for example:")
     console.note(f'  python -m spectral_dist.generate --run_name {name} --prompt "Bir "')
     console.note(f"  python -m spectral_dist.evaluate --run_name {name} --lengths 1,2,4,8")
@@ -338,11 +334,24 @@ def show_next_steps(config: Config, folder: Path, console: Console) -> None:
     )
 
 
-def say_stopped(stop: signal.Signals, step: int, folder: Path, console: Console) -> None:
-    """Say what was saved after a signal."""
-    steps = complete_steps(folder)
-    saved = f"saved step {step}" if step in steps else f"step {step} could NOT be saved"
-    console.note(f"stopped by {stop.name}: {saved} in {folder}; the same command continues")
+def say_end(
+    stop: signal.Signals | None, step: int, checkpoints: Checkpoints, console: Console
+) -> int:
+    """Say what was not saved and what a signal stopped; return the exit code."""
+    folder, there = checkpoints.folder, checkpoints.steps()
+    saved = step in there
+    if stop is not None:
+        what = f"saved step {step}" if saved else f"step {step} could NOT be saved"
+        console.note(f"stopped by {stop.name}: {what} in {folder}; the same command continues")
+    if checkpoints.failed_saves:
+        text = f"{checkpoints.failed_saves} checkpoints could not be saved"
+        if not saved:
+            start = f"step {there[-1]}" if there else "the beginning"
+            text += f", step {step} among them: the same command goes on from {start}"
+        console.warn(f"{text}; see above")
+    if stop is not None:
+        return exit_code(stop)
+    return 0 if saved else UNSAVED
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 from xmlrpc.server import SimpleXMLRPCRequestHandler, SimpleXMLRPCServer
 
 # A process that lives calls every second.
-_QUIET_SECONDS = 15.0
+_QUIET_SECONDS = 5.0
 # JAX's own timer is the last resort: the processes watch each other more closely.
 _HEARTBEAT_SECONDS = 3600
 

@@ -4,12 +4,15 @@ Owns the only import of `wandb`, the choice between online and offline, and the 
 the network away from training. Must not know what the metrics mean. Read `WandbMirror` first.
 """
 
+import atexit
 import contextlib
 import netrc
 import os
 import queue
 import secrets
+import signal
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +23,10 @@ from spectral_dist.outputs import warn_on_stderr
 from spectral_dist.training.metrics import Record
 
 INIT_TIMEOUT = 30.0  # seconds for the server's first answer
-CLOSE_TIMEOUT = 30.0  # seconds that the end of a run waits for W&B
-UPLOAD_TIMEOUT = 20.0  # seconds of the above for what is still to be uploaded
+# Seconds that the end of a run waits for W&B: a run that a scheduler ends has little time.
+CLOSE_TIMEOUT = 8.0
+UPLOAD_TIMEOUT = 5.0  # seconds of the above for what is still to be uploaded
+_LEAVE_SECONDS = 0.5  # for W&B's library to tell its process that we end
 QUEUE_RECORDS = 4096  # records kept for a slow network; then the newest are dropped and counted
 ID_FILE = "wandb_id.txt"
 
@@ -103,6 +108,7 @@ class WandbMirror:
                 f"W&B did not finish within {self._close_timeout:.0f} s: what is missing there is"
                 " in metrics.jsonl"
             )
+            _end_service_at_exit()
 
     def _mirror(self, config: Config, folder: Path, mode: Mode, resume: bool) -> None:
         """Run in the thread: start W&B, send records until the end, finish."""
@@ -152,6 +158,27 @@ class WandbMirror:
             first, self._warned = not self._warned, True
         if first:
             self._warn(text)
+
+
+def _end_service_at_exit() -> None:
+    """Let W&B's own process not hold up our exit: its library waits there without a limit.
+
+    Killed before the library has taken its leave, it would make that a traceback; hence at the very
+    end, by a thread that is there already.
+    """
+    leaving = threading.Event()
+    atexit.register(leaving.set)
+
+    def end() -> None:
+        leaving.wait()
+        time.sleep(_LEAVE_SECONDS)
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                name, _, rest = stat.read_text().partition(" (")[2].rpartition(") ")
+                if name == "wandb-core" and int(rest.split()[1]) == os.getpid():
+                    os.kill(int(stat.parent.name), signal.SIGKILL)
+
+    threading.Thread(target=end, name="wandb-end", daemon=True).start()
 
 
 def _start_run(config: Config, folder: Path, mode: Mode, resume: bool) -> Any:

@@ -15,18 +15,19 @@ import logging
 import math
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import options as ocp_options
 
+from spectral_dist.training.commit import Commit, as_lead_sees, together
 from spectral_dist.training.manifest import (
     Unreadable,
     array_types,
@@ -40,8 +41,6 @@ from spectral_dist.training.manifest import (
 LINKS = ("checkpoint_0", "checkpoint_1")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # how Orbax ends the name of a folder not yet committed
 _DELETED = ".deleted"
-_MOST_STEPS = 256  # newest checkpoints that processes compare
-T = TypeVar("T")
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -83,6 +82,7 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep={keep}: must be at least 1")
         logging.getLogger("absl").addFilter(_not_from_orbax)
+        _ignore_late_writes()
         self.folder = Path(os.path.abspath(folder))  # Orbax takes no relative paths
         self.wait_seconds = 0.0  # time that callers of save() were blocked, in seconds
         self.failed_saves = 0
@@ -91,9 +91,13 @@ class Checkpoints:
         self._ready = False
         self._pending: tuple[int, dict[str, Any]] | None = None  # of the save in flight
         self._thread: threading.Thread | None = None
+        self._commit = Commit()
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.StandardCheckpointHandler(),
-            async_options=ocp_options.AsyncOptions(post_finalization_callback=self._write_manifest),
+            async_options=ocp_options.AsyncOptions(
+                barrier_sync_fn=self._commit.barrier,
+                post_finalization_callback=self._write_manifest,
+            ),
         )
 
     def steps(self) -> list[int]:
@@ -155,7 +159,7 @@ class Checkpoints:
         """
         self._finish()
         damaged: list[int] = []
-        for step in reversed(_as_lead_sees(self.steps())):
+        for step in reversed(as_lead_sees(self.steps())):
             try:
                 found = self._read(abstract_state, step, check)
             except Unreadable as reason:
@@ -195,8 +199,9 @@ class Checkpoints:
         start = time.perf_counter()
         try:
             self._finish()
+            self._commit.begin()
             self._make_ready()
-            if step not in _as_lead_sees(self.steps()):
+            if step not in as_lead_sees(self.steps()):
                 self._start(step, state, description, validation)
         except Exception as error:  # whatever it is, it must not end a training
             self._report_failure(step, error)
@@ -250,10 +255,12 @@ class Checkpoints:
     def _report_failure(self, step: int, error: Exception) -> None:
         """Warn of a failed save and remove what it left, which may be what fills the disk."""
         self.failed_saves += 1
+        self._ready = False  # writes that end late may leave something yet
         self._warn(
             f"checkpoint {step} could not be saved in {self.folder} ({short(error)}); "
             "earlier ones are intact, the next save tries again"
         )
+        self._commit.fail(short(error))
         if jax.process_index() == 0:
             for left in self.folder.glob(f"{step}{_TEMPORARY}*"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -270,11 +277,11 @@ class Checkpoints:
     ) -> tuple[Any, dict[str, Any]]:
         """Verify and read one checkpoint, with the same outcome on every process."""
         folder = self.folder / str(step)
-        manifest = _together(lambda: read_manifest(folder))
+        manifest = together(lambda: read_manifest(folder))
         check(manifest["description"])
         compare(folder, manifest["arrays"], array_types(abstract_state))
-        _together(lambda: verify(folder, manifest["files"]) if jax.process_index() == 0 else None)
-        state = _together(lambda: self._read_arrays(folder, abstract_state))
+        together(lambda: verify(folder, manifest["files"]) if jax.process_index() == 0 else None)
+        state = together(lambda: self._read_arrays(folder, abstract_state))
         return state, manifest["description"]
 
     def _read_arrays(self, folder: Path, abstract_state: Any) -> Any:
@@ -294,12 +301,13 @@ class Checkpoints:
                 for pattern in (f"*{_TEMPORARY}*", f"*{_DELETED}"):
                     for left in self.folder.glob(pattern):
                         shutil.rmtree(left, ignore_errors=True)
+            _try_writing(self.folder)
             if damaged or not self._ready:
                 self._move_links([step for step in self.steps() if step not in damaged])
             for step in damaged:
                 _put_aside(self.folder / str(step))
 
-        _together(lambda: act() if jax.process_index() == 0 else None)
+        together(lambda: act() if jax.process_index() == 0 else None)
         self._ready = True
 
     def _kept(self) -> list[int]:
@@ -332,6 +340,22 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
+@cache
+def _ignore_late_writes() -> None:
+    """Drop what the storage library reports of a failed save's other writes.
+
+    Orbax closes their event loop at the first failure; the writes that end later find it closed,
+    each of them with a traceback on stderr.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _save_args(state: Any) -> Any:
     """Wrap the arrays for Orbax; its argument classes are dataclasses that hide their fields."""
     arguments: Any = ocp.args.StandardSave
@@ -343,32 +367,11 @@ def _restore_args(abstract_state: Any) -> Any:
     return arguments(abstract_state)
 
 
-def _as_lead_sees(steps: list[int]) -> list[int]:
-    """Return the lead's list: on a network's file system the others' may lag behind."""
-    if jax.process_count() == 1:
-        return steps
-    newest = np.full(_MOST_STEPS, -1, np.int32)
-    found = steps[-_MOST_STEPS:]
-    newest[: len(found)] = found
-    told = np.asarray(multihost_utils.broadcast_one_to_all(newest))
-    return [int(step) for step in told if step >= 0]
-
-
-def _together(action: Callable[[], T]) -> T:
-    """Run `action` on every process; if it fails on one, fail on all rather than wait for ever."""
-    error: Unreadable | OSError | None = None
-    result: Any = None
-    try:
-        result = action()
-    except (Unreadable, OSError) as caught:
-        error = caught
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.asarray(error is not None))
-        if error is None and failed.any():
-            error = Unreadable(f"failed on process {int(failed.argmax())}")
-    if error is not None:
-        raise error
-    return result
+def _try_writing(folder: Path) -> None:
+    """Raise OSError where nothing can be written, before all processes begin a save."""
+    trial = folder / f"trial{_TEMPORARY}"
+    trial.mkdir(exist_ok=True)
+    trial.rmdir()
 
 
 def _put_aside(path: Path) -> None:

@@ -7,7 +7,8 @@ import re
 
 from spectral_dist.config import Config
 
-_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory")
+# Messages between processes that are too long carry the same code.
+_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED(?!: (?:Received|Sent) message)|[Oo]ut of memory")
 _WANTED = re.compile(r"(?:allocat|request)\w*[^.\n]{0,40}?([\d.]+ ?(?:[KMGT]i?B|bytes))")
 
 
@@ -23,9 +24,7 @@ def explain(error: BaseException, config: Config) -> BaseException:
     """
     if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
         return error
-    wanted = re.search(
-        r"(?:allocat\w+|request\w*)[^.\n]{0,40}?([\d.]+ ?(?:[KMGT]i?B|bytes))", str(error)
-    )
+    wanted = _WANTED.search(str(error))
     asked = f" (asked for {wanted[1]})" if wanted else ""
     data, model = config.data, config.model
     flags = []

@@ -18,7 +18,14 @@ FLAGS = "--data_paths a.txt --batch_size 8 --accum_steps 2"
         (GPU, " (asked for 13421772800 bytes)"),
         ("RESOURCE_EXHAUSTED: Out of memory allocating 512 bytes", " (asked for 512 bytes)"),
         ("RESOURCE_EXHAUSTED: Failed to allocate request for 25.00GiB on device", None),
+        (
+            "RESOURCE_EXHAUSTED: Failed to allocate request for 176.00MiB (184549376B) on device"
+            " ordinal 0",
+            " (asked for 176.00MiB)",
+        ),
         ("RESOURCE_EXHAUSTED: CUDA_ERROR_OUT_OF_MEMORY", ""),
+        ("INTERNAL: CUDA error: CUDA_ERROR_OUT_OF_MEMORY: out of memory", ""),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.58G of 15.75G.", ""),
     ],
 )
 def test_it_says_what_was_asked_and_what_to_change(text: str, asked: str | None) -> None:
@@ -38,6 +45,13 @@ def test_what_cannot_be_changed_is_not_offered() -> None:
     assert "--remat" not in text
 
 
-def test_other_errors_stay() -> None:
-    error = RuntimeError("INTERNAL: something else")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "INTERNAL: something else",
+        "RESOURCE_EXHAUSTED: Received message larger than max (5242880 vs. 4194304)",
+    ],
+)
+def test_other_errors_stay(text: str) -> None:
+    error = RuntimeError(text)
     assert explain(error, load_config(FLAGS.split())) is error

@@ -1,0 +1,157 @@
+"""The commit of a save by several processes: a failure anywhere ends the waiting everywhere."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import pytest
+
+from spectral_dist.training import commit as module
+from spectral_dist.training.commit import Commit, SaveFailed, as_lead_sees, together
+from spectral_dist.training.manifest import Unreadable
+
+COUNT = 3
+Act = Callable[[Callable[[Commit], Any]], list["Future[Any]"]]
+
+
+class Service:
+    """Stands for JAX's coordination service: texts by path."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.lock = threading.Lock()
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        with self.lock:
+            assert allow_overwrite or key not in self.values
+            self.values[key] = value
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        with self.lock:
+            return [(k, v) for k, v in self.values.items() if k.startswith(f"{folder}/")]
+
+    def key_value_delete(self, folder: str) -> None:
+        with self.lock:
+            self.values = {k: v for k, v in self.values.items() if not k.startswith(f"{folder}/")}
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def everywhere(service: Service) -> Act:
+    """Return a function that acts in every process at once, each a thread."""
+    commits = []
+    for index in range(COUNT):
+        one = Commit()
+        one._index, one._count, one._client = index, COUNT, service
+        commits.append(one)
+
+    def act(action: Callable[[Commit], Any]) -> list["Future[Any]"]:
+        with ThreadPoolExecutor(COUNT) as pool:
+            return [pool.submit(action, one) for one in commits]
+
+    return act
+
+
+def test_a_barrier_lets_nobody_through_before_all_are_there(everywhere: Act) -> None:
+    arrived: list[float] = []
+
+    def wait(commit: Commit) -> float:
+        commit.begin()
+        time.sleep(0.1 * commit._index)
+        arrived.append(time.monotonic())
+        commit.barrier(key="written", timeout_ms=10_000)
+        return time.monotonic()
+
+    assert min(f.result() for f in everywhere(wait)) >= max(arrived)
+
+
+def test_a_failure_in_one_process_is_a_failure_in_all_that_says_where_and_why(
+    everywhere: Act,
+) -> None:
+    def save(commit: Commit) -> None:
+        commit.begin()
+        if commit._index == 2:
+            time.sleep(0.1)
+            commit.fail("no space left")
+            raise OSError("no space left")
+        try:
+            commit.barrier(key="written", timeout_ms=60_000)
+        except SaveFailed as error:
+            commit.fail(str(error))
+            raise
+
+    start = time.monotonic()
+    errors = [f.exception() for f in everywhere(save)]
+    assert time.monotonic() - start < 5
+    assert isinstance(errors[2], OSError)
+    for error in errors[:2]:
+        assert isinstance(error, SaveFailed)
+        assert "process 2: no space left" in str(error)
+    # The next save begins afresh.
+    everywhere(lambda commit: commit.begin())
+    again = everywhere(lambda commit: commit.barrier(key="written", timeout_ms=10_000))
+    assert [f.exception() for f in again] == [None] * COUNT
+
+
+def test_who_does_not_come_is_waited_for_so_long(everywhere: Act) -> None:
+    def wait(commit: Commit) -> None:
+        commit.begin()
+        if commit._index:
+            commit.barrier(key="written", timeout_ms=200)
+
+    errors = [f.exception() for f in everywhere(wait)]
+    assert [type(error) for error in errors] == [type(None), TimeoutError, TimeoutError]
+
+
+def test_the_lead_returns_from_a_failure_when_all_have_failed(
+    everywhere: Act, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(commit: Commit) -> float:
+        commit.begin()
+        time.sleep(0.2 * commit._index)
+        commit.fail("why")
+        return time.monotonic()
+
+    times = [f.result() for f in everywhere(fail)]
+    assert times[0] >= times[2] - 0.1
+    monkeypatch.setattr(module, "_SETTLE_SECONDS", 0.1)
+    begun = time.monotonic()
+    everywhere(lambda commit: commit.begin())
+    everywhere(lambda commit: commit.fail("why") if commit._index == 0 else None)
+    assert time.monotonic() - begun < 5
+
+
+def test_what_was_said_of_old_saves_is_forgotten(everywhere: Act, service: Service) -> None:
+    def save(commit: Commit) -> None:
+        commit.begin()
+        commit.barrier(key="written", timeout_ms=10_000)
+
+    for _ in range(6):
+        everywhere(save)
+    assert len(service.values) == 2 * COUNT
+
+
+def test_one_process_waits_for_nobody() -> None:
+    alone = Commit()
+    alone.begin()
+    alone.barrier(key="written", timeout_ms=0)
+    alone.fail("why")
+    assert as_lead_sees([1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), Unreadable("torn")])
+def test_an_error_that_was_here_is_the_one_that_is_raised(error: Exception) -> None:
+    def act() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        together(act)
+    assert together(lambda: 3) == 3
+    assert jax.process_count() == 1
