@@ -33,8 +33,8 @@ BEST = 3  # so many are certain: no candidate that was not compiled is faster th
 # Up to this share of a GPU's memory the compiler is free. Above 0.8 x 0.95 of it XLA computes again
 # what it was told to keep (GetSchedulerMemoryLimit in xla/service/gpu/gpu_hlo_schedule.cc).
 FREE_SHARE = 0.7
-# The compiler does not fuse the same for all: with every candidate compiled, the reference took up to
-# 5.5% more than one that it should have bounded (docs/log.md).
+# The compiler does not fuse the same for all: with every candidate compiled, the reference took up
+# to 5.5% more than one that it should have bounded (docs/log.md).
 TRUST = 0.95
 REMAT = ("none", "dots", "full")  # what the forward pass keeps: the most first
 assert SETTINGS["remat"][1].metadata["choices"] == REMAT
