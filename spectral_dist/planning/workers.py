@@ -221,7 +221,7 @@ class Workers:
             "config": settings,
             "target": None if gpu is None else gpu.target,
             "compiler": dataclasses.asdict(find_compiler(gpu)),
-            "flags": os.environ.get("XLA_FLAGS", ""),
+            "flags": _xla_flags(),
         }
 
     def _request(self, task: Task, *, whole: bool) -> dict[str, Any]:
@@ -289,8 +289,15 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "JAX_PLATFORMS": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
+        "XLA_FLAGS": _xla_flags(),
         "TF_CPP_MIN_LOG_LEVEL": "0",  # the compiler's warnings are part of the report
     }
+
+
+def _xla_flags() -> str:
+    """Return XLA_FLAGS but for the count of fake devices: a worker makes what its mesh needs."""
+    words = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join(w for w in words if "xla_force_host_platform_device_count" not in w)
 
 
 def default_count() -> int:

@@ -48,7 +48,9 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Work
 
 
 def test_a_real_worker_and_the_second_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XLA_FLAGS")  # a worker makes its own devices
+    # One of several processes has fewer devices than the mesh; a worker makes its own.
+    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     task = Task(tiny(), unlimited=False)
     with Workers(CLUSTER, Cache(tmp_path), count=1) as workers:
         assert workers.recall(task) is None
@@ -65,7 +67,6 @@ def test_a_real_worker_and_the_second_ask(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_all_programs_of_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XLA_FLAGS")
     with Workers(CLUSTER, Cache(tmp_path), count=1) as workers:
         programs = workers.whole(tiny())
         assert isinstance(programs, list)
@@ -150,3 +151,6 @@ def test_what_a_question_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )._question(Task(tiny(), unlimited=True), whole=False), "a processor has no limit"
     monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
     assert l4._question(task, whole=False) != asked
+    more = "--xla_other=1 --xla_force_host_platform_device_count=8"
+    monkeypatch.setenv("XLA_FLAGS", more)
+    assert l4._question(task, whole=False)["flags"] == "--xla_other=1"
