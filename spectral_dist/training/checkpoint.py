@@ -27,7 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
-from spectral_dist.training.commit import Commit, as_lead_sees, together
+from spectral_dist.training.commit import Commit
 from spectral_dist.training.manifest import (
     Unreadable,
     array_types,
@@ -159,7 +159,7 @@ class Checkpoints:
         """
         self._finish()
         damaged: list[int] = []
-        for step in reversed(as_lead_sees(self.steps())):
+        for step in reversed(self._commit.as_lead_sees(self.steps())):
             try:
                 found = self._read(abstract_state, step, check)
             except Unreadable as reason:
@@ -199,9 +199,11 @@ class Checkpoints:
         start = time.perf_counter()
         try:
             self._finish()
+            # Orbax has collectives of its own, which must not run beside the step's.
+            jax.block_until_ready(state)
             self._commit.begin()
             self._make_ready()
-            if step not in as_lead_sees(self.steps()):
+            if step not in self._commit.as_lead_sees(self.steps()):
                 self._start(step, state, description, validation)
         except Exception as error:  # whatever it is, it must not end a training
             self._report_failure(step, error)
@@ -277,11 +279,13 @@ class Checkpoints:
     ) -> tuple[Any, dict[str, Any]]:
         """Verify and read one checkpoint, with the same outcome on every process."""
         folder = self.folder / str(step)
-        manifest = together(lambda: read_manifest(folder))
+        manifest = self._commit.together(lambda: read_manifest(folder))
         check(manifest["description"])
         compare(folder, manifest["arrays"], array_types(abstract_state))
-        together(lambda: verify(folder, manifest["files"]) if jax.process_index() == 0 else None)
-        state = together(lambda: self._read_arrays(folder, abstract_state))
+        self._commit.together(
+            lambda: verify(folder, manifest["files"]) if jax.process_index() == 0 else None
+        )
+        state = self._commit.together(lambda: self._read_arrays(folder, abstract_state))
         return state, manifest["description"]
 
     def _read_arrays(self, folder: Path, abstract_state: Any) -> Any:
@@ -307,7 +311,7 @@ class Checkpoints:
             for step in damaged:
                 _put_aside(self.folder / str(step))
 
-        together(lambda: act() if jax.process_index() == 0 else None)
+        self._commit.together(lambda: act() if jax.process_index() == 0 else None)
         self._ready = True
 
     def _kept(self) -> list[int]:

@@ -6,21 +6,19 @@ anywhere ends the waiting everywhere. Knows nothing of files. Read `Commit.barri
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from jax._src import distributed
-from jax.experimental import multihost_utils
 
 from spectral_dist.training.manifest import Unreadable
 
 _LOOK_SECONDS = 0.05
 # How long the lead waits for the others' last writes of a save that failed.
 _SETTLE_SECONDS = 10.0
-_MOST_STEPS = 256  # newest checkpoints that processes compare
 T = TypeVar("T")
 
 
@@ -31,15 +29,16 @@ class SaveFailed(Exception):
 class Commit:
     """What the processes of a run say to each other about the save in flight.
 
-    They speak through JAX's coordination service and not by collectives, which belong to the main
-    thread. A single process has nobody to speak to.
+    They speak through JAX's coordination service and not by collectives: those belong to the main
+    thread, and on CPU one that shares no data with the step before may run between its parts
+    (gloo then ends the process: "collective mismatch"). A single process has nobody to speak to.
     """
 
     def __init__(self) -> None:
         """Know how many there are."""
         self._index, self._count = jax.process_index(), jax.process_count()
         self._client: Any = distributed.global_state.client if self._count > 1 else None
-        self._number = 0
+        self._number = self._round = 0
 
     def begin(self) -> None:
         """Begin a save; to be called by all processes alike, after the last one's end."""
@@ -80,38 +79,44 @@ class Commit:
                     return
                 time.sleep(_LOOK_SECONDS)
 
+    def as_lead_sees(self, steps: list[int]) -> list[int]:
+        """Return the lead's list: on a network's file system the others' may lag behind."""
+        if self._client is None:
+            return steps
+        return json.loads(self._exchange(json.dumps(steps))[0])
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` on every process; if it fails on one, fail on all and wait for nobody.
+
+        Raises:
+          Unreadable: as `action` did here, or because it failed on another process.
+          OSError: as `action` did here.
+        """
+        error: Unreadable | OSError | None = None
+        result: Any = None
+        try:
+            result = action()
+        except (Unreadable, OSError) as caught:
+            error = caught
+        if self._client is not None:
+            found = self._exchange("" if error is None else "failed")
+            failed = [index for index, word in sorted(found.items()) if word]
+            if error is None and failed:
+                error = Unreadable(f"failed on process {failed[0]}")
+        if error is not None:
+            raise error
+        return result
+
+    def _exchange(self, word: str) -> dict[int, str]:
+        """Return what each process says, by its index; called by all alike, in the same order."""
+        self._round += 1
+        folder = f"spectral_dist/round/{self._round}"
+        self._client.key_value_set(f"{folder}/{self._index}", f"+{word}")  # no empty texts
+        while len(found := self._client.key_value_dir_get(folder)) < self._count:
+            time.sleep(_LOOK_SECONDS)
+        if self._index == 0 and self._round > 1:  # all have read the round before
+            self._client.key_value_delete(f"spectral_dist/round/{self._round - 1}")
+        return {int(name.rpartition("/")[2]): text[1:] for name, text in found}
+
     def _key(self, number: int | None = None) -> str:
         return f"spectral_dist/save/{self._number if number is None else number}"
-
-
-def as_lead_sees(steps: list[int]) -> list[int]:
-    """Return the lead's list: on a network's file system the others' may lag behind."""
-    if jax.process_count() == 1:
-        return steps
-    newest = np.full(_MOST_STEPS, -1, np.int32)
-    found = steps[-_MOST_STEPS:]
-    newest[: len(found)] = found
-    told = np.asarray(multihost_utils.broadcast_one_to_all(newest))
-    return [int(step) for step in told if step >= 0]
-
-
-def together(action: Callable[[], T]) -> T:
-    """Run `action` on every process; if it fails on one, fail on all rather than wait for ever.
-
-    Raises:
-      Unreadable: as `action` did here, or because it failed on another process.
-      OSError: as `action` did here.
-    """
-    error: Unreadable | OSError | None = None
-    result: Any = None
-    try:
-        result = action()
-    except (Unreadable, OSError) as caught:
-        error = caught
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.asarray(error is not None))
-        if error is None and failed.any():
-            error = Unreadable(f"failed on process {int(failed.argmax())}")
-    if error is not None:
-        raise error
-    return result

@@ -5,7 +5,6 @@ mark in its environment, so that all that is left of a run is found, its control
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -23,6 +22,7 @@ import pytest
 from spectral_dist.cluster.control import free_port
 from spectral_dist.command_line import load_config
 from spectral_dist.mesh import make_mesh
+from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.state import TrainState, abstract_state
 from tests.end_to_end.conftest import ROOT, SMALL, write_text
@@ -227,9 +227,9 @@ def local_runs(folder: Path) -> Iterator[Local]:
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """Return the loss of each step by metrics.jsonl."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return {r["step"]: r["train/loss"] for r in map(json.loads, lines) if "train/loss" in r}
+    """Return the loss of each step by metrics.jsonl, in which a full disk may have cut lines."""
+    records = read_metrics(folder / "metrics.jsonl")
+    return {r.step: r.metrics["train/loss"] for r in records if "train/loss" in r.metrics}
 
 
 def stored(folder: Path, step: int) -> TrainState:

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from spectral_dist.training import commit as module
-from spectral_dist.training.commit import Commit, SaveFailed, as_lead_sees, together
+from spectral_dist.training.commit import Commit, SaveFailed
 from spectral_dist.training.manifest import Unreadable
 
 COUNT = 3
@@ -143,7 +143,7 @@ def test_one_process_waits_for_nobody() -> None:
     alone.begin()
     alone.barrier(key="written", timeout_ms=0)
     alone.fail("why")
-    assert as_lead_sees([1, 2]) == [1, 2]
+    assert alone.as_lead_sees([1, 2]) == [1, 2]
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), Unreadable("torn")])
@@ -152,6 +152,29 @@ def test_an_error_that_was_here_is_the_one_that_is_raised(error: Exception) -> N
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        together(act)
-    assert together(lambda: 3) == 3
+        Commit().together(act)
+    assert Commit().together(lambda: 3) == 3
     assert jax.process_count() == 1
+
+
+def test_all_go_by_the_leads_list(everywhere: Act, service: Service) -> None:
+    for round_number in range(1, 4):
+        lists = everywhere(lambda commit: commit.as_lead_sees([10 * commit._index + 7]))
+        assert [f.result() for f in lists] == [[7]] * COUNT
+        # Of what was said only the last rounds are kept.
+        assert len(service.values) <= 2 * COUNT, round_number
+
+
+def test_what_fails_in_one_process_fails_in_all(everywhere: Act) -> None:
+    def read(commit: Commit) -> int:
+        if commit._index == 1:
+            raise OSError("torn")
+        return commit._index
+
+    errors = [
+        f.exception() for f in everywhere(lambda commit: commit.together(lambda: read(commit)))
+    ]
+    assert [type(error) for error in errors] == [Unreadable, OSError, Unreadable]
+    assert str(errors[0]) == "failed on process 1"
+    done = everywhere(lambda commit: commit.together(lambda: commit._index))
+    assert [f.result() for f in done] == [0, 1, 2]
