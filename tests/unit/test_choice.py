@@ -117,6 +117,9 @@ def test_attached_devices_are_described_by_their_kind() -> None:
     assert bare == Cluster(find_gpu("l4"), 1, 1, find_gpu("l4").memory_bytes)
     assert attached([device("Another", 0, None)] * 2) == Cluster(None, 1, 2, None)
     assert attached([device("Another", 0, {"bytes_limit": 5})]).usable == 5
+    # Only a process's own devices know their memory.
+    ours = device("NVIDIA L4", 0, {"bytes_limit": GIB})
+    assert attached([device("NVIDIA L4", 1, None), ours]).usable == GIB
     assert attached() == Cluster(None, 1, 8, None)  # the tests' own
 
 

@@ -215,10 +215,14 @@ def test_auto_reports_the_winner_and_how_to_start_it(
 
 
 def test_auto_where_nothing_fits_ends_with_3_and_the_nearest(
-    chosen: dict[str, Any], needs: list[Config], capsys: pytest.CaptureFixture[str]
+    chosen: dict[str, Any],
+    needs: list[Config],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     chosen["fits"] = False
-    assert main([*AUTO, *TINY]) == 3
+    assert main([*AUTO, *TINY, f"--json={tmp_path / 'report.json'}"]) == 3
+    assert json.loads((tmp_path / "report.json").read_text())["command"] == ""
     out = capsys.readouterr().out.splitlines()
     assert out[-1].startswith("none of 1 candidates fits; the nearest: --mesh=1x2x1 --batch_size=4")
     assert any(line.startswith("DOES NOT FIT") for line in out)
