@@ -323,9 +323,12 @@ def show_sample(
 
 def show_next_steps(config: Config, folder: Path, console: Console) -> None:
     """Say where things are and what to try."""
-    report = write_report(folder)
     name = config.run.run_name
-    console.note(f"results are in {folder}; curves in {report}")
+    console.note(f"results are in {folder}")
+    try:
+        console.note(f"curves are in {write_report(folder)}")
+    except (OSError, ValueError) as error:  # a full disk, say: the training is done all the same
+        console.warn(f"the curves could not be drawn: {error}")
     console.note("next, for example:")
     console.note(f'  python -m spectral_dist.generate --run_name {name} --prompt "Bir "')
     console.note(f"  python -m spectral_dist.evaluate --run_name {name} --lengths 1,2,4,8")

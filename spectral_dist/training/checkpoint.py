@@ -41,6 +41,7 @@ from spectral_dist.training.manifest import (
 LINKS = ("checkpoint_0", "checkpoint_1")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # how Orbax ends the name of a folder not yet committed
 _DELETED = ".deleted"
+_TRIAL_BYTES = 1 << 20  # more than Orbax writes before the arrays
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -372,10 +373,17 @@ def _restore_args(abstract_state: Any) -> Any:
 
 
 def _try_writing(folder: Path) -> None:
-    """Raise OSError where nothing can be written, before all processes begin a save."""
+    """Raise OSError where nothing can be written, before all processes begin a save.
+
+    One that fails within Orbax's beginning would leave the others waiting there.
+    """
     trial = folder / f"trial{_TEMPORARY}"
     trial.mkdir(exist_ok=True)
-    trial.rmdir()
+    try:
+        (trial / "bytes").write_bytes(bytes(_TRIAL_BYTES))
+    finally:
+        (trial / "bytes").unlink(missing_ok=True)
+        trial.rmdir()
 
 
 def _put_aside(path: Path) -> None:
