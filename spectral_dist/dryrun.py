@@ -68,8 +68,10 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
         epilog="Every flag of spectral_dist.train is a flag here too; no text is read.",
     )
     parser.add_argument("--gpu", default="l4", help="kind of GPU, or cpu (default: l4)")
-    parser.add_argument("--gpus_per_host", type=int, help="GPUs of one host (default: 8 or fewer)")
-    parser.add_argument("--hosts", type=int, help="hosts (default: as the mesh fills)")
+    text = "GPUs of one host (default: 8 or fewer; --mesh=auto needs it)"
+    parser.add_argument("--gpus_per_host", type=int, help=text)
+    text = "hosts (default: as many as the mesh fills; --mesh=auto needs it)"
+    parser.add_argument("--hosts", type=int, help=text)
     parser.add_argument("--memory_gib", type=float, help="memory of a GPU, in place of the table's")
     parser.add_argument("--tokens", type=float, help="amount of text to give the time for, bytes")
     parser.add_argument("--price_per_gpu_hour", type=float, help="for the cost, in any currency")

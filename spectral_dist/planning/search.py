@@ -30,9 +30,10 @@ from spectral_dist.planning.roofline import rates_of
 from spectral_dist.planning.workers import Cluster, Failure, Found, Outcome, Task
 
 BEST = 3  # so many are certain: no candidate that was not compiled is faster than these
-# Up to this share of a GPU's memory the compiler is free. Above 0.8 x 0.95 of it XLA computes again
-# what it was told to keep (GetSchedulerMemoryLimit in xla/service/gpu/gpu_hlo_schedule.cc).
-FREE_SHARE = 0.7
+# Up to this share of a GPU's memory the compiler is free. Near 0.8 x 0.95 of it XLA orders programs
+# to save memory; above, it computes again what it was told to keep (GetSchedulerMemoryLimit in
+# xla/service/gpu/gpu_hlo_schedule.cc).
+FREE_SHARE = 0.6
 # The compiler does not fuse the same for all: with every candidate compiled, the reference took up
 # to 5.5% more than one that it should have bounded (docs/log.md).
 TRUST = 0.95

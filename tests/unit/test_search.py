@@ -16,6 +16,7 @@ from spectral_dist.planning.memory import GIB
 from spectral_dist.planning.roofline import rates_of
 from spectral_dist.planning.search import (
     BEST,
+    FREE_SHARE,
     Candidate,
     chosen_config,
     room,
@@ -182,7 +183,7 @@ def test_the_first_tasks_are_references() -> None:
     assert not any(
         Task(task.config, False) in bench.started
         for task in references
-        if (level3_outcome(task).peak < 0.7 * L4.memory_bytes)
+        if (level3_outcome(task).peak < FREE_SHARE * L4.memory_bytes)
     )
 
 
