@@ -34,6 +34,7 @@ from spectral_dist.training.manifest import (
     compare,
     read_manifest,
     short,
+    try_writing,
     verify,
     write_manifest,
 )
@@ -41,7 +42,6 @@ from spectral_dist.training.manifest import (
 LINKS = ("checkpoint_0", "checkpoint_1")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # how Orbax ends the name of a folder not yet committed
 _DELETED = ".deleted"
-_TRIAL_BYTES = 1 << 20  # more than Orbax writes before the arrays
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -306,7 +306,7 @@ class Checkpoints:
                 for pattern in (f"*{_TEMPORARY}*", f"*{_DELETED}"):
                     for left in self.folder.glob(pattern):
                         shutil.rmtree(left, ignore_errors=True)
-            _try_writing(self.folder)
+            try_writing(self.folder / f"trial{_TEMPORARY}")
             if damaged or not self._ready:
                 self._move_links([step for step in self.steps() if step not in damaged])
             for step in damaged:
@@ -370,20 +370,6 @@ def _save_args(state: Any) -> Any:
 def _restore_args(abstract_state: Any) -> Any:
     arguments: Any = ocp.args.StandardRestore
     return arguments(abstract_state)
-
-
-def _try_writing(folder: Path) -> None:
-    """Raise OSError where nothing can be written, before all processes begin a save.
-
-    One that fails within Orbax's beginning would leave the others waiting there.
-    """
-    trial = folder / f"trial{_TEMPORARY}"
-    trial.mkdir(exist_ok=True)
-    try:
-        (trial / "bytes").write_bytes(bytes(_TRIAL_BYTES))
-    finally:
-        (trial / "bytes").unlink(missing_ok=True)
-        trial.rmdir()
 
 
 def _put_aside(path: Path) -> None:

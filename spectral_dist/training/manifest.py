@@ -21,6 +21,7 @@ MANIFEST = "checkpoint.json"
 # Written after the manifest, and of no use for reading (measured: the arrays are the same without).
 _UNLISTED = {MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"}
 _BLOCK = 1 << 22  # bytes read at a time
+_TRIAL_BYTES = 1 << 20  # more than Orbax writes before the arrays
 
 
 class Unreadable(Exception):
@@ -117,3 +118,19 @@ def short(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 160 else f"{text[:50]} ... {text[-105:]}"
+
+
+def try_writing(trial: Path) -> None:
+    """Raise OSError where nothing can be written, before all processes begin a save.
+
+    One that fails within Orbax's beginning would leave the others waiting there.
+
+    Args:
+      trial: a folder of no use to anybody, made and removed.
+    """
+    trial.mkdir(exist_ok=True)
+    try:
+        (trial / "bytes").write_bytes(bytes(_TRIAL_BYTES))
+    finally:
+        (trial / "bytes").unlink(missing_ok=True)
+        trial.rmdir()

@@ -21,7 +21,7 @@ from tests.multiprocess.local import Local, Own, Run, bits, local_runs, losses, 
 DISK_BYTES = 24 << 20
 # In how many processes each fault is tried.
 FULL, READ_ONLY = [1, 2], [2]
-FLAGS = ["--steps", "60", "--save_every", "5", "--eval_every", "1000", "--keep", "2"]
+FLAGS = ["--steps", "60", "--save_every", "15", "--eval_every", "1000", "--keep", "2"]
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 

@@ -14,6 +14,7 @@ from spectral_dist.training.manifest import (
     compare,
     read_manifest,
     short,
+    try_writing,
     verify,
     write_manifest,
 )
@@ -91,3 +92,10 @@ def test_short_keeps_one_line() -> None:
     assert len(long) == 160
     assert long.startswith("Error writing x")
     assert long.endswith(": No space left on device")
+
+
+def test_a_trial_leaves_nothing_and_fails_where_nothing_can_be_written(tmp_path: Path) -> None:
+    try_writing(tmp_path / "trial")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="No such file"):
+        try_writing(tmp_path / "none" / "trial")
