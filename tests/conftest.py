@@ -5,6 +5,7 @@ programs that tests start must have them too.
 """
 
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -49,6 +50,16 @@ def same_environment() -> Iterator[None]:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def same_signals() -> Iterator[None]:
+    """Undo what a test did to the signals, which the programs of later tests inherit."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

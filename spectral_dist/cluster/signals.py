@@ -76,9 +76,10 @@ class StopSignal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
+        """Give the signals back; once stopping, a scheduler's second one no longer counts."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            stopping = self.received is not None and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if stopping else handler)
         signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._pipe[1])
 

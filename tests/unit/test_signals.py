@@ -69,6 +69,14 @@ with StopSignal() as stop, stop.interruptible("compiling"):
     assert out.startswith("stopped by SIGTERM while compiling")
 
 
+def test_a_schedulers_second_signal_does_not_hurt_a_run_that_leaves() -> None:
+    with StopSignal():
+        os.kill(os.getpid(), signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_exit_codes(number: signal.Signals, code: int) -> None:
     assert exit_code(number) == code
