@@ -15,8 +15,9 @@ RUNS, KILLS_A_RUN = 10, 4
 KILLS = RUNS * KILLS_A_RUN
 KILLS_IN_A_SAVE = KILLS // 2
 STEPS, SAVE_EVERY = 60, 3
-# Each kill falls into a part of its own of the run, so that the run cannot end before the last one.
-PART = STEPS // (KILLS_A_RUN + 1)
+# Each kill falls into a part of its own of the run; two parts are left after the last one, so that
+# the run does not end before it.
+PART = STEPS // (KILLS_A_RUN + 2)
 FLAGS = f"--steps {STEPS} --save_every {SAVE_EVERY} --eval_every 1000 --hang_timeout 30".split()
 PAIR = {"processes": 2, "devices": 1}
 SINGLE = {"processes": 1, "devices": 1}
@@ -39,6 +40,7 @@ def pause(run: Run) -> None:
 
 def kill_in_a_save(run: Run, folder: Path, target: int, draw: random.Random) -> int:
     """Kill a process inside a save of `target` or later; return which process."""
+    run.wait_for("  loss ")  # what the start before left is cleared away
     while True:
         run.wait_until(lambda: max(in_flight(folder), default=0) >= target, "a save")
         time.sleep(draw.random() * 0.05)
@@ -50,6 +52,7 @@ def kill_in_a_save(run: Run, folder: Path, target: int, draw: random.Random) -> 
 
 def kill_at(run: Run, folder: Path, target: int, draw: random.Random) -> int:
     """Kill a process some moments after a step."""
+    run.wait_for("  loss ")
     run.wait_until(lambda: last_step(folder) >= target, f"step {target}")
     time.sleep(draw.random() * 0.05)
     pause(run)

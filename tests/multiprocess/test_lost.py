@@ -94,7 +94,7 @@ def never_came(local: Local) -> None:
 
 
 def lead_never_came(local: Local) -> None:
-    absent(local, 1, "process 0 of 2 cannot be reached")
+    absent(local, 1, "process 0 of 2 not reached at")
 
 
 def disagree(local: Local, own: Own, words: str, name: str) -> None:
