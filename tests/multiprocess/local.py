@@ -131,7 +131,7 @@ class Own:
     """What one process of a run has that the others do not.
 
     Attributes:
-      patch: Python to run before the program, which it knows as `train`.
+      patch: Python to run before the program, with `run` imported.
       flags: further flags.
       environment: further variables.
       folder: to run in.
@@ -184,7 +184,7 @@ class Local:
             }
             program = ["-m", "spectral_dist.train"]
             if mine.patch:
-                program = ["-c", f"from spectral_dist import train\n{mine.patch}{_START}"]
+                program = ["-c", f"from spectral_dist import run, train\n{mine.patch}{_START}"]
             files = [self.folder / f"{mark}.{index}.{kind}" for kind in ("out", "err")]
             with files[0].open("wb") as out, files[1].open("wb") as err:
                 process = subprocess.Popen(

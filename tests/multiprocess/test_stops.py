@@ -1,10 +1,11 @@
 """Asked to stop in every phase, by every signal, once or twice, in one process or two."""
 
 import contextlib
+import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from spectral_dist.file_lock import FileLock
 from spectral_dist.training.checkpoint import complete_steps
-from tests.multiprocess.local import Local, Own, Run, bits, local_runs, losses, until
+from tests.multiprocess.local import ROOT, Local, Own, Run, bits, local_runs, losses, until
 
 TERM, USR1 = signal.SIGTERM, signal.SIGUSR1
 STEPS = 40
@@ -51,14 +52,14 @@ class Phase:
 
 PHASES = {
     "compile": Phase(
-        announced("spectral_dist.train", "compile_step", "compiling"),
+        announced("spectral_dist.run", "compile_step", "compiling"),
         "now: compiling",
         nothing_to_save=True,
         environment=(("JAX_ENABLE_COMPILATION_CACHE", "false"),),
     ),
     "step": Phase("pass", "  loss "),
     "evaluation": Phase(
-        announced("spectral_dist.train", "Evaluation.by_source", "evaluating"),
+        announced("spectral_dist.run", "Evaluation.by_source", "evaluating"),
         "now: evaluating",
         flags=("--eval_windows", "400"),
     ),
@@ -82,7 +83,7 @@ TWO_PROCESSES = {
     "evaluation": [(1, USR1)],
     "save": [(1, TERM), (0, USR1)],
 }
-WHILE_PREPARING = [TERM, USR1]
+WITHOUT_A_STATE = [TERM, USR1]
 
 
 @contextlib.contextmanager
@@ -163,7 +164,22 @@ def write_big_text(local: Local) -> None:
             file.write("bir iki üç dört beş altı yedi\n" * 40_000)
 
 
-@pytest.mark.parametrize("number", WHILE_PREPARING)
+@pytest.mark.parametrize("number", WITHOUT_A_STATE)
+def test_while_jax_is_loaded(tmp_path: Path, number: signal.Signals) -> None:
+    """On a busy file system that takes a minute; a stand-in takes it here."""
+    slow = tmp_path / "slow" / "jax"
+    slow.mkdir(parents=True)
+    waits = "import time\nprint('now: loading', flush=True)\ntime.sleep(60)\n"
+    (slow / "__init__.py").write_text(waits, encoding="utf-8")
+    own = {0: Own(environment={"PYTHONPATH": os.pathsep.join([str(slow.parent), str(ROOT)])})}
+    with local_runs(tmp_path) as local:
+        run = local.start(*FLAGS, own=own)
+        run.wait_for("now: loading")
+        assert_stopped(run, stop(run, [(0, number)]), PHASES["compile"], tmp_path)
+        assert "while starting" in run.ranks[0].out
+
+
+@pytest.mark.parametrize("number", WITHOUT_A_STATE)
 def test_while_text_is_prepared(tmp_path: Path, number: signal.Signals) -> None:
     """While another run builds a text, and while this one does: nothing half is left."""
     with local_runs(tmp_path) as local:
@@ -178,6 +194,3 @@ def test_while_text_is_prepared(tmp_path: Path, number: signal.Signals) -> None:
         assert not list(tmp_path.glob(".*.tmp"))
         assert not list(tmp_path.glob(".*.lock"))
         assert not (tmp_path / "checkpoints").exists()
-
-
-FASTEST: Callable[[], float] = time.monotonic

@@ -19,8 +19,8 @@ def test_the_counts_are_those_of_the_tests() -> None:
     stops = [*test_stops.ONE_PROCESS.values(), *test_stops.TWO_PROCESSES.values()]
     tried = {
         "kill -9": test_kills.KILLS,
-        # While text is prepared: once by another process, once by this one.
-        "SIGTERM or SIGUSR1": len(stops) + 2 * len(test_stops.WHILE_PREPARING),
+        # While JAX is loaded, and while text is prepared: by another process, and by this one.
+        "SIGTERM or SIGUSR1": len(stops) + 3 * len(test_stops.WITHOUT_A_STATE),
         "one of two processes killed": len(test_lost.FAULTS),
         "two processes that differ in settings": len(test_lost.DISAGREEMENTS),
         "disk full": len(test_disk.FULL) + len(test_disk.READ_ONLY),

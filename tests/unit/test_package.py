@@ -143,7 +143,8 @@ def test_wandb_is_imported_in_one_place() -> None:
         ("spectral_dist.command_line", ["jax", "numpy", "grain", "wandb", "rich"]),
         ("spectral_dist.data.text", ["jax"]),
         ("spectral_dist.data.tokens", ["jax"]),
-        ("spectral_dist.train", ["spectral_dist.planning"]),
+        ("spectral_dist.train", ["jax", "numpy", "grain", "wandb", "rich"]),
+        ("spectral_dist.run", ["spectral_dist.planning"]),
     ],
 )
 def test_light_modules_load_nothing_heavy(module: str, absent: list[str]) -> None:
