@@ -7,15 +7,18 @@ the setting. Knows nothing of JAX: `--help` costs milliseconds. Read `load_confi
 
 import argparse
 import dataclasses
+import difflib
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from spectral_dist.config import Config, configs_folder, from_flat, nearest, read_yaml, resolve
+import yaml
+
+from spectral_dist.config import SETTINGS, Config, from_flat, resolve
 
 # Exit codes beside 0, 2 (a user's error) and 130 (Ctrl-C): what a scheduler may start again.
 UNSAVED = 74  # through, but the last checkpoint could not be saved: an input/output error
@@ -40,7 +43,7 @@ class Ending(Exception):
 def load_config(argv: Sequence[str], program: str = "spectral_dist.train") -> Config:
     """Return the configuration that the command line asks for, checked and complete.
 
-    Order, the later wins: the defaults above, the YAML file of `--config`, the flags. Without
+    Order, the later wins: the defaults of `config`, the YAML file of `--config`, the flags. Without
     `--config` and without `--data_paths` the file is configs/demo.yaml.
 
     Raises:
@@ -52,6 +55,53 @@ def load_config(argv: Sequence[str], program: str = "spectral_dist.train") -> Co
         path = str(configs_folder() / "demo.yaml")
     values = (read_yaml(Path(path)) if path is not None else {}) | flags
     return resolve(from_flat(values))
+
+
+def configs_folder() -> Path:
+    """The folder of the shipped YAML files, in a checkout or in an installed package."""
+    beside = Path(__file__).parent / "configs"
+    return beside if beside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which by itself would silently keep the last of two equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read flat settings from a YAML file.
+
+    Raises:
+      ValueError: if the file cannot be read, is not a mapping or holds an unknown name.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise ValueError(f"config={str(path)!r}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config={str(path)!r}: is not valid YAML: {reason}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"config={str(path)!r}: must be a mapping of settings to values")
+    for name in values:
+        if name not in SETTINGS:
+            hint = nearest(str(name), SETTINGS)
+            raise ValueError(f"config={str(path)!r}: unknown setting {name!r}{hint}")
+    return values
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name that a misspelt one is nearest to, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 class Parser(argparse.ArgumentParser):

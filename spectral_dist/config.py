@@ -6,16 +6,11 @@ its help text; `resolve` checks every value and fills in the derived defaults: n
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 MESH_AXES = ("data", "fsdp", "tensor")
 AUTO_MESH = "auto"  # stands for the mesh that is still to be chosen
@@ -197,47 +192,6 @@ SETTINGS: dict[str, tuple[str, dataclasses.Field[Any]]] = {
 }
 
 
-def configs_folder() -> Path:
-    """The folder of the shipped YAML files, in a checkout or in an installed package."""
-    beside = Path(__file__).parent / "configs"
-    return beside if beside.is_dir() else Path(__file__).parents[1] / "configs"
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, which by itself would silently keep the last of two equal keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read flat settings from a YAML file.
-
-    Raises:
-      ValueError: if the file cannot be read, is not a mapping or holds an unknown name.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise ValueError(f"config={str(path)!r}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config={str(path)!r}: is not valid YAML: {reason}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"config={str(path)!r}: must be a mapping of settings to values")
-    for name in values:
-        if name not in SETTINGS:
-            hint = nearest(str(name), SETTINGS)
-            raise ValueError(f"config={str(path)!r}: unknown setting {name!r}{hint}")
-    return values
-
-
 def from_flat(values: dict[str, Any]) -> Config:
     """Build a Config from flat names, each value converted to its setting's type.
 
@@ -391,9 +345,3 @@ def _check_heads(model: ModelConfig, mesh: MeshConfig) -> None:
         raise ValueError(f"mesh={mesh.mesh}: tensor={tensor} must divide {heads}")
     if kv_heads % tensor and set(model.pattern) != {"spectral"}:
         raise ValueError(f"mesh={mesh.mesh}: tensor={tensor} must divide num_kv_heads={kv_heads}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that a misspelt one is nearest to, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""

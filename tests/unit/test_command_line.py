@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spectral_dist.command_line import load_config, run_main
-from spectral_dist.config import SETTINGS, Config, configs_folder
+from spectral_dist.command_line import configs_folder, load_config, run_main
+from spectral_dist.config import SETTINGS, Config
 
 ROOT = Path(__file__).parents[2]
 GUIDE = """--mesh=1x1x1 --run_name scale_phase_1

@@ -9,16 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from spectral_dist.config import (
-    AUTO_MESH,
-    SETTINGS,
-    Config,
-    configs_folder,
-    from_flat,
-    nearest,
-    read_yaml,
-    resolve,
-)
+from spectral_dist.command_line import configs_folder, nearest, read_yaml
+from spectral_dist.config import AUTO_MESH, SETTINGS, Config, from_flat, resolve
 
 PRESETS = sorted(path.name for path in configs_folder().glob("*.yaml"))
 
