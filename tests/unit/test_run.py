@@ -1,4 +1,4 @@
-"""The entry point's own decisions: what falls due at which step, and the sources of a run."""
+"""A run's own decisions: what falls due at which step, and the sources of a run."""
 
 from pathlib import Path
 from typing import Any, cast
