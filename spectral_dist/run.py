@@ -134,7 +134,10 @@ def settle_mesh(
     """Return the settings with a mesh for the attached devices where it is `auto`: the lead's."""
     if config.mesh.mesh != AUTO_MESH:
         return config
-    from spectral_dist.planning.choice import attached, choose_mesh  # nobody else pays for it
+    from spectral_dist.planning.search.choice import (  # nobody else pays for it
+        attached,
+        choose_mesh,
+    )
 
     def tell(text: str) -> None:
         report(text)
