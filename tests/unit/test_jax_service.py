@@ -14,7 +14,7 @@ from spectral_dist.cluster.service import free_port
 
 # The versions that cluster/jax_service.py was tried with, two processes training each time. A new
 # one that passes the tests below and tests/multiprocess belongs here.
-KNOWN = ("0.10", "0.11", "0.12")
+KNOWN = ("0.10", "0.12")
 
 HELP = (
     f"jax {jax.__version__} is not one of the versions {', '.join(KNOWN)} that"
