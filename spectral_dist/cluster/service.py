@@ -119,7 +119,13 @@ def free_port() -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until process 0 has ended, which closes our standard input, and nobody calls."""
+    """Serve until process 0 has ended, which closes our standard input, and nobody calls.
+
+    Writes one line to standard output: "ready", or why it cannot serve.
+
+    Returns:
+      1 where a later try may succeed, 2 where none will.
+    """
     port, count = int(argv[0]), int(argv[1])
     # A signal to the process group is process 0's to answer; this service is needed until the end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -132,7 +138,11 @@ def main(argv: Sequence[str]) -> int:
     jax_port = free_port()
     from spectral_dist.cluster import jax_service  # loads JAX: a taken port is reported without
 
-    service = jax_service.start_service(jax_port, count)
+    try:
+        service = jax_service.start_service(jax_port, count)
+    except ValueError as error:
+        sys.stdout.write(f"{error}\n")
+        return 2
     table.put("jax_port", str(jax_port))
     sys.stdout.write("ready\n")
     sys.stdout.flush()

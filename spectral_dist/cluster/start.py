@@ -58,7 +58,12 @@ def start_processes(stop: StopSignal, start_timeout: float, hang_timeout: float)
 
 
 def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Popen[str]":
-    """Start the control service; retry while a run that is ending, say, holds its port."""
+    """Start the control service; retry while a run that is ending, say, holds its port.
+
+    Raises:
+      Ending: if it cannot listen within start_timeout seconds.
+      ValueError: if this version of JAX has no service to start.
+    """
     command = [sys.executable, "-m", "spectral_dist.cluster.service"]
     until = time.monotonic() + start_timeout
     while True:
@@ -74,7 +79,8 @@ def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Pope
         answer = service.stdout.readline().strip()
         if answer == "ready":
             return service
-        service.wait()
+        if service.wait() == 2:
+            raise ValueError(answer)
         if time.monotonic() > until:
             why = answer or "it ended at once"
             raise Ending(f"the control service of the run cannot start: {why}", LOST)
