@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from spectral_dist.cluster.group import Processes
+from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
