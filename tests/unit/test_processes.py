@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.planning.processes import dry_run, run_module
+from benchmarks.processes import dry_run, run_module
 
 
 @pytest.fixture
