@@ -8,7 +8,11 @@ import pytest
 
 from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.model.flops import parameter_count
-from spectral_dist.planning.bounds import (
+from spectral_dist.planning.compile import described_mesh, local_bytes
+from spectral_dist.planning.hardware import find_gpu
+from spectral_dist.planning.hlo.collectives import mesh_sizes
+from spectral_dist.planning.roofline import rates_of
+from spectral_dist.planning.search.bounds import (
     TimeBound,
     dense_flops,
     find_shapes,
@@ -17,11 +21,7 @@ from spectral_dist.planning.bounds import (
     saved_bytes,
     time_bound,
 )
-from spectral_dist.planning.collectives import mesh_sizes
-from spectral_dist.planning.compile import described_mesh, local_bytes
-from spectral_dist.planning.hardware import find_gpu
-from spectral_dist.planning.roofline import rates_of
-from spectral_dist.planning.worker import answer
+from spectral_dist.planning.search.worker import answer
 from spectral_dist.training.state import abstract_state
 
 L4 = rates_of(find_gpu("l4"))

@@ -18,7 +18,7 @@ from spectral_dist.config import Config, ModelConfig
 from spectral_dist.mesh import partition_spec
 from spectral_dist.model.flops import parameter_count
 from spectral_dist.model.lm import Params, SpectralLM, define, init_params, logical_axes
-from spectral_dist.planning.collectives import (
+from spectral_dist.planning.hlo.collectives import (
     Traffic,
     axis_groups,
     lower_bound,
