@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import secrets
-import signal
 import sys
 import time
 import zlib
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spectral_dist.data.text import TextFacts, convert
+from spectral_dist.subprocesses import say
 
 FORMAT_VERSION = 1
 _CHECK_BLOCKS, _CHECK_BYTES = 16, 1 << 16
@@ -249,18 +249,7 @@ def _remove_abandoned(path: Path) -> None:
 
 def _work(source: Path) -> int:
     """Build one text for another process; tell it of the progress, the manifest or the error."""
-    # A stopped worker must remove its temporary file, so it ends by an exception. Ctrl-C reaches
-    # the whole group; the process that asked decides.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     told = 0
-
-    def say(event: dict[str, Any]) -> None:
-        try:
-            sys.stdout.write(json.dumps(event) + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:  # the process that asked has gone
-            sys.exit(1)
 
     def progress(done: int) -> None:
         nonlocal told
