@@ -19,7 +19,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         " % (said, os.environ.get('ASKED')))\n"
         "sys.exit(3 if said == 'three' else 0)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     return "speaker"
 
 
