@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from spectral_dist.command_line import Parser, load_config, run_main
-from spectral_dist.config import Config
 from spectral_dist.mesh import make_mesh
+from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.state import init_state
 from spectral_dist.training.step import batch_sharding, make_train_step

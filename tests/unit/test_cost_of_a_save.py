@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import cost_of_a_save
 from benchmarks.cost_of_a_save import Cost, cost_line, main
-from spectral_dist.config import Config
+from spectral_dist.settings import Config
 
 
 def test_the_cost_is_the_median_of_the_pairs() -> None:

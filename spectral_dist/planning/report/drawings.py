@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from spectral_dist.config import MESH_AXES
 from spectral_dist.outputs.report.scales import LIGHT, tick_text, ticks
 from spectral_dist.planning.hlo.collectives import Groups, MeshShape, axis_groups
 from spectral_dist.planning.memory import GIB, MIB
+from spectral_dist.settings import MESH_AXES
 
 MOST_GPUS = 512  # more are not drawn, but counted
 _IN_A_ROW = 8  # GPUs side by side
