@@ -6,9 +6,10 @@ what is on it. Read `draw_frame` first.
 
 import html
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from spectral_dist.atomic_file import write_text
 
 Row = Sequence[str]
 
@@ -71,12 +72,7 @@ def write_page(path: Path, page: str) -> None:
     Raises:
       OSError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, page)
 
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:
