@@ -21,7 +21,6 @@ from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.cluster.start import start_processes
 from spectral_dist.config import AUTO_MESH, Config, from_flat, resolve
 from spectral_dist.data.mixture import Batch, TrainRows, token_batches
-from spectral_dist.data.sample import build_sample
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.data.weights import normalise_weights
 from spectral_dist.mesh import make_mesh
@@ -156,6 +155,8 @@ def open_sources(
     processes.enter("preparing text")
     data = config.data
     if not data.data_paths:
+        from spectral_dist.sample_text.build import build_sample  # nobody else loads a grammar
+
         paths = build_sample(SAMPLE_FOLDER, report=tell)
         data = dataclasses.replace(data, data_paths=tuple(map(str, paths)))
     weights, message = normalise_weights(data.data_weights, data.data_paths)

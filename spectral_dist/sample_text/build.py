@@ -18,9 +18,9 @@ from pathlib import Path
 from random import Random
 
 from spectral_dist.atomic_file import write_bytes, write_text
-from spectral_dist.data.arithmetic import worksheet
-from spectral_dist.data.turkish_documents import turkish_document
 from spectral_dist.file_lock import held
+from spectral_dist.sample_text.arithmetic import worksheet
+from spectral_dist.sample_text.turkish_documents import turkish_document
 
 SOURCES = ("turkish", "code", "english", "math")
 SEPARATOR = "<|endoftext|>"
