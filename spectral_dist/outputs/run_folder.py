@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
 from spectral_dist.atomic_file import write_text
-from spectral_dist.config import Config
 from spectral_dist.file_lock import Holder, held
+from spectral_dist.settings import Config
+from spectral_dist.settings.files import to_yaml
 
 _PACKAGES = (
     "spectral-dist",
@@ -53,7 +53,7 @@ def write_run_folder(
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False))
+        write_text(folder / "config.yaml", to_yaml(config))
         write_text(folder / "environment.json", json.dumps(_environment(argv), indent=2) + "\n")
     except OSError as error:
         raise _unwritable(config, folder, error) from error
