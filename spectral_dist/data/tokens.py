@@ -23,8 +23,8 @@ from spectral_dist.data.build import (
     build,
     read_manifest,
     state_of,
+    turn_to_build,
 )
-from spectral_dist.data.turns import turn_to_build
 from spectral_dist.subprocesses import ModuleProcess
 
 Report = Callable[[str], None]

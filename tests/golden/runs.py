@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 
 from spectral_dist.data.mixture import TrainRows, token_batches
-from spectral_dist.data.sample import build_sample
 from spectral_dist.data.tokens import prepare
 from spectral_dist.mesh import make_mesh
+from spectral_dist.sample_text.build import build_sample
 from spectral_dist.settings import from_flat, normalise_weights, resolve
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.loop import train

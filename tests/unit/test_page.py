@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from spectral_dist import atomic_file
 from spectral_dist.command_line import load_config
-from spectral_dist.outputs.report import render
 from spectral_dist.outputs.report.render import Table, environment
 from spectral_dist.planning.compile import Compiler, Program
 from spectral_dist.planning.hardware import find_gpu
@@ -284,7 +284,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(render.os, "replace", full)
+    monkeypatch.setattr(atomic_file.os, "replace", full)
     with pytest.raises(ValueError, match=r"html='.*': cannot be written: No space left on device"):
         write_html(a_report(usable=None), str(path))
     assert path.read_text(encoding="utf-8") == draw_page(a_report())

@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from spectral_dist import atomic_file
 from spectral_dist.outputs.jsonl import MetricsFile
-from spectral_dist.outputs.report import render, write_report
+from spectral_dist.outputs.report import write_report
 from spectral_dist.outputs.report.__main__ import main
 from spectral_dist.outputs.report.charts import HEIGHT, LABEL_GAP, MAX_POINTS, Series, draw_chart
 from spectral_dist.outputs.report.run_page import draw_page
@@ -212,7 +213,7 @@ def test_failed_write_keeps_the_earlier_page(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(render.os, "replace", full)
+    monkeypatch.setattr(atomic_file.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         write_report(folder)
     assert (folder / "report.html").read_text() == "earlier"

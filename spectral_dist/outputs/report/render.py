@@ -1,4 +1,4 @@
-"""HTML pages from templates: the environment that escapes, the table, the writing of the file.
+"""HTML pages from templates: the environment that escapes, and the table.
 
 Owns how values become a page, and that the page is one file which needs nothing from elsewhere.
 Knows nothing of what is on it. Read `environment` first.
@@ -8,7 +8,6 @@ only our drawing code makes, and which escapes in turn what is formatted into it
 """
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,17 +71,3 @@ def environment(folder: Path = SHARED) -> Environment:
 def render(folder: Path, template: str, **values: Any) -> str:
     """Return a page: a template of the folder, filled with values."""
     return environment(folder).get_template(template).render(values)
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page, whole or not at all.
-
-    Raises:
-      OSError: if it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,9 +12,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from spectral_dist.atomic_file import write_text
 from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.outputs.report.charts import Series, draw_chart
-from spectral_dist.outputs.report.render import SHARED, Row, Table, render, write_page
+from spectral_dist.outputs.report.render import SHARED, Row, Table, render
 from spectral_dist.outputs.report.scales import colour_of
 from spectral_dist.training.metrics import Record, extrapolation_rows, source_bits
 
@@ -55,7 +56,7 @@ def write_report(folder: Path) -> Path:
     settings = folder / "config.yaml"
     text = settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else ""
     path = folder / "report.html"
-    write_page(path, draw_page(folder.resolve().name, records, text))
+    write_text(path, draw_page(folder.resolve().name, records, text))
     return path
 
 

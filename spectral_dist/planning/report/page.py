@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from spectral_dist.outputs.report.render import Row, Table, bold, render, write_page
+from spectral_dist.atomic_file import write_text
+from spectral_dist.outputs.report.render import Row, Table, bold, render
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.hlo.collectives import Traffic, mesh_sizes
 from spectral_dist.planning.memory import GIB, MIB, Array, parameter_count
@@ -41,7 +42,7 @@ def write_html(report: Report, path: str) -> None:
       ValueError: if the file cannot be written.
     """
     try:
-        write_page(Path(path), draw_page(report))
+        write_text(Path(path), draw_page(report))
     except OSError as error:
         raise ValueError(f"html={path!r}: cannot be written: {error.strerror}") from error
 
