@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import dry_run, run_module
-from spectral_dist.command_line import Parser, configs_folder, run_main
+from spectral_dist.command_line import Parser, run_main
+from spectral_dist.flags import configs_folder
 from spectral_dist.planning.hardware import CPU, GPU_NAMES
 
 MIB = 2**20

@@ -14,7 +14,7 @@ from benchmarks import dry_run_accuracy
 from benchmarks.dry_run_accuracy import CPU_CASES, GPU_CASES, Comparison, cases, compare, main
 from benchmarks.measurement import forget_peak, measure, peak_bytes, resident_bytes
 from benchmarks.measurement import main as measurement_main
-from spectral_dist.command_line import load_config
+from spectral_dist.flags import load_config
 
 _FLAGS = """--hidden_dim=16 --head_dim=8 --num_layers=1 --layer_pattern=spectral --mlp_dim=32
     --num_poles=4 --chunk_size=8 --seq_len=16 --batch_size=8 --remat=none"""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from spectral_dist import atomic_file
-from spectral_dist.command_line import load_config
+from spectral_dist.flags import load_config
 from spectral_dist.outputs.report.render import Table, environment
 from spectral_dist.planning.compile import Compiler, Program
 from spectral_dist.planning.hardware import find_gpu

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import preset_table
 from benchmarks.preset_table import GIB, HEADS, LEVELS, ROWS, level_cells, main
-from spectral_dist.command_line import configs_folder, load_config
+from spectral_dist.flags import configs_folder, load_config
 from spectral_dist.planning.compile import cuda_plugin
 
 ROOT = Path(__file__).parents[2]
