@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spectral_dist.cluster.group import Processes
@@ -25,6 +24,7 @@ from spectral_dist.command_line import UNSAVED
 from spectral_dist.config import AUTO_MESH, Config, from_flat, resolve
 from spectral_dist.data.mixture import Batch, TrainRows, token_batches
 from spectral_dist.data.sample import build_sample
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.data.weights import normalise_weights
 from spectral_dist.mesh import make_mesh
@@ -42,7 +42,7 @@ from spectral_dist.training.failures import explain
 from spectral_dist.training.loop import Progress, train
 from spectral_dist.training.metrics import Record, Throughput, memory_bytes, mfu
 from spectral_dist.training.resume import describe, resume
-from spectral_dist.training.state import TrainState, abstract_state, init_state
+from spectral_dist.training.state import TrainState, abstract_state, init_state, model_spec
 from spectral_dist.training.step import batch_sharding, make_train_step
 
 SAMPLE_FOLDER = Path("data/sample")
@@ -206,7 +206,8 @@ def compile_step(
     started = time.perf_counter()
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(config, mesh))
+    dtype = find_tokenizer(config).dtype
+    tokens = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(config, mesh))
     compiled = make_train_step(config, mesh).lower(abstract, tokens).compile()
     seconds = time.perf_counter() - started
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
@@ -243,7 +244,7 @@ class Milestones:
         """
         self._config, self._files, self._first = config, files, first
         self._checkpoints, self._evaluation, self._outputs = checkpoints, evaluation, outputs
-        self._flops = flops_per_token(config.model, config.data.seq_len)
+        self._flops = flops_per_token(model_spec(config), config.data.seq_len)
         self._told_wait = 0.0
         self.throughput = Throughput()
         self.measured: dict[str, float] = {}
@@ -313,18 +314,19 @@ def show_sample(
     config: Config, files: list[TokenFile], progress: Progress, console: Console
 ) -> None:
     """Print what the model writes after the beginning of a held-out text."""
-    shards = math.prod(config.mesh.shape[:2])
+    shards, tokenizer = math.prod(config.mesh.shape[:2]), find_tokenizer(config)
     prompt = bytes(files[0].validation[:64]).split(b"\0")[0]
     prompt = prompt.decode("utf-8", "ignore").encode()
     if "attention" not in config.model.pattern:
         text = sample(
-            config.model,
+            model_spec(config),
             progress.state.params,
             prompt,
+            end=tokenizer.end,
             max_new_tokens=SAMPLE_BYTES,
             temperature=0.8,
             key=jax.random.key(config.run.seed),
-            rows=shards,
+            copies=shards,
         )
         console.show_sample(prompt, bytes(text))
 

@@ -12,7 +12,7 @@ import optax
 
 from spectral_dist.config import Config, OptimizerConfig
 from spectral_dist.mesh import Axes
-from spectral_dist.model.lm import Params
+from spectral_dist.params import Params
 
 
 def decays(axes: Axes) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
-from spectral_dist.model.attention import (
+from spectral_dist.model.mixers.attention import (
     ROTARY_BASE,
     Attention,
     WindowState,

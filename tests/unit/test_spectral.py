@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
-from spectral_dist.model.spectral import (
+from spectral_dist.model.mixers.spectral import (
     SpectralMixer,
     SpectralState,
     causal_convolution,

@@ -19,8 +19,8 @@ from flax import nnx
 from spectral_dist.array_typing import Array, Float, Float32
 from spectral_dist.config import ModelConfig
 from spectral_dist.mesh import local
-from spectral_dist.model.filters import FilterBank, balanced_poles
 from spectral_dist.model.layers import fan_in, parameter, rms_norm
+from spectral_dist.model.mixers.filters import FilterBank, balanced_poles
 
 MixForm = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -206,6 +206,7 @@ class SpectralMixer(nnx.Module):
         self.form = choose_form(config, bank)
         self.recurrent = partial(mix_recurrent, bank=bank)
         self.shape = (poles, width, dim, config.head_dim)
+        self.chunk_size = config.chunk_size
         thin = "thin_channels"
 
         def identity_taps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -224,6 +225,12 @@ class SpectralMixer(nnx.Module):
         self.w_out = parameter(
             rngs, (dim, dim), ("channels", "embed"), fan_in(dim, config.num_layers)
         )
+
+    def flops(self, seq_len: int) -> float:
+        """Return forward FLOPs for a token by the chunked form, whatever the sequence's length."""
+        del seq_len
+        poles, _, dim, _ = self.shape
+        return (2 * (self.chunk_size + poles) + 4 * poles) * dim  # see mix_chunked
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> SpectralState:
         """Return the state before the first token."""
@@ -269,7 +276,7 @@ class SpectralMixer(nnx.Module):
         coefficients_ND: Float32[Array, "N D"],
         skip_D: Float32[Array, " D"],
     ) -> tuple[Float[Array, "B T D"], SpectralState]:
-        """Everything between the projections, on one device's rows and channels."""
+        """Everything between the projections, on one device's sequences and channels."""
         batch, time, _, channels = projected_BT3D.shape
         qkv_BT3D, conv = causal_convolution(projected_BT3D, state.conv, taps_K3D)
         query, key, value = qkv_BT3D[:, :, 0], qkv_BT3D[:, :, 1], qkv_BT3D[:, :, 2]
