@@ -28,10 +28,10 @@ def main(argv: Sequence[str]) -> int:
         check_devices(flags)
     prepare_environment()
     # JAX reads its environment when it is imported, which these do.
-    from spectral_dist.planning.choice import Choice, choose, described
-    from spectral_dist.planning.page import write_html
-    from spectral_dist.planning.ranking import start_command
-    from spectral_dist.planning.report import build_report, say, show_report, write_json
+    from spectral_dist.planning.report.page import write_html
+    from spectral_dist.planning.report.text import build_report, say, show_report, write_json
+    from spectral_dist.planning.search.choice import Choice, choose, described
+    from spectral_dist.planning.search.ranking import start_command
 
     usable = None if flags.memory_gib is None else int(flags.memory_gib * 2**30)
     choice = Choice(config, True, [], [])

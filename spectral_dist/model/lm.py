@@ -79,6 +79,7 @@ class Block(nnx.Module):
             being merged with the forward pass, which the scan's two loops keep apart.
         """
         self.checkpoint = make_checkpoint(config.remat, prevent_cse=not scanned)
+        self.mixers = mixers
         self.names = tuple(f"layer_{i}" for i in range(len(mixers)))
         for name, mixer in zip(self.names, mixers, strict=True):
             setattr(self, name, Layer(mixer, config, rngs))
@@ -96,6 +97,15 @@ class Block(nnx.Module):
     def init_state(self, batch: int, dtype: jnp.dtype) -> dict[str, State]:
         """Return each mixer's state before the first token."""
         return {name: getattr(self, name).mixer.init_state(batch, dtype) for name in self.names}
+
+    def growing(self, dtype: jnp.dtype) -> set[str]:
+        """Return the names of the mixers whose state grows with the text."""
+        states = jax.eval_shape(lambda: self.init_state(1, dtype))
+        return {
+            mixer
+            for name, mixer in zip(self.names, self.mixers, strict=True)
+            if states[name] is None
+        }
 
     def mixing_flops(self, seq_len: int) -> float:
         """Return the forward FLOPs of the mixers for a token, their matrices left out."""
@@ -174,8 +184,13 @@ class SpectralLM(nnx.Module):
         """Return the state before the first token, for generation: constant in size.
 
         Raises:
-          ValueError: if a layer is full attention, whose state would grow with the text.
+          ValueError: if the state of a layer, such as full attention, grows with the text.
         """
+        if self.growing:
+            raise ValueError(
+                f"layer_pattern: the state of {', '.join(sorted(self.growing))} grows with the"
+                " text; generation needs mixers whose state does not, such as spectral and window"
+            )
         state: dict[str, State] = {}
         if self.repeats:
             # The blocks of the stack are alike: the state of one, repeated, is that of all.
@@ -186,17 +201,21 @@ class SpectralLM(nnx.Module):
             )
         if hasattr(self, "rest"):
             state["rest"] = self.rest.init_state(batch, self.dtype)
-        if any(mixer is None for part in state.values() for mixer in part.values()):
-            raise ValueError(
-                "layer_pattern: has full attention, whose state grows with the text;"
-                " generation needs spectral and window layers only"
-            )
         return state
+
+    @property
+    def growing(self) -> set[str]:
+        """The names of the mixers whose state grows with the text: none of them can generate."""
+        return {name for block, _ in self._blocks() for name in block.growing(self.dtype)}
 
     def mixing_flops(self, seq_len: int) -> float:
         """Return the forward FLOPs of all mixers for a token, their matrices left out."""
-        stacked = self.repeats * self.groups.mixing_flops(seq_len) if self.repeats else 0
-        return stacked + (self.rest.mixing_flops(seq_len) if hasattr(self, "rest") else 0)
+        return sum(times * block.mixing_flops(seq_len) for block, times in self._blocks())
+
+    def _blocks(self) -> list[tuple[Block, int]]:
+        """Return each kind of block, and how many of it there are."""
+        stacked = [(self.groups, self.repeats)] if self.repeats else []
+        return stacked + ([(self.rest, 1)] if hasattr(self, "rest") else [])
 
 
 def _first_of_stack(stack: nnx.Module) -> tuple[Any, Any]:

@@ -23,16 +23,16 @@ from dataclasses import dataclass, field
 
 from spectral_dist.config import Config
 from spectral_dist.model.flops import flops_per_token
-from spectral_dist.planning.collectives import (
+from spectral_dist.planning.hardware import Gpu
+from spectral_dist.planning.hlo.collectives import (
     Collective,
     Traffic,
     find_collectives,
     mesh_sizes,
     summarise,
 )
-from spectral_dist.planning.costs import Flops, flops, is_kernel, moved_bytes, uncounted_calls
-from spectral_dist.planning.hardware import Gpu
-from spectral_dist.planning.hlo import (
+from spectral_dist.planning.hlo.costs import Flops, flops, is_kernel, moved_bytes, uncounted_calls
+from spectral_dist.planning.hlo.parse import (
     Computation,
     HloProgram,
     Instruction,

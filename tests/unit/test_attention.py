@@ -1,5 +1,6 @@
 """Attention against a naive masked softmax, its rotary positions taken as relative offsets."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -13,13 +14,12 @@ from flax import nnx
 from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
 from spectral_dist.model.mixers.attention import (
     ROTARY_BASE,
-    Attention,
-    WindowState,
+    FullAttention,
     attend,
     full_attention,
     rotate,
-    window_attention,
 )
+from spectral_dist.model.mixers.window import WindowAttention, WindowState, window_attention
 
 BATCH, HEADS, GROUPS, SIZE = 2, 4, 2, 6
 
@@ -197,10 +197,13 @@ def _short(state: WindowState) -> WindowState:
     return WindowState(keys, values, state.filled)
 
 
-def _module(window: int | None) -> Attention:
+def _module(window: int | None) -> FullAttention | WindowAttention:
     tiny = ModelConfig(hidden_dim=24, head_dim=SIZE, num_kv_heads=GROUPS, num_layers=2)
     config = resolve(Config(data=DataConfig(seq_len=64), model=tiny)).model
-    return Attention(config, window, nnx.Rngs(params=jax.random.key(5)))
+    rngs = nnx.Rngs(params=jax.random.key(5))
+    if window is None:
+        return FullAttention(config, rngs)
+    return WindowAttention(dataclasses.replace(config, window=window), rngs)
 
 
 @pytest.mark.parametrize("window", [None, 4])

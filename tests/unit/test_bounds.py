@@ -8,7 +8,11 @@ import pytest
 from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.model.flops import dense_flops
 from spectral_dist.model.lm import describe_model
-from spectral_dist.planning.bounds import (
+from spectral_dist.planning.compile import described_mesh, local_bytes
+from spectral_dist.planning.hardware import find_gpu
+from spectral_dist.planning.hlo.collectives import mesh_sizes
+from spectral_dist.planning.roofline import rates_of
+from spectral_dist.planning.search.bounds import (
     TimeBound,
     find_shapes,
     kernel_floor,
@@ -16,11 +20,7 @@ from spectral_dist.planning.bounds import (
     saved_bytes,
     time_bound,
 )
-from spectral_dist.planning.collectives import mesh_sizes
-from spectral_dist.planning.compile import described_mesh, local_bytes
-from spectral_dist.planning.hardware import find_gpu
-from spectral_dist.planning.roofline import rates_of
-from spectral_dist.planning.worker import answer
+from spectral_dist.planning.search.worker import answer
 from spectral_dist.training.state import abstract_state
 
 L4 = rates_of(find_gpu("l4"))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.planning import cache as caching
-from spectral_dist.planning.cache import Cache, default_cache, package_hash
+from spectral_dist.planning.search import cache as caching
+from spectral_dist.planning.search.cache import Cache, default_cache, package_hash
 
 QUESTION = {"config": {"hidden_dim": 8}, "gpu": "l4"}
 

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from spectral_dist.config import Config, from_flat
-from spectral_dist.planning.collectives import (
+from spectral_dist.planning.hlo.collectives import (
     Collective,
     Traffic,
     device_groups,
@@ -14,7 +14,7 @@ from spectral_dist.planning.collectives import (
     spanned_axes,
     summarise,
 )
-from spectral_dist.planning.hlo import parse
+from spectral_dist.planning.hlo.parse import parse
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 PAIRS_OF_LAST = ((0, 1), (2, 3), (4, 5), (6, 7))

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spectral_dist.planning.costs import flops, moved_bytes, uncounted_calls
-from spectral_dist.planning.hlo import HloProgram, executed, parse
+from spectral_dist.planning.hlo.costs import flops, moved_bytes, uncounted_calls
+from spectral_dist.planning.hlo.parse import HloProgram, executed, parse
 
 
 def total_flops(program: HloProgram) -> Counter[str]:

@@ -15,15 +15,15 @@ from spectral_dist import dryrun
 from spectral_dist.command_line import load_config
 from spectral_dist.config import Config
 from spectral_dist.dryrun import gpus_per_host, main
-from spectral_dist.planning import choice as choosing
 from spectral_dist.planning import compile as planning
-from spectral_dist.planning import remedies
-from spectral_dist.planning import report as reporting
-from spectral_dist.planning.choice import Choice
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.memory import GIB
-from spectral_dist.planning.search import Candidate, chosen_config
-from spectral_dist.planning.workers import Cluster
+from spectral_dist.planning.report import text as reporting
+from spectral_dist.planning.search import choice as choosing
+from spectral_dist.planning.search import remedies
+from spectral_dist.planning.search.choice import Choice
+from spectral_dist.planning.search.search import Candidate, chosen_config
+from spectral_dist.planning.search.workers import Cluster
 
 TINY = [
     "--hidden_dim=16",

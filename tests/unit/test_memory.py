@@ -17,7 +17,7 @@ from spectral_dist.planning.memory import (
     largest_values,
     runtime_lines,
 )
-from spectral_dist.planning.remedies import changes, find_remedy
+from spectral_dist.planning.search.remedies import changes, find_remedy
 
 
 def program(name: str, temporaries: int) -> Program:

@@ -18,9 +18,11 @@ import pytest
 from spectral_dist.command_line import load_config
 from spectral_dist.outputs import html_page
 from spectral_dist.outputs.html_page import draw_table
-from spectral_dist.planning.collectives import Traffic
 from spectral_dist.planning.compile import Compiler, Program
-from spectral_dist.planning.drawings import (
+from spectral_dist.planning.hardware import find_gpu
+from spectral_dist.planning.hlo.collectives import Traffic
+from spectral_dist.planning.memory import GIB, MIB, Array, RuntimeLine, judge
+from spectral_dist.planning.report.drawings import (
     MOST_GPUS,
     Segment,
     count_text,
@@ -29,13 +31,11 @@ from spectral_dist.planning.drawings import (
     draw_scale,
     size_text,
 )
-from spectral_dist.planning.hardware import find_gpu
-from spectral_dist.planning.memory import GIB, MIB, Array, RuntimeLine, judge
-from spectral_dist.planning.page import draw_page, program_segments, write_html
-from spectral_dist.planning.remedies import Remedy
-from spectral_dist.planning.report import Report, to_json
+from spectral_dist.planning.report.page import draw_page, program_segments, write_html
+from spectral_dist.planning.report.text import Report, to_json
 from spectral_dist.planning.roofline import Prediction, StepTime, run_cost
-from spectral_dist.planning.search import Candidate
+from spectral_dist.planning.search.remedies import Remedy
+from spectral_dist.planning.search.search import Candidate
 
 HOSTILE = "<script>alert('x')</script>&\""
 

@@ -6,8 +6,14 @@ import io
 from rich.console import Console
 
 from spectral_dist.planning.memory import GIB
-from spectral_dist.planning.ranking import ROWS, closest_line, ranking_table, start_command, summary
-from spectral_dist.planning.search import Candidate
+from spectral_dist.planning.search.ranking import (
+    ROWS,
+    closest_line,
+    ranking_table,
+    start_command,
+    summary,
+)
+from spectral_dist.planning.search.search import Candidate
 
 BEST = Candidate("1x8x1", 64, 4, "full", 8 * GIB, 2 * GIB, 1.25, 419430.4, "")
 LEFT_OUT = Candidate("8x1x1", 64, 4, "none", None, None, None, None, "needs at least 40.00 GiB")

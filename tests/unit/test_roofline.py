@@ -4,9 +4,9 @@ import pytest
 
 from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.model.flops import flops_per_token
-from spectral_dist.planning.collectives import find_collectives
 from spectral_dist.planning.hardware import GPU_NAMES, find_gpu
-from spectral_dist.planning.hlo import parse
+from spectral_dist.planning.hlo.collectives import find_collectives
+from spectral_dist.planning.hlo.parse import parse
 from spectral_dist.planning.roofline import (
     CPU_RATES,
     Prediction,

@@ -10,10 +10,11 @@ from spectral_dist.cluster.group import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.command_line import load_config
 from spectral_dist.data.tokens import TokenFile
-from spectral_dist.run import Milestones, compile_step, open_sources
+from spectral_dist.run import compile_step, open_sources
 from spectral_dist.training.evaluation import Interrupted
 from spectral_dist.training.loop import Progress
 from spectral_dist.training.metrics import Record
+from spectral_dist.training.milestones import Milestones
 from spectral_dist.training.state import TrainState
 
 STATE = TrainState(cast(Any, 0), {}, None, cast(Any, 0), cast(Any, 0))

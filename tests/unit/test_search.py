@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from spectral_dist.config import Config
-from spectral_dist.planning.bounds import find_shapes, kernel_floor, memory_bound, time_bound
 from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.memory import GIB
 from spectral_dist.planning.roofline import rates_of
-from spectral_dist.planning.search import (
+from spectral_dist.planning.search.bounds import find_shapes, kernel_floor, memory_bound, time_bound
+from spectral_dist.planning.search.search import (
     BEST,
     FREE_SHARE,
     Candidate,
@@ -23,8 +23,8 @@ from spectral_dist.planning.search import (
     search,
     settings_of,
 )
-from spectral_dist.planning.worker import answer
-from spectral_dist.planning.workers import Cluster, Failure, Found, Outcome, Task
+from spectral_dist.planning.search.worker import answer
+from spectral_dist.planning.search.workers import Cluster, Failure, Found, Outcome, Task
 from tests.unit.test_bounds import level3, small
 
 L4 = find_gpu("l4")

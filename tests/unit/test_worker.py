@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from spectral_dist.planning import worker
 from spectral_dist.planning.compile import cuda_plugin
 from spectral_dist.planning.hardware import find_gpu
-from spectral_dist.planning.worker import answer, main
+from spectral_dist.planning.search import worker
+from spectral_dist.planning.search.worker import answer, main
 from tests.unit.test_bounds import small
 
 needs_plugin = pytest.mark.skipif(cuda_plugin() is None, reason="needs the CUDA compiler plugin")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from spectral_dist.config import Config
-from spectral_dist.planning import workers as working
-from spectral_dist.planning.cache import Cache
 from spectral_dist.planning.hardware import find_gpu
-from spectral_dist.planning.workers import (
+from spectral_dist.planning.search import workers as working
+from spectral_dist.planning.search.cache import Cache
+from spectral_dist.planning.search.workers import (
     Cluster,
     Failure,
     Outcome,

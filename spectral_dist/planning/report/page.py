@@ -17,10 +17,11 @@ from spectral_dist.outputs.html_page import (
     draw_table,
     write_page,
 )
-from spectral_dist.planning import drawings
-from spectral_dist.planning.collectives import Traffic, mesh_sizes
 from spectral_dist.planning.compile import Program
-from spectral_dist.planning.drawings import (
+from spectral_dist.planning.hlo.collectives import Traffic, mesh_sizes
+from spectral_dist.planning.memory import GIB, MIB, Array, parameter_count
+from spectral_dist.planning.report import drawings
+from spectral_dist.planning.report.drawings import (
     Segment,
     count_text,
     draw_bar,
@@ -29,9 +30,8 @@ from spectral_dist.planning.drawings import (
     draw_scale,
     size_text,
 )
-from spectral_dist.planning.memory import GIB, MIB, Array, parameter_count
-from spectral_dist.planning.report import Report, compiler_line
-from spectral_dist.planning.search import Candidate
+from spectral_dist.planning.report.text import Report, compiler_line
+from spectral_dist.planning.search.search import Candidate
 
 _CPU_LINK = "memory of this machine"
 

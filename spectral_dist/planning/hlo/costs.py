@@ -11,8 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from spectral_dist.planning.collectives import kind_of
-from spectral_dist.planning.hlo import Computation, HloProgram, Instruction, executed, runs
+from spectral_dist.planning.hlo.collectives import kind_of
+from spectral_dist.planning.hlo.parse import Computation, HloProgram, Instruction, executed, runs
 
 Flops = Counter[str]
 

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from spectral_dist.config import SETTINGS, Config, from_flat, resolve
-from spectral_dist.planning.bounds import (
+from spectral_dist.planning.compile import check_hosts
+from spectral_dist.planning.memory import GIB, runtime_lines
+from spectral_dist.planning.roofline import rates_of
+from spectral_dist.planning.search.bounds import (
     Shapes,
     TimeBound,
     find_shapes,
@@ -24,10 +27,7 @@ from spectral_dist.planning.bounds import (
     memory_bound,
     time_bound,
 )
-from spectral_dist.planning.compile import check_hosts
-from spectral_dist.planning.memory import GIB, runtime_lines
-from spectral_dist.planning.roofline import rates_of
-from spectral_dist.planning.workers import Cluster, Failure, Found, Outcome, Task
+from spectral_dist.planning.search.workers import Cluster, Failure, Found, Outcome, Task
 
 BEST = 3  # so many are certain: no candidate that was not compiled is faster than these
 # Up to this share of a GPU's memory the compiler is free. Near 0.8 x 0.95 of it XLA orders programs

@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 from spectral_dist.config import Config
-from spectral_dist.planning.collectives import Traffic, lower_bound
 from spectral_dist.planning.compile import (
     INSTALL_HINT,
     Compiler,
@@ -31,6 +30,7 @@ from spectral_dist.planning.compile import (
     find_compiler,
 )
 from spectral_dist.planning.hardware import CPU, Gpu, find_gpu
+from spectral_dist.planning.hlo.collectives import Traffic, lower_bound
 from spectral_dist.planning.memory import (
     GIB,
     MIB,
@@ -44,10 +44,10 @@ from spectral_dist.planning.memory import (
     parameter_count,
     runtime_lines,
 )
-from spectral_dist.planning.ranking import closest_line, ranking_table
-from spectral_dist.planning.remedies import Remedy, try_remedies
 from spectral_dist.planning.roofline import Prediction, RunCost, predict, run_cost, steps_for
-from spectral_dist.planning.search import Candidate
+from spectral_dist.planning.search.ranking import closest_line, ranking_table
+from spectral_dist.planning.search.remedies import Remedy, try_remedies
+from spectral_dist.planning.search.search import Candidate
 
 FORMAT_VERSION = 1
 LARGEST = 10

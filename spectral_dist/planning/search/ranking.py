@@ -10,7 +10,7 @@ import rich.box
 from rich.table import Table
 
 from spectral_dist.planning.memory import GIB
-from spectral_dist.planning.search import Candidate
+from spectral_dist.planning.search.search import Candidate
 
 ROWS = 12  # of those that are ranked, and as many of those that are not
 _CHOSEN = ("mesh", "batch_size", "accum_steps", "remat")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from spectral_dist.config import MESH_AXES
 from spectral_dist.outputs.html_page import LIGHT, tick_text, ticks
-from spectral_dist.planning.collectives import Groups, MeshShape, axis_groups
+from spectral_dist.planning.hlo.collectives import Groups, MeshShape, axis_groups
 from spectral_dist.planning.memory import GIB, MIB
 
 MOST_GPUS = 512  # more are not drawn, but told

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from spectral_dist.config import Config
-from spectral_dist.planning.cache import Cache
 from spectral_dist.planning.compile import Program, find_compiler
 from spectral_dist.planning.hardware import Gpu
+from spectral_dist.planning.search.cache import Cache
 
 # A worker that compiles a step of level 3 takes 0.95 GB.
 _WORKER_BYTES = 2 * 2**30
@@ -238,7 +238,7 @@ class Workers:
         """Compile in a process of its own, and keep what came out unless it may be chance."""
         limit = self._seconds or (_ALL_SECONDS if whole else _STEP_SECONDS)
         process = subprocess.Popen(
-            [sys.executable, "-m", "spectral_dist.planning.worker"],
+            [sys.executable, "-m", "spectral_dist.planning.search.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The worker process that compiles one candidate: `python -m spectral_dist.planning.worker`.
+"""Compiles one candidate: `python -m spectral_dist.planning.search.worker`.
 
 Reads a request, one JSON object, on its standard input and writes the answer on its standard
 output; `workers` starts it and makes the request. Read `answer`.
@@ -18,7 +18,7 @@ from spectral_dist.planning.compile import compile_programs, described_mesh
 from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.memory import arguments, audit
 from spectral_dist.planning.roofline import predict
-from spectral_dist.planning.workers import Outcome
+from spectral_dist.planning.search.workers import Outcome
 
 _ENDLESS = 2**50
 

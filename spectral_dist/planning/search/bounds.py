@@ -17,7 +17,7 @@ from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.model.flops import dense_flops
 from spectral_dist.model.lm import SpectralLM
 from spectral_dist.params import ModelSpec, Params
-from spectral_dist.planning.collectives import (
+from spectral_dist.planning.hlo.collectives import (
     Traffic,
     axis_groups,
     lower_bound,

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spectral_dist.planning.hlo import HloProgram, Shape, executed, parse, unknown_loops
+from spectral_dist.planning.hlo.parse import HloProgram, Shape, executed, parse, unknown_loops
 
 # In the style of XLA's text for GPUs.
 TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=8

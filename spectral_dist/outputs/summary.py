@@ -1,0 +1,101 @@
+"""The last words of a run: a sample, where things are and what to try next, how it ended.
+
+Owns what is printed after the last step, and the exit code that goes with it. Read `say_end` first.
+"""
+
+import math
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from spectral_dist.cluster.signals import exit_code
+from spectral_dist.command_line import UNSAVED
+from spectral_dist.config import Config
+from spectral_dist.data.tokenizers import find_tokenizer
+from spectral_dist.data.tokens import TokenFile
+from spectral_dist.model.sampling import sample
+from spectral_dist.outputs.console import Console
+from spectral_dist.outputs.report import write_report
+from spectral_dist.params import Params
+from spectral_dist.training.state import model_spec
+
+SAMPLE_BYTES = 400
+
+
+def show_sample(config: Config, files: list[TokenFile], params: Params, console: Console) -> None:
+    """Print what the model writes after the beginning of a held-out text."""
+    spec = model_spec(config)
+    if spec.bind(spec.shapes).growing:  # a state that grows with the text: not for generation
+        return
+    prompt = bytes(files[0].validation[:64]).split(b"\0")[0]
+    prompt = prompt.decode("utf-8", "ignore").encode()
+    text = sample(
+        spec,
+        params,
+        prompt,
+        end=find_tokenizer(config).end,
+        max_new_tokens=SAMPLE_BYTES,
+        temperature=0.8,
+        key=jax.random.key(config.run.seed),
+        copies=math.prod(config.mesh.shape[:2]),  # one for each shard of the batch
+    )
+    console.show_sample(prompt, bytes(text))
+
+
+def show_next_steps(config: Config, folder: Path, console: Console) -> None:
+    """Say where things are and what to try."""
+    name = config.run.run_name
+    console.note(f"results are in {folder}")
+    try:
+        console.note(f"curves are in {write_report(folder)}")
+    except (OSError, ValueError) as error:  # a full disk, say: the training is done all the same
+        console.warn(f"the curves could not be drawn: {error}")
+    console.note("next, for example:")
+    console.note(f'  python -m spectral_dist.generate --run_name {name} --prompt "Bir "')
+    console.note(f"  python -m spectral_dist.evaluate --run_name {name} --lengths 1,2,4,8")
+    console.note(
+        "  python -m spectral_dist.train --config configs/level1.yaml --data_paths YOUR.txt"
+    )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was saved of a run by its end.
+
+    Attributes:
+      folder: of the run.
+      steps: of its checkpoints, ascending.
+      failed: saves that failed.
+    """
+
+    folder: Path
+    steps: list[int]
+    failed: int
+
+
+def say_end(stop: signal.Signals | None, step: int, saved: Saved, console: Console) -> int:
+    """Say what was not saved and what a signal stopped; return the exit code.
+
+    Args:
+      stop: the signal that stopped the run, if one did.
+      step: completed steps.
+      saved: the checkpoints.
+      console: where to say it.
+    """
+    there = saved.steps
+    if stop is not None:
+        what = f"saved step {step}" if step in there else f"step {step} could NOT be saved"
+        console.note(
+            f"stopped by {stop.name}: {what} in {saved.folder}; the same command continues"
+        )
+    if saved.failed:
+        text = f"{saved.failed} checkpoints could not be saved"
+        if step not in there:
+            start = f"step {there[-1]}" if there else "the beginning"
+            text += f", step {step} among them: the same command goes on from {start}"
+        console.warn(f"{text}; see above")
+    if stop is not None:
+        return exit_code(stop)
+    return 0 if step in there else UNSAVED
