@@ -109,7 +109,7 @@ class Block(nnx.Module):
 
     def mixing_flops(self, seq_len: int) -> float:
         """Return the forward FLOPs of the mixers for a token, their matrices left out."""
-        return sum(getattr(self, name).mixer.flops(seq_len) for name in self.names)
+        return float(sum(getattr(self, name).mixer.flops(seq_len) for name in self.names))
 
 
 class SpectralLM(nnx.Module):
@@ -210,7 +210,7 @@ class SpectralLM(nnx.Module):
 
     def mixing_flops(self, seq_len: int) -> float:
         """Return the forward FLOPs of all mixers for a token, their matrices left out."""
-        return sum(times * block.mixing_flops(seq_len) for block, times in self._blocks())
+        return float(sum(n * block.mixing_flops(seq_len) for block, n in self._blocks()))
 
     def _blocks(self) -> list[tuple[Block, int]]:
         """Return each kind of block, and how many of it there are."""

@@ -105,10 +105,10 @@ class GroupedQueryAttention(nnx.Module):
         batch, time, _, _ = mixed.shape
         return mixed.reshape(batch, time, -1) @ self.w_out[...].astype(mixed.dtype)
 
-    def attention_flops(self, keys: float) -> float:
+    def attention_flops(self, keys: int | float) -> float:
         """Return FLOPs for a query that sees so many keys: its scores and the weighted values."""
         heads, _, size = self.shape
-        return 4 * keys * heads * size
+        return 4.0 * keys * heads * size
 
 
 class FullAttention(GroupedQueryAttention):

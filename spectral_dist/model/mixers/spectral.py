@@ -230,7 +230,7 @@ class SpectralMixer(nnx.Module):
         """Return forward FLOPs for a token by the chunked form, whatever the sequence's length."""
         del seq_len
         poles, _, dim, _ = self.shape
-        return (2 * (self.chunk_size + poles) + 4 * poles) * dim  # see mix_chunked
+        return float((2 * (self.chunk_size + poles) + 4 * poles) * dim)  # see mix_chunked
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> SpectralState:
         """Return the state before the first token."""
