@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from spectral_dist.config import Config
+from spectral_dist.settings import Config
 
 
 class Bytes:

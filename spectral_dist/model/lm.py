@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32, Integer
-from spectral_dist.config import ModelConfig
 from spectral_dist.mesh import constrain
 from spectral_dist.model.layers import RMSNorm, SwiGLU, normal, parameter
 from spectral_dist.model.mixers import MIXERS
 from spectral_dist.params import ModelSpec, make_spec
+from spectral_dist.settings import Config, MixersConfig, ModelConfig
 
 State = Any  # of a layer: what its mixer's init_state returns; of blocks and the model: dicts of it
 LayerCall = Callable[[jax.Array, State], tuple[jax.Array, State]]
@@ -43,15 +43,17 @@ def make_checkpoint(remat: str, *, prevent_cse: bool) -> Callable[[LayerCall], L
 class Layer(nnx.Module):
     """A mixer along time, then a SwiGLU at every position, each on the normalised residual."""
 
-    def __init__(self, mixer: str, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, mixer: str, model: ModelConfig, mixers: MixersConfig, rngs: nnx.Rngs
+    ) -> None:
         """Declare the two norms, the mixer and the MLP."""
-        assert config.mlp_dim is not None
+        assert model.mlp_dim is not None
         # In this order, here and below: each parameter draws the next key of `rngs`, so another
         # order would mean other initial values for the same seed.
-        self.mixer_norm = RMSNorm(config.hidden_dim, "norm", rngs)
-        self.mixer = MIXERS[mixer](config, rngs)
-        self.mlp_norm = RMSNorm(config.hidden_dim, "norm", rngs)
-        self.mlp = SwiGLU(config.hidden_dim, config.mlp_dim, config.num_layers, rngs)
+        self.mixer_norm = RMSNorm(model.hidden_dim, "norm", rngs)
+        self.mixer = MIXERS[mixer](model, getattr(mixers, mixer), rngs)
+        self.mlp_norm = RMSNorm(model.hidden_dim, "norm", rngs)
+        self.mlp = SwiGLU(model.hidden_dim, model.mlp_dim, model.num_layers, rngs)
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], state: State
@@ -67,22 +69,29 @@ class Block(nnx.Module):
     """Consecutive layers: one repeat of the pattern, or what is left of it at the end."""
 
     def __init__(
-        self, mixers: tuple[str, ...], config: ModelConfig, rngs: nnx.Rngs, *, scanned: bool
+        self,
+        pattern: tuple[str, ...],
+        model: ModelConfig,
+        mixers: MixersConfig,
+        rngs: nnx.Rngs,
+        *,
+        scanned: bool,
     ) -> None:
         """Declare the layers, named by their place in the block.
 
         Args:
-          mixers: of the layers.
-          config: the model's.
+          pattern: names of the layers' mixers.
+          model: the settings.
+          mixers: the settings of each mixer.
           rngs: of the initial values.
           scanned: whether a scan runs the block; then nothing need keep the backward pass from
             being merged with the forward pass, which the scan's two loops keep apart.
         """
-        self.checkpoint = make_checkpoint(config.remat, prevent_cse=not scanned)
-        self.mixers = mixers
-        self.names = tuple(f"layer_{i}" for i in range(len(mixers)))
-        for name, mixer in zip(self.names, mixers, strict=True):
-            setattr(self, name, Layer(mixer, config, rngs))
+        self.checkpoint = make_checkpoint(model.remat, prevent_cse=not scanned)
+        self.pattern = pattern
+        self.names = tuple(f"layer_{i}" for i in range(len(pattern)))
+        for name, mixer in zip(self.names, pattern, strict=True):
+            setattr(self, name, Layer(mixer, model, mixers, rngs))
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], state: dict[str, State] | None
@@ -103,7 +112,7 @@ class Block(nnx.Module):
         states = jax.eval_shape(lambda: self.init_state(1, dtype))
         return {
             mixer
-            for name, mixer in zip(self.names, self.mixers, strict=True)
+            for name, mixer in zip(self.names, self.pattern, strict=True)
             if states[name] is None
         }
 
@@ -118,22 +127,24 @@ class SpectralLM(nnx.Module):
     Sharding: activations [B, T, D] over (data, fsdp) | None | None; parameters as they declare.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, model: ModelConfig, mixers: MixersConfig, vocab_size: int, rngs: nnx.Rngs
+    ) -> None:
         """Declare embed [V, D], the stacked blocks, the rest, the final norm and head [D, V]."""
-        dim, pattern = config.hidden_dim, config.pattern
-        self.dtype = jnp.dtype(config.compute_dtype)
+        dim, pattern = model.hidden_dim, model.pattern
+        self.dtype = jnp.dtype(model.compute_dtype)
         self.vocab_size = vocab_size
-        self.repeats = config.num_layers // len(pattern)
-        rest = pattern[: config.num_layers % len(pattern)]
+        self.repeats = model.num_layers // len(pattern)
+        rest = pattern[: model.num_layers % len(pattern)]
         self.embed = parameter(rngs, (vocab_size, dim), ("vocab", "embed"), normal(1.0))
         # The attributes' names are the parameters' in every checkpoint: "groups" are the blocks.
         if self.repeats:
             make = nnx.vmap(
-                lambda r: Block(pattern, config, r, scanned=True), in_axes=0, out_axes=0
+                lambda r: Block(pattern, model, mixers, r, scanned=True), in_axes=0, out_axes=0
             )
             self.groups = make(rngs.split(self.repeats))
         if rest:
-            self.rest = Block(rest, config, rngs, scanned=False)
+            self.rest = Block(rest, model, mixers, rngs, scanned=False)
         self.norm = RMSNorm(dim, "norm", rngs)
         # Small, so that the first loss is that of even odds: ln V (Yang et al. 2022,
         # arXiv:2203.03466, table 8: the readout starts at 1 / width).
@@ -223,12 +234,16 @@ def _first_of_stack(stack: nnx.Module) -> tuple[Any, Any]:
     return definition, jax.tree.map(lambda p: p[0], stacked)
 
 
-@functools.lru_cache
-def describe_model(config: ModelConfig, vocab_size: int) -> ModelSpec[SpectralLM]:
+def describe_model(config: Config, vocab_size: int) -> ModelSpec[SpectralLM]:
     """Return the description of a language model, built once for the same settings.
 
     Args:
-      config: the model's settings, resolved.
+      config: the settings, resolved; those of the model and of the mixers matter, no other.
       vocab_size: V; tokens are in [0, V).
     """
-    return make_spec(lambda rngs: SpectralLM(config, vocab_size, rngs))
+    return _describe(config.model, config.mixers, vocab_size)
+
+
+@functools.lru_cache
+def _describe(model: ModelConfig, mixers: MixersConfig, vocab_size: int) -> ModelSpec[SpectralLM]:
+    return make_spec(lambda rngs: SpectralLM(model, mixers, vocab_size, rngs))

@@ -12,13 +12,13 @@ import jax
 
 from spectral_dist.cluster.signals import exit_code
 from spectral_dist.command_line import UNSAVED
-from spectral_dist.config import Config
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.model.sampling import sample
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.report import write_report
 from spectral_dist.params import Params
+from spectral_dist.settings import Config
 from spectral_dist.training.state import model_spec
 
 SAMPLE_BYTES = 400

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from spectral_dist.config import Config
 from spectral_dist.planning.compile import Program, abstract_batch, leaf_bytes
 from spectral_dist.planning.hardware import Gpu
+from spectral_dist.settings import Config
 from spectral_dist.training.state import abstract_state, model_spec
 
 GIB = 2**30
@@ -164,7 +164,7 @@ def runtime_lines(gpu: Gpu, config: Config) -> list[RuntimeLine]:
             "cuBLAS documentation, cublasSetWorkspace: default pool, 32 MiB from Hopper on, else 4",
         ),
     ]
-    if config.model.spectral_form == "fft":
+    if config.mixers.spectral.form == "fft":
         lines.append(
             RuntimeLine("cuFFT plans", 64 * MIB, "assumed; a plan takes its workspace when it runs")
         )

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from spectral_dist.config import Config
 from spectral_dist.model.flops import flops_per_token
 from spectral_dist.planning.hardware import Gpu
 from spectral_dist.planning.hlo.collectives import (
@@ -40,6 +39,7 @@ from spectral_dist.planning.hlo.parse import (
     runs,
     unknown_loops,
 )
+from spectral_dist.settings import Config
 from spectral_dist.training.metrics import mfu
 from spectral_dist.training.state import model_spec
 

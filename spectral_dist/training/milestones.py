@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import jax
 
-from spectral_dist.config import Config
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.model.flops import flops_per_token
 from spectral_dist.outputs import Output
+from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation, Interrupted
 from spectral_dist.training.loop import Progress

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spectral_dist.config import Config
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.model.lm import SpectralLM, describe_model
 from spectral_dist.params import ModelSpec, Params
+from spectral_dist.settings import Config
 from spectral_dist.training.optimizer import make_optimizer
 
 
@@ -41,7 +41,7 @@ class TrainState:
 
 def model_spec(config: Config) -> ModelSpec[SpectralLM]:
     """Return the description of a run's model; the same settings build it once."""
-    return describe_model(config.model, find_tokenizer(config).vocab_size)
+    return describe_model(config, find_tokenizer(config).vocab_size)
 
 
 def _first_state(config: Config, params: Params) -> TrainState:

@@ -15,10 +15,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spectral_dist.array_typing import Array, Integer
-from spectral_dist.config import Config
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.mesh import RULES, constrain_like, sharding
 from spectral_dist.params import Params
+from spectral_dist.settings import Config
 from spectral_dist.training.loss import loss_sums, token_cross_entropy
 from spectral_dist.training.optimizer import learning_rate, make_optimizer
 from spectral_dist.training.state import TrainState, abstract_state, model_spec

@@ -15,13 +15,13 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from spectral_dist.config import Config
 from spectral_dist.mesh import RULES, constrain, local, sharding
 from spectral_dist.model.mixers import MIXERS, spectral
 from spectral_dist.model.mixers.attention import full_attention
 from spectral_dist.model.mixers.spectral import SpectralMixer, SpectralState
 from spectral_dist.model.mixers.window import WindowState, window_attention
 from spectral_dist.params import make_spec
+from spectral_dist.settings import Config
 
 ROWS, T, D, HEADS, SIZE, TAPS, POLES = 8, 32, 64, 8, 8, 4, 4
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
@@ -35,7 +35,8 @@ CASES = [
 
 def parts_of(name: str, config: Config, mesh: Mesh) -> tuple[Any, Any, jax.ShapeDtypeStruct]:
     """Return a mixer's description, its parameters and its input, described with shardings."""
-    spec = make_spec(lambda rngs: MIXERS[name](config.model, rngs))
+    settings = getattr(config.mixers, name)
+    spec = make_spec(lambda rngs: MIXERS[name](config.model, settings, rngs))
     params = jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
         spec.shapes,
@@ -136,12 +137,12 @@ def core(name: str, config: Config) -> tuple[Any, Any, Any, Any]:
         qkv = (array(ROWS, T, HEADS, SIZE),) * 3
         if name == "attention":
             return full_attention, qkv, (heads,) * 3, heads
-        past: Any = array(ROWS, config.model.window, HEADS, SIZE)
+        past: Any = array(ROWS, config.mixers.window.window, HEADS, SIZE)
         filled: Any = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
         state = WindowState(past, past, filled)
         at_state = WindowState(heads, heads, ("batch",))  # type: ignore[arg-type]
         return window_attention, (*qkv, state), (*(heads,) * 3, at_state), (heads, at_state)
-    mixer = SpectralMixer(config.model, nnx.Rngs(params=jax.random.key(0)))
+    mixer = SpectralMixer(config.model, config.mixers.spectral, nnx.Rngs(params=jax.random.key(0)))
     inner = ("batch", "time", "branches", "channels")
     at_poles = ("batch", "poles", "channels")
     at_state = SpectralState(inner, at_poles)  # type: ignore[arg-type]

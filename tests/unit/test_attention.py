@@ -1,6 +1,5 @@
 """Attention against a naive masked softmax, its rotary positions taken as relative offsets."""
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
 from spectral_dist.model.mixers.attention import (
     ROTARY_BASE,
     FullAttention,
@@ -20,6 +18,7 @@ from spectral_dist.model.mixers.attention import (
     rotate,
 )
 from spectral_dist.model.mixers.window import WindowAttention, WindowState, window_attention
+from spectral_dist.settings import from_flat, resolve
 
 BATCH, HEADS, GROUPS, SIZE = 2, 4, 2, 6
 
@@ -198,12 +197,12 @@ def _short(state: WindowState) -> WindowState:
 
 
 def _module(window: int | None) -> FullAttention | WindowAttention:
-    tiny = ModelConfig(hidden_dim=24, head_dim=SIZE, num_kv_heads=GROUPS, num_layers=2)
-    config = resolve(Config(data=DataConfig(seq_len=64), model=tiny)).model
+    tiny = {"hidden_dim": 24, "head_dim": SIZE, "num_kv_heads": GROUPS, "num_layers": 2}
+    config = resolve(from_flat(tiny | {"seq_len": 64, "window": window or 1}))
     rngs = nnx.Rngs(params=jax.random.key(5))
     if window is None:
-        return FullAttention(config, rngs)
-    return WindowAttention(dataclasses.replace(config, window=window), rngs)
+        return FullAttention(config.model, config.mixers.attention, rngs)
+    return WindowAttention(config.model, config.mixers.window, rngs)
 
 
 @pytest.mark.parametrize("window", [None, 4])

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.model.flops import dense_flops
 from spectral_dist.model.lm import describe_model
 from spectral_dist.planning.compile import described_mesh, local_bytes
@@ -21,6 +20,7 @@ from spectral_dist.planning.search.bounds import (
     time_bound,
 )
 from spectral_dist.planning.search.worker import answer
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.state import abstract_state
 
 L4 = rates_of(find_gpu("l4"))
@@ -117,12 +117,12 @@ def test_time_of_level_3_is_bound_from_below() -> None:
 
 
 def test_what_is_done_again_counts_where_a_loop_keeps_it_apart() -> None:
-    spec = describe_model(small(remat="full").model, 256)
+    spec = describe_model(small(remat="full"), 256)
     assert dense_flops(spec, "dots") == 6 * spec.matrix_size
     last = 4 * 32 * 64  # the MLPs' last products
     layers = spec.matrix_size - 32 * 256
     assert dense_flops(spec, "full") == 6 * spec.matrix_size + 2 * (layers - last)
-    once = describe_model(small(remat="full", num_layers=2).model, 256)
+    once = describe_model(small(remat="full", num_layers=2), 256)
     assert dense_flops(once, "full") == 6 * once.matrix_size
 
 

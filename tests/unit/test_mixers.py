@@ -1,5 +1,6 @@
 """A mixer is one class and one line in the table: all the rest follows from what it declares."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist import config as settings
-from spectral_dist.config import Config, ModelConfig, from_flat, resolve
 from spectral_dist.data.mixture import validation_windows
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.mesh import local, make_mesh
@@ -24,6 +23,15 @@ from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.roofline import predict, rates_of
 from spectral_dist.planning.search.bounds import find_shapes, memory_bound, time_bound
 from spectral_dist.planning.search.worker import answer
+from spectral_dist.settings import (
+    Config,
+    MeshConfig,
+    MixersConfig,
+    ModelConfig,
+    from_flat,
+    relations,
+    resolve,
+)
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.metrics import find_peak
 from spectral_dist.training.state import init_state, model_spec
@@ -34,11 +42,23 @@ MATRICES = 2 * (2 * D * D + 3 * D * F) + D * V
 FLOPS = 6 * MATRICES + 3 * 2 * (2 * D)
 
 
-class Average(nnx.Module):
-    """h[t] = h[t - 1] / 2 + (x W_in)[t], and h W_out: a running average of every channel."""
+@dataclasses.dataclass(frozen=True)
+class AverageConfig:
+    """Its section of settings."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        dim = config.hidden_dim
+    keep: float = 0.5
+
+    def check(self, model: ModelConfig, mesh: MeshConfig) -> None:
+        if model.hidden_dim % mesh.shape[2]:
+            raise ValueError(f"hidden_dim={model.hidden_dim}: must be a multiple of tensor")
+
+
+class Average(nnx.Module):
+    """h[t] = keep h[t - 1] + (x W_in)[t], and h W_out: a running average of every channel."""
+
+    def __init__(self, model: ModelConfig, settings: AverageConfig, rngs: nnx.Rngs) -> None:
+        dim = model.hidden_dim
+        self.keep = settings.keep
         self.dim = dim
         self.w_in = parameter(rngs, (dim, dim), ("embed", "channels"), fan_in(dim))
         self.w_out = parameter(rngs, (dim, dim), ("channels", "embed"), fan_in(dim))
@@ -56,7 +76,7 @@ class Average(nnx.Module):
 
         def average(x_BTD: jax.Array, state_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
             def token(h_BD: jax.Array, x_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-                h_BD = h_BD / 2 + x_BD
+                h_BD = h_BD * self.keep + x_BD
                 return h_BD, h_BD
 
             last_BD, h_TBD = jax.lax.scan(token, state_BD, x_BTD.swapaxes(0, 1))
@@ -72,7 +92,9 @@ class Average(nnx.Module):
 @pytest.fixture(scope="module", autouse=True)
 def one_more_mixer() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings, "MIXERS", (*settings.MIXERS, "average"))
+        names = (*relations.mixer_names(), "average")
+        patch.setattr(relations, "mixer_names", lambda: names)
+        patch.setattr(MixersConfig, "average", AverageConfig(), raising=False)
         patch.setitem(MIXERS, "average", Average)
         yield
 
@@ -103,7 +125,14 @@ def trained(one_more_mixer: None) -> tuple[Any, list[float]]:
 
 
 def test_the_table_is_that_of_the_settings() -> None:
-    assert list(MIXERS) == list(settings.MIXERS)
+    assert tuple(MIXERS) == relations.mixer_names()
+
+
+def test_its_own_rules_are_asked_and_no_other() -> None:
+    """None of attention's: neither an even head_dim nor heads that a mesh divides."""
+    assert make("1x1x1", head_dim=7, num_kv_heads=5).model.head_dim == 7
+    with pytest.raises(ValueError, match="hidden_dim=10: must be a multiple of tensor"):
+        make("1x1x4", hidden_dim=10)
 
 
 def test_its_flops_are_counted() -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.mesh import make_mesh
 from spectral_dist.model.layers import fan_in, ones, parameter
 from spectral_dist.model.lm import SpectralLM
 from spectral_dist.params import Parameter, is_matrix, make_spec
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.state import abstract_state, make_init, model_spec
 from spectral_dist.training.step import make_train_step

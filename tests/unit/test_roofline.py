@@ -2,7 +2,6 @@ import dataclasses
 
 import pytest
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.model.flops import flops_per_token
 from spectral_dist.planning.hardware import GPU_NAMES, find_gpu
 from spectral_dist.planning.hlo.collectives import find_collectives
@@ -19,6 +18,7 @@ from spectral_dist.planning.roofline import (
     step_time,
     steps_for,
 )
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.state import model_spec
 
 # Round figures, so that the seconds below can be checked by hand.

@@ -6,27 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
 from spectral_dist.model.lm import SpectralLM, describe_model
 from spectral_dist.model.sampling import sample
+from spectral_dist.settings import Config, from_flat, resolve
 
 PROMPT = "Dağ".encode()
 LIMIT = 12
 
 
-def _config(pattern: str = "spectral,window") -> ModelConfig:
-    model = ModelConfig(
-        hidden_dim=16,
-        head_dim=8,
-        num_layers=2,
-        layer_pattern=pattern,
-        mlp_dim=16,
-        window=4,
-        num_poles=4,
-        chunk_size=8,
-        compute_dtype="float32",
-    )
-    return resolve(Config(data=DataConfig(seq_len=32), model=model)).model
+def _config(pattern: str = "spectral,window") -> Config:
+    values = {"hidden_dim": 16, "head_dim": 8, "num_layers": 2, "layer_pattern": pattern}
+    values |= {"mlp_dim": 16, "window": 4, "num_poles": 4, "chunk_size": 8, "seq_len": 32}
+    return resolve(from_flat(values | {"compute_dtype": "float32"}))
 
 
 SPEC = describe_model(_config(), 256)
@@ -112,5 +103,5 @@ def test_full_attention_is_refused() -> None:
     spec = describe_model(_config("spectral,attention"), 256)
     params = jax.jit(spec.init)(jax.random.key(0))
     settings: dict[str, Any] = {"end": 0, "temperature": 0.0, "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match="layer_pattern"):
+    with pytest.raises(ValueError, match="the state of attention grows"):
         next(sample(spec, params, b"a", max_new_tokens=1, **settings))

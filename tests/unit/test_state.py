@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.mesh import make_mesh
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.state import abstract_state, init_state, model_spec
 
 

@@ -1,8 +1,8 @@
 """The mixers: what moves information along time. One table, one file for each.
 
 To add one: a module here with a class like `Mixer`, a line in `MIXERS`, and its section of settings
-with their rules. FLOPs, MFU, the dry run, the bounds of the search, training, generation and
-evaluation follow from what the class declares.
+with their rules (settings/mixers.py, which loads no JAX). FLOPs, MFU, the dry run, the bounds of
+the search, training, generation and evaluation follow from what the class declares.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spectral_dist.config import ModelConfig
 from spectral_dist.model.mixers.attention import FullAttention
 from spectral_dist.model.mixers.spectral import SpectralMixer
 from spectral_dist.model.mixers.window import WindowAttention
+from spectral_dist.settings import ModelConfig
 
 
 class Mixer(Protocol):
-    """What a layer asks of its mixer, an nnx.Module built from (settings, rngs).
+    """What a layer asks of its mixer, an nnx.Module built from (model, settings, rngs).
 
     It declares its parameters by `layers.parameter`. Products with matrices that have the logical
     axis "embed" are counted from there.
@@ -42,7 +42,9 @@ class Mixer(Protocol):
         ...
 
 
-MIXERS: dict[str, Callable[[ModelConfig, nnx.Rngs], Mixer]] = {
+# The names are those of the sections in `MixersConfig`. Called with the model's settings, the
+# mixer's own section, and the random streams of the initial values.
+MIXERS: dict[str, Callable[[ModelConfig, Any, nnx.Rngs], Mixer]] = {
     "spectral": SpectralMixer,
     "window": WindowAttention,
     "attention": FullAttention,

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float
-from spectral_dist.config import ModelConfig
 from spectral_dist.mesh import local
 from spectral_dist.model.layers import RMSNorm, fan_in, parameter
+from spectral_dist.settings import AttentionConfig, ModelConfig
 
 ROTARY_BASE = 10_000.0
 
@@ -78,9 +78,9 @@ class GroupedQueryAttention(nnx.Module):
     Sharding: heads over tensor; the one reduction comes after w_out.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, model: ModelConfig, rngs: nnx.Rngs) -> None:
         """Declare w_query [D, H E], w_key_value [D, 2, G E], two norms [E] and w_out [H E, D]."""
-        dim, size, kv_heads = config.hidden_dim, config.head_dim, config.num_kv_heads
+        dim, size, kv_heads = model.hidden_dim, model.head_dim, model.num_kv_heads
         assert kv_heads is not None
         self.shape = (dim // size, kv_heads, size)
         kv_axes = ("embed", "branches", "kv_heads")
@@ -88,7 +88,7 @@ class GroupedQueryAttention(nnx.Module):
         self.w_key_value = parameter(rngs, (dim, 2, kv_heads * size), kv_axes, fan_in(dim))
         self.query_norm = RMSNorm(size, "head", rngs)
         self.key_norm = RMSNorm(size, "head", rngs)
-        self.w_out = parameter(rngs, (dim, dim), ("heads", "embed"), fan_in(dim, config.num_layers))
+        self.w_out = parameter(rngs, (dim, dim), ("heads", "embed"), fan_in(dim, model.num_layers))
 
     def project(self, x_BTD: Float[Array, "B T D"]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries [B, T, H, E], keys and values [B, T, G, E], in x's dtype."""
@@ -113,6 +113,11 @@ class GroupedQueryAttention(nnx.Module):
 
 class FullAttention(GroupedQueryAttention):
     """Attention over all tokens up to a query's own."""
+
+    def __init__(self, model: ModelConfig, settings: AttentionConfig, rngs: nnx.Rngs) -> None:
+        """Declare the parameters of attention."""
+        del settings  # there are none
+        super().__init__(model, rngs)
 
     def flops(self, seq_len: int) -> float:
         """Return forward FLOPs for a token: a query at t sees t tokens, on average (T + 1) / 2."""

@@ -17,10 +17,10 @@ import numpy as np
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32
-from spectral_dist.config import ModelConfig
 from spectral_dist.mesh import local
 from spectral_dist.model.layers import fan_in, parameter, rms_norm
 from spectral_dist.model.mixers.filters import FilterBank, balanced_poles
+from spectral_dist.settings import ModelConfig, SpectralConfig
 
 MixForm = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -182,13 +182,13 @@ def causal_convolution(
     return jnp.asarray(y_BT3D), padded[:, time:]
 
 
-def choose_form(config: ModelConfig, bank: FilterBank) -> MixForm:
+def choose_form(settings: SpectralConfig, bank: FilterBank) -> MixForm:
     """Return the computation that `spectral_form` names."""
     return {
-        "chunked": partial(mix_chunked, bank=bank, chunk_size=config.chunk_size),
+        "chunked": partial(mix_chunked, bank=bank, chunk_size=settings.chunk_size),
         "fft": partial(mix_fft, bank=bank),
         "recurrent": partial(mix_recurrent, bank=bank),
-    }[config.spectral_form]
+    }[settings.form]
 
 
 class SpectralMixer(nnx.Module):
@@ -198,15 +198,16 @@ class SpectralMixer(nnx.Module):
     local shards. The one reduction comes after w_out.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, model: ModelConfig, settings: SpectralConfig, rngs: nnx.Rngs) -> None:
         """Declare w_in [D, 3, D], taps [K, 3, D], coefficients [N, D], skip [D], w_out [D, D]."""
-        dim, poles, width = config.hidden_dim, config.num_poles, config.conv_width
-        assert config.tau_max is not None
-        bank = balanced_poles(poles, config.tau_min, config.tau_max)
-        self.form = choose_form(config, bank)
+        dim, poles, width = model.hidden_dim, settings.num_poles, settings.conv_width
+        assert settings.tau_max is not None
+        bank = balanced_poles(poles, settings.tau_min, settings.tau_max)
+        self.form = choose_form(settings, bank)
+        # One token at a time needs no chunk: the recurrent form has the least to do.
         self.recurrent = partial(mix_recurrent, bank=bank)
-        self.shape = (poles, width, dim, config.head_dim)
-        self.chunk_size = config.chunk_size
+        self.shape = (poles, width, dim, model.head_dim)
+        self.chunk_size = settings.chunk_size
         thin = "thin_channels"
 
         def identity_taps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -223,7 +224,7 @@ class SpectralMixer(nnx.Module):
         self.coefficients = parameter(rngs, (poles, dim), ("poles", thin), one_exponential)
         self.skip = parameter(rngs, (dim,), (thin,), lambda key, shape: jnp.ones(shape))
         self.w_out = parameter(
-            rngs, (dim, dim), ("channels", "embed"), fan_in(dim, config.num_layers)
+            rngs, (dim, dim), ("channels", "embed"), fan_in(dim, model.num_layers)
         )
 
     def flops(self, seq_len: int) -> float:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float
-from spectral_dist.config import ModelConfig
 from spectral_dist.mesh import local
 from spectral_dist.model.mixers.attention import (
     AT_KEY,
@@ -20,6 +19,7 @@ from spectral_dist.model.mixers.attention import (
     attend,
     rotate,
 )
+from spectral_dist.settings import ModelConfig, WindowConfig
 
 
 class WindowState(NamedTuple):
@@ -87,10 +87,10 @@ def window_attention(
 class WindowAttention(GroupedQueryAttention):
     """Attention over the last W tokens, a query's own among them."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, model: ModelConfig, settings: WindowConfig, rngs: nnx.Rngs) -> None:
         """Declare the parameters of attention; the window has none."""
-        super().__init__(config, rngs)
-        self.window = config.window
+        super().__init__(model, rngs)
+        self.window = settings.window
 
     def flops(self, seq_len: int) -> float:
         """Return forward FLOPs for a token, which sees W keys, or all of a shorter sequence."""

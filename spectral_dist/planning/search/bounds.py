@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from spectral_dist.config import Config
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.model.flops import dense_flops
 from spectral_dist.model.lm import SpectralLM
@@ -25,6 +24,7 @@ from spectral_dist.planning.hlo.collectives import (
     rings_per_host,
 )
 from spectral_dist.planning.roofline import Rates
+from spectral_dist.settings import Config
 from spectral_dist.training.loss import loss_sums
 from spectral_dist.training.optimizer import make_optimizer
 from spectral_dist.training.state import model_spec
