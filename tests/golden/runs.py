@@ -16,7 +16,7 @@ from spectral_dist.data.mixture import TrainRows, token_batches
 from spectral_dist.data.sample import build_sample
 from spectral_dist.data.tokens import prepare
 from spectral_dist.mesh import make_mesh
-from spectral_dist.settings import from_flat, resolve
+from spectral_dist.settings import from_flat, normalise_weights, resolve
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.loop import train
 from spectral_dist.training.metrics import Throughput
@@ -93,7 +93,7 @@ def train_and_evaluate(case: Case, texts: list[Path], changes: Mapping[str, Any]
     config = resolve(from_flat({**SETTINGS, **case._asdict(), **paths, **changes}))
     data, run = config.data, config.run
     files = prepare(
-        data.data_paths,
+        [dataset.paths[0] for dataset in config.datasets],
         validation_fraction=data.validation_fraction,
         min_tokens=data.seq_len + 1,
         processes=1,
@@ -103,7 +103,7 @@ def train_and_evaluate(case: Case, texts: list[Path], changes: Mapping[str, Any]
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
     with jax.set_mesh(mesh):
         batches = token_batches(
-            TrainRows(files, data.data_weights, data.seq_len, run.seed),
+            TrainRows(files, normalise_weights(config.datasets)[0], data.seq_len, run.seed),
             accum_steps=data.accum_steps,
             batch_size=data.batch_size,
             sharding=batch_sharding(config, mesh),
