@@ -2,6 +2,9 @@
 
     y[t, d] = sum_{s <= t} response[t - s] . coefficients[:, d] u[s, d] + skip[d] u[t, d]
 
+A state space model: x[t] = A x[t-1] + B u[t], y[t] = C x[t] + D u[t], with A and B fixed
+(filters.py), C (coefficients) and D (skip) learned for each channel; response[t] = A^t B.
+
 One function, computed three ways that agree: in chunks (training), by FFT (the oracle), token by
 token (generation). All three take and return the state [B, N, D], so a sequence may come in pieces.
 Only the coefficients and the skip are learned. Read `mix_chunked` first, then `SpectralMixer`.
