@@ -27,6 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
+from spectral_dist.atomic_file import replace_link
 from spectral_dist.training.commit import Commit
 from spectral_dist.training.manifest import (
     Unreadable,
@@ -160,7 +161,7 @@ class Checkpoints:
         """
         self._finish()
         damaged: list[int] = []
-        for step in reversed(self._commit.as_lead_sees(self.steps())):
+        for step in reversed(self._commit.as_coordinator_sees(self.steps())):
             try:
                 found = self._read(abstract_state, step, check)
             except Unreadable as reason:
@@ -204,7 +205,7 @@ class Checkpoints:
             jax.block_until_ready(state)
             self._commit.begin()
             self._make_ready()
-            if step not in self._commit.as_lead_sees(self.steps()):
+            if step not in self._commit.as_coordinator_sees(self.steps()):
                 self._start(step, state, description, validation)
         except Exception as error:  # whatever it is, it must not end a training
             self._report_failure(step, error)
@@ -334,10 +335,7 @@ class Checkpoints:
             if place >= len(steps):
                 path.unlink(missing_ok=True)
                 continue
-            temporary = self.folder / f"{link}.tmp"
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(str(steps[-1 - place]), target_is_directory=True)
-            os.replace(temporary, path)
+            replace_link(path, str(steps[-1 - place]))
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
