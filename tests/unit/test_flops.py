@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.command_line import load_config
+from spectral_dist.flags import load_config
 from spectral_dist.model.flops import flops_per_token
 from spectral_dist.model.lm import describe_model
 from spectral_dist.settings import from_flat, with_values
