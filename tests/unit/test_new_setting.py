@@ -10,10 +10,10 @@ from pathlib import Path
 import spectral_dist
 
 PACKAGE = Path(spectral_dist.__file__).parent
-DECLARATION = '''    save_minutes: Float = positive(
+DECLARATION = """    save_minutes: Float = positive(
         15.0, "minutes between two checkpoints", resume="silent", compiled=True
     )
-'''
+"""
 CODE = """
 import json, sys
 from pathlib import Path
