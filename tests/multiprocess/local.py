@@ -26,6 +26,7 @@ from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.state import TrainState, abstract_state
 from tests.end_to_end.conftest import ROOT, SMALL, write_text
+from tests.warm import start_warm
 
 _MARK = "SPECTRAL_DIST_TEST_RUN"
 _TIMEOUT = 120.0
@@ -102,11 +103,14 @@ class Run:
 
     def left(self) -> list[int]:
         """Return the processes of the run that still live, those that it started included."""
-        mark, found = f"{_MARK}={self.mark}".encode(), []
+        # A fork has the variables of what it was forked from: its own are not seen from outside.
+        mark, own = f"{_MARK}={self.mark}".encode(), [r.process for r in self.ranks]
+        found = [process.pid for process in own if process.poll() is None]
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-                if state != "Z" and mark in (folder / "environ").read_bytes().split(b"\0"):
+                marked = mark in (folder / "environ").read_bytes().split(b"\0")
+                if state != "Z" and marked and int(folder.name) not in found:
                     found.append(int(folder.name))
         return found
 
@@ -187,7 +191,7 @@ class Local:
                 program = ["-c", f"from spectral_dist import run, train\n{mine.patch}{_START}"]
             files = [self.folder / f"{mark}.{index}.{kind}" for kind in ("out", "err")]
             with files[0].open("wb") as out, files[1].open("wb") as err:
-                process = subprocess.Popen(
+                process = start_warm(
                     [sys.executable, *program, *SMALL, *_DATA, *flags, *mine.flags],
                     cwd=mine.folder or self.folder,
                     env=os.environ
