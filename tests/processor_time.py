@@ -25,11 +25,7 @@ class ProcessorTime:
         """Begin to count."""
         self._starts = 0
         self._before = self._used()
-        self._by_file = {
-            "seconds": Counter[str](),
-            "forks": Counter[str](),
-            "starts": Counter[str](),
-        }
+        self._by_file = {name: Counter[str]() for name in ("seconds", "forks", "starts")}
         sys.addaudithook(self._see)
 
     def _see(self, event: str, _: Any) -> None:
@@ -51,8 +47,9 @@ class ProcessorTime:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file = report.nodeid.partition("::")[0]
-        for counter, used in zip(self._by_file.values(), dict(report.user_properties)[_PROPERTY]):
-            counter[file] += used
+        used = dict(report.user_properties).get(_PROPERTY, (0, 0, 0))
+        for counter, more in zip(self._by_file.values(), used, strict=True):
+            counter[file] += more
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         seconds, forks, starts = self._by_file.values()

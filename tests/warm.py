@@ -18,10 +18,12 @@ import json
 import os
 import runpy
 import selectors
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,7 @@ _LATE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # ---- in the tests ----
 
 _server: "tuple[subprocess.Popen[bytes], socket.socket, dict[str, str]] | None" = None
+_lock = threading.Lock()
 
 
 def start_warm(command: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":
@@ -54,14 +57,6 @@ def start_warm(command: Sequence[str], **options: Any) -> "subprocess.Popen[Any]
     return WarmProcess(command, **options | {"env": environment})
 
 
-def run_warm(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Do as `subprocess.run(command, capture_output=True, text=True)`, by a fork."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with start_warm(command, **options | pipes) as process:
-        out, err = process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
 def _can_fork(environment: Mapping[str, str]) -> bool:
     """Whether a fork with this environment is what a real start would be."""
     loaded = _start_server()[2]
@@ -75,20 +70,25 @@ def _can_fork(environment: Mapping[str, str]) -> bool:
 
 def _start_server() -> "tuple[subprocess.Popen[bytes], socket.socket, dict[str, str]]":
     global _server
-    if _server is None or _server[0].poll() is not None:
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # OpenBLAS would start a thread for each further core when NumPy is loaded.
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm", str(its.fileno())],
-            env=environment,
-            cwd=ROOT,
-            pass_fds=[its.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        its.close()
-        _server = process, ours, environment
-    return _server
+    with _lock:
+        if _server is None or _server[0].poll() is not None:
+            _server = _start()
+        return _server
+
+
+def _start() -> "tuple[subprocess.Popen[bytes], socket.socket, dict[str, str]]":
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # OpenBLAS would start a thread for each further core when NumPy is loaded.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.warm", str(its.fileno())],
+        env=environment,
+        cwd=ROOT,
+        pass_fds=[its.fileno()],
+        stdin=subprocess.DEVNULL,
+    )
+    its.close()
+    return process, ours, environment
 
 
 def stop_server() -> None:
@@ -136,6 +136,7 @@ class WarmProcess(subprocess.Popen):  # type: ignore[type-arg]
     def _read(self, size: int) -> bytes:
         said = os.read(self._status, size)
         if len(said) != size:
+            self.returncode = -signal.SIGKILL  # nobody knows
             raise RuntimeError(f"the process that forks has ended, before {self.args} did")
         return said
 
@@ -206,15 +207,11 @@ def main(fd: int) -> None:
 
 
 def _load() -> None:
-    """Load what the programs load, but for the modules that are started themselves."""
+    """Load what the programs load, without making a device or a thread."""
     import spectral_dist.evaluate
     import spectral_dist.generate
-    import spectral_dist.planning.worker
     import spectral_dist.prepare
     import spectral_dist.run  # noqa: F401
-
-    for name in ("evaluate", "generate", "prepare", "planning.worker"):
-        del sys.modules[f"spectral_dist.{name}"]  # runpy warns of what is there already
 
 
 def _tell_end(pid: int, told: int) -> None:
@@ -244,6 +241,7 @@ def _become(request: dict[str, Any], fds: list[int], loaded: Mapping[str, str]) 
     kind, what, *words = request["args"]
     if kind == "-m":
         sys.argv, sys.path[0] = [what, *words], request["cwd"]
+        sys.modules.pop(what, None)  # it would be warned of a module that is there already
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:
         assert kind == "-c", request["args"]

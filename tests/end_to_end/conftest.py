@@ -1,7 +1,7 @@
 """What the end-to-end tests share: tiny texts, a tiny model, and the real program to run on them.
 
-The programs are processes of their own, forked from one that has loaded JAX (tests/warm.py); compiled
-steps are shared through the cache that tests/conftest.py sets up.
+The programs are processes of their own, forked from one that has loaded JAX (tests/warm.py), and
+compiled steps are shared through the cache that tests/conftest.py sets up.
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import finish
 from tests.warm import start_warm
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ class Program:
 
     def run(self, *flags: str, devices: int = 1) -> "subprocess.CompletedProcess[str]":
         process = self.start(*flags, devices=devices)
-        out, err = process.communicate(timeout=300)
+        out, err = finish(process)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def run_folder(self, name: str) -> Path:

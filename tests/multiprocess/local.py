@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,23 +25,15 @@ from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.state import TrainState, abstract_state
 from tests.end_to_end.conftest import ROOT, SMALL, write_text
+from tests.waiting import Patience, wait_until
 from tests.warm import start_warm
 
 _MARK = "SPECTRAL_DIST_TEST_RUN"
-_TIMEOUT = 120.0
 # What the runtime prints of itself, whatever the program does.
 _NOISE = ("cudart_stub", "absl::InitializeLog", "[Gloo]")
 _DATA = ("--data_paths", "short.txt,long.txt")
 # The program, after the patch of one process: a fault that needs a hand inside.
 _START = "\nfrom spectral_dist.command_line import run_main\nrun_main(train.main)\n"
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = _TIMEOUT) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"{what}: not within {timeout:.0f} s"
-        time.sleep(0.02)
 
 
 @dataclass
@@ -87,19 +78,30 @@ class Run:
             assert met or not ended, f"{what}: the run has ended\n{self.told()}"
             return met
 
-        until(holds, what)
+        wait_until(holds, lambda: f"{what}\n{self.told()}", self._patience())
 
     def send(self, number: int, *ranks: int) -> None:
         """Send a signal to some of the processes."""
         for rank in ranks:
             self.ranks[rank].process.send_signal(number)
 
-    def wait(self, timeout: float = _TIMEOUT) -> list[int]:
+    def wait(self) -> list[int]:
         """Wait for the end of all; return their exit codes."""
-        end = time.monotonic() + timeout
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return [r.process.wait(end - time.monotonic()) for r in self.ranks]
-        raise AssertionError(f"the run goes on after {timeout:.0f} s\n{self.told()}")
+        processes = [r.process for r in self.ranks]
+        wait_until(
+            lambda: all(p.poll() is not None for p in processes),
+            lambda: f"the end of the run\n{self.told()}",
+            self._patience(),
+        )
+        return [p.wait() for p in processes]
+
+    def wait_until_gone(self) -> None:
+        """Wait until nothing is left of the run, its control service included."""
+        wait_until(lambda: not self.left(), lambda: f"{self.left()}\n{self.told()}")
+
+    def _patience(self) -> Patience:
+        files = [path for r in self.ranks for path in (r.stdout, r.stderr)]
+        return Patience(self.left, lambda: [path.stat().st_size for path in files])
 
     def left(self) -> list[int]:
         """Return the processes of the run that still live, those that it started included."""
