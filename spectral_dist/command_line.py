@@ -6,19 +6,23 @@ the setting. Knows nothing of JAX: `--help` costs milliseconds. Read `load_confi
 """
 
 import argparse
-import dataclasses
-import difflib
 import os
 import sys
-import typing
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
-from spectral_dist.config import SETTINGS, Config, from_flat, resolve
+from spectral_dist.settings import (
+    LIST_FLAGS,
+    SECTIONS,
+    SETTINGS,
+    Config,
+    Setting,
+    from_layers,
+    resolve,
+)
+from spectral_dist.settings.files import read_yaml
+from spectral_dist.settings.rules import nearest
 
 # Exit codes beside 0, 2 (a user's error) and 130 (Ctrl-C): what a scheduler may start again.
 UNSAVED = 74  # through, but the last checkpoint could not be saved: an input/output error
@@ -53,55 +57,14 @@ def load_config(argv: Sequence[str], program: str = "spectral_dist.train") -> Co
     path = flags.pop("config", None)
     if path is None and "data_paths" not in flags:
         path = str(configs_folder() / "demo.yaml")
-    values = (read_yaml(Path(path)) if path is not None else {}) | flags
-    return resolve(from_flat(values))
+    file = read_yaml(Path(path)) if path is not None else {}
+    return resolve(from_layers([file, flags]))
 
 
 def configs_folder() -> Path:
     """The folder of the shipped YAML files, in a checkout or in an installed package."""
     beside = Path(__file__).parent / "configs"
     return beside if beside.is_dir() else Path(__file__).parents[1] / "configs"
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, which by itself would silently keep the last of two equal keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read flat settings from a YAML file.
-
-    Raises:
-      ValueError: if the file cannot be read, is not a mapping or holds an unknown name.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise ValueError(f"config={str(path)!r}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config={str(path)!r}: is not valid YAML: {reason}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"config={str(path)!r}: must be a mapping of settings to values")
-    for name in values:
-        if name not in SETTINGS:
-            hint = nearest(str(name), SETTINGS)
-            raise ValueError(f"config={str(path)!r}: unknown setting {name!r}{hint}")
-    return values
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that a misspelt one is nearest to, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -145,23 +108,37 @@ def _parse_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
     parser.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file of these settings"
     )
-    for group in fields(Config):
-        kind = typing.cast(Any, group.type)
-        section = parser.add_argument_group(group.name, kind.__doc__)
-        for f in fields(kind):
-            section.add_argument(
-                f"--{f.name}", default=argparse.SUPPRESS, metavar=_metavar(f), help=_help(f)
-            )
+    lists = parser.add_argument_group("datasets", "The text.")
+    for name, text in LIST_FLAGS.items():
+        lists.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=name.upper(), help=text)
+    for path in SECTIONS:
+        section = parser.add_argument_group(path)
+        for setting in SETTINGS.values():
+            if setting.section == path:
+                _add_flag(section, setting)
     return vars(parser.read(argv))
 
 
-def _metavar(declared: dataclasses.Field[Any]) -> str:
-    return "|".join(declared.metadata["choices"]) or declared.name.upper()
+def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
+    section.add_argument(
+        f"--{setting.name}",
+        dest=setting.name,
+        default=argparse.SUPPRESS,
+        metavar="|".join(setting.choices) or setting.name.rpartition(".")[2].upper(),
+        help=_help(setting),
+    )
+    if setting.path != setting.name:  # the dotted path is the same setting
+        section.add_argument(
+            f"--{setting.path}",
+            dest=setting.name,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
 
 
-def _help(declared: dataclasses.Field[Any]) -> str:
-    default = declared.default
-    text = declared.metadata["help"].replace("%", "%%")
+def _help(setting: Setting) -> str:
+    default = setting.field.default
+    text = setting.help.replace("%", "%%")
     if default is None or default == ():
         return text
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectral_dist.command_line import Parser, load_config, run_main
-from spectral_dist.config import AUTO_MESH, Config
+from spectral_dist.settings import AUTO_MESH, Config
 
 DOES_NOT_FIT = 3
 MOST_GPUS_PER_HOST = 8

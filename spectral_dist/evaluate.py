@@ -15,10 +15,10 @@ from typing import Any
 import jax
 
 from spectral_dist.command_line import Parser, run_main
-from spectral_dist.config import Config, MeshConfig, from_flat, resolve
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs.console import Console
+from spectral_dist.settings import Config, MeshConfig, from_flat, resolve
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.resume import LoadedRun, load_run
 
@@ -69,13 +69,18 @@ def _parse(argv: Sequence[str]) -> Namespace:
 def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> list[TokenFile]:
     """Return the texts to score, each reduced to what the run did not train on."""
     data = loaded.config.data
-    paths = data_paths.split(",") if data_paths is not None else data.data_paths
+    datasets = loaded.config.datasets
+    own = [dataset.paths[0] for dataset in datasets]
+    paths = data_paths.split(",") if data_paths is not None else own
     if not all(paths):
         raise ValueError(f"data_paths={data_paths!r}: must be files joined by commas")
     files = prepare(
         paths, validation_fraction=data.validation_fraction, min_tokens=1, report=console.note
     )
     trained_on = {source["sha256"]: source["split"] for source in loaded.description["sources"]}
+    if data_paths is None:
+        named = zip(files, datasets, strict=True)
+        files = [dataclasses.replace(f, name=str(d.name)) for f, d in named]
     return [dataclasses.replace(file, split=trained_on.get(file.sha256, 0)) for file in files]
 
 
@@ -86,8 +91,8 @@ def _config(config: Config, flags: Namespace, files: Sequence[TokenFile]) -> Con
         wanted["eval_lengths"] = flags.lengths
     if flags.windows is not None:
         wanted |= {"eval_windows": flags.windows, "extrapolation_windows": flags.windows}
-    wanted |= {"mesh": flags.mesh, "data_paths": [str(file.path) for file in files]}
-    wanted["data_weights"] = [1 / len(files)] * len(files)
+    datasets = [{"name": f.name, "paths": [str(f.path)], "weight": 1 / len(files)} for f in files]
+    wanted |= {"mesh": flags.mesh, "datasets": datasets, "phases": []}
     return resolve(from_flat(config.flat() | wanted))
 
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     with jax.set_mesh(mesh):
         loaded = load_run(flags.checkpoint_dir, flags.run_name, flags.checkpoint, mesh)
         text = sample(
-            loaded.config.model,
+            loaded.config,
             loaded.params,
             flags.prompt.encode(errors="replace"),
             max_new_tokens=flags.max_new_tokens,

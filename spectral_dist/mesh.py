@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spectral_dist.config import MESH_AXES
+from spectral_dist.settings import MESH_AXES
 
 Axes = tuple[str, ...]
 P = ParamSpec("P")

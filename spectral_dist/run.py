@@ -19,11 +19,9 @@ from jax.sharding import Mesh
 from spectral_dist.cluster.group import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.cluster.start import start_processes
-from spectral_dist.config import AUTO_MESH, Config, from_flat, resolve
 from spectral_dist.data.mixture import Batch, TrainRows, token_batches
 from spectral_dist.data.sample import build_sample
 from spectral_dist.data.tokens import TokenFile, prepare
-from spectral_dist.data.weights import normalise_weights
 from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs import Output
 from spectral_dist.outputs.console import Console
@@ -31,6 +29,14 @@ from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.run_folder import code_version, locked, write_run_folder
 from spectral_dist.outputs.summary import Saved, say_end, show_next_steps, show_sample
 from spectral_dist.outputs.wandb import WandbMirror
+from spectral_dist.settings import (
+    AUTO_MESH,
+    Config,
+    DatasetConfig,
+    from_flat,
+    normalise_weights,
+    resolve,
+)
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.failures import explain
@@ -154,24 +160,28 @@ def open_sources(
         processes.move()
 
     processes.enter("preparing text")
-    data = config.data
-    if not data.data_paths:
+    if not config.datasets:
         paths = build_sample(SAMPLE_FOLDER, report=tell)
-        data = dataclasses.replace(data, data_paths=tuple(map(str, paths)))
-    weights, message = normalise_weights(data.data_weights, data.data_paths)
+        datasets = tuple(DatasetConfig(name=path.stem, paths=(str(path),)) for path in paths)
+        config = dataclasses.replace(config, datasets=datasets)
+    weights, message = normalise_weights(config.datasets)
     if message:
         report(message)
     files = prepare(
-        data.data_paths,
-        validation_fraction=data.validation_fraction,
-        min_tokens=data.seq_len + 1,
+        [dataset.paths[0] for dataset in config.datasets],
+        validation_fraction=config.data.validation_fraction,
+        min_tokens=config.data.seq_len + 1,
         report=tell,
     )
+    named = zip(files, config.datasets, strict=True)
+    files = [dataclasses.replace(f, name=str(d.name)) for f, d in named]
     processes.move()
-    data = dataclasses.replace(data, data_weights=weights)
+    weighted = zip(config.datasets, weights, strict=True)
+    datasets = tuple(dataclasses.replace(d, weight=weight) for d, weight in weighted)
+    config = dataclasses.replace(config, datasets=datasets)
     sources = {f.name: f"{f.sha256}, held out from token {f.split}" for f in files}
     processes.agree("text", sources)
-    return dataclasses.replace(config, data=data), files
+    return config, files
 
 
 def open_batches(
@@ -180,7 +190,7 @@ def open_batches(
     """Return the batches of the steps that are left, made ready ahead."""
     data, run = config.data, config.run
     return token_batches(
-        TrainRows(files, data.data_weights, data.seq_len, run.seed),
+        TrainRows(files, normalise_weights(config.datasets)[0], data.seq_len, run.seed),
         accum_steps=data.accum_steps,
         batch_size=data.batch_size,
         sharding=batch_sharding(config, mesh),

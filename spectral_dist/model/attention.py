@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float
-from spectral_dist.config import ModelConfig
 from spectral_dist.mesh import local
 from spectral_dist.model.layers import RMSNorm, fan_in, parameter
+from spectral_dist.settings import ModelConfig
 
 ROTARY_BASE = 10_000.0
 

@@ -3,12 +3,13 @@
 Counts what the definition asks for, forward and backward, and nothing that is computed twice.
 """
 
-from spectral_dist.config import ModelConfig
 from spectral_dist.model.lm import VOCAB_SIZE
+from spectral_dist.settings import Config, ModelConfig
 
 
-def parameter_count(config: ModelConfig) -> int:
+def parameter_count(whole: Config) -> int:
     """Return the number of matrix parameters: what a token is multiplied by, the head included."""
+    config = whole.model
     assert config.mlp_dim is not None
     assert config.num_kv_heads is not None
     dim = config.hidden_dim
@@ -18,22 +19,24 @@ def parameter_count(config: ModelConfig) -> int:
     return mixers + config.num_layers * 3 * dim * config.mlp_dim + dim * VOCAB_SIZE
 
 
-def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+def flops_per_token(whole: Config, seq_len: int) -> float:
     """Return FLOPs for a token of training: 6 for a matrix parameter, and the mixers' own.
 
     Args:
-      config: the model.
+      whole: the settings.
       seq_len: T, which full attention depends on.
     """
+    config, mixers = whole.model, whole.mixers
     mixing = 0.0
     for name in _layers(config):
         if name == "spectral":  # see mix_chunked
-            per_channel = 2 * (config.chunk_size + config.num_poles) + 4 * config.num_poles
+            per_channel = 2 * (mixers.spectral.chunk_size + mixers.spectral.num_poles)
+            per_channel += 4 * mixers.spectral.num_poles
             mixing += per_channel * config.hidden_dim
         else:  # scores and weighted values, over the keys that a query sees on average
-            seen = min(config.window, seq_len) if name == "window" else (seq_len + 1) / 2
+            seen = min(mixers.window.window, seq_len) if name == "window" else (seq_len + 1) / 2
             mixing += 4 * seen * config.hidden_dim
-    return 6.0 * parameter_count(config) + 3 * mixing
+    return 6.0 * parameter_count(whole) + 3 * mixing
 
 
 def _layers(config: ModelConfig) -> list[str]:

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32, Integer
-from spectral_dist.config import ModelConfig
 from spectral_dist.mesh import Axes, constrain
 from spectral_dist.model.attention import Attention
 from spectral_dist.model.layers import RMSNorm, SwiGLU, normal, parameter
 from spectral_dist.model.spectral import SpectralMixer
+from spectral_dist.settings import Config
 
 VOCAB_SIZE = 256
 
@@ -42,23 +42,25 @@ def make_checkpoint(remat: str, *, prevent_cse: bool) -> Callable[[LayerCall], L
     )
 
 
-def make_mixer(name: str, config: ModelConfig, rngs: nnx.Rngs) -> SpectralMixer | Attention:
+def make_mixer(name: str, config: Config, rngs: nnx.Rngs) -> SpectralMixer | Attention:
     """Build the mixer that a name in the layer pattern stands for."""
     if name == "spectral":
         return SpectralMixer(config, rngs)
-    return Attention(config, config.window if name == "window" else None, rngs)
+    window = config.mixers.window.window if name == "window" else None
+    return Attention(config.model, window, rngs)
 
 
 class Layer(nnx.Module):
     """A mixer along time, then a SwiGLU at every position, each on the normalised residual."""
 
-    def __init__(self, mixer: str, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, mixer: str, config: Config, rngs: nnx.Rngs) -> None:
         """Declare the two norms, the mixer and the MLP."""
-        assert config.mlp_dim is not None
-        self.mixer_norm = RMSNorm(config.hidden_dim, "norm", rngs)
+        model = config.model
+        assert model.mlp_dim is not None
+        self.mixer_norm = RMSNorm(model.hidden_dim, "norm", rngs)
         self.mixer = make_mixer(mixer, config, rngs)
-        self.mlp_norm = RMSNorm(config.hidden_dim, "norm", rngs)
-        self.mlp = SwiGLU(config.hidden_dim, config.mlp_dim, config.num_layers, rngs)
+        self.mlp_norm = RMSNorm(model.hidden_dim, "norm", rngs)
+        self.mlp = SwiGLU(model.hidden_dim, model.mlp_dim, model.num_layers, rngs)
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], state: State
@@ -74,7 +76,7 @@ class Group(nnx.Module):
     """Consecutive layers: one repeat of the pattern, or what is left of it at the end."""
 
     def __init__(
-        self, mixers: tuple[str, ...], config: ModelConfig, rngs: nnx.Rngs, *, scanned: bool
+        self, mixers: tuple[str, ...], config: Config, rngs: nnx.Rngs, *, scanned: bool
     ) -> None:
         """Declare the layers, named by their place in the group.
 
@@ -85,7 +87,7 @@ class Group(nnx.Module):
           scanned: whether a scan runs the group; then nothing need keep the backward pass from
             being merged with the forward pass, which the scan's two loops keep apart.
         """
-        self.checkpoint = make_checkpoint(config.remat, prevent_cse=not scanned)
+        self.checkpoint = make_checkpoint(config.model.remat, prevent_cse=not scanned)
         self.names = tuple(f"layer_{i}" for i in range(len(mixers)))
         for name, mixer in zip(self.names, mixers, strict=True):
             setattr(self, name, Layer(mixer, config, rngs))
@@ -111,12 +113,13 @@ class SpectralLM(nnx.Module):
     Sharding: activations [B, T, D] over (data, fsdp) | None | None; parameters as they declare.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: Config, rngs: nnx.Rngs) -> None:
         """Declare embed [V, D], the stacked repeats, the rest, the final norm and head [D, V]."""
-        dim, pattern = config.hidden_dim, config.pattern
-        self.dtype = jnp.dtype(config.compute_dtype)
-        self.repeats = config.num_layers // len(pattern)
-        rest = pattern[: config.num_layers % len(pattern)]
+        model = config.model
+        dim, pattern = model.hidden_dim, model.pattern
+        self.dtype = jnp.dtype(model.compute_dtype)
+        self.repeats = model.num_layers // len(pattern)
+        rest = pattern[: model.num_layers % len(pattern)]
         self.embed = parameter(rngs, (VOCAB_SIZE, dim), ("vocab", "embed"), normal(1.0))
         if self.repeats:
             make = nnx.vmap(
@@ -197,12 +200,12 @@ def _first_of_stack(stack: nnx.Module) -> tuple[Any, Any]:
     return definition, jax.tree.map(lambda p: p[0], stacked)
 
 
-def define(config: ModelConfig) -> nnx.GraphDef[SpectralLM]:
+def define(config: Config) -> nnx.GraphDef[SpectralLM]:
     """Return the model's definition: `nnx.merge(definition, nnx.State(params))` is the model."""
     return nnx.split(_abstract(config), nnx.Param)[0]
 
 
-def init_params(config: ModelConfig, key: jax.Array) -> Params:
+def init_params(config: Config, key: jax.Array) -> Params:
     """Return the initial parameters, a plain nested dict of float32 arrays.
 
     Their values depend on (config, key) alone, whatever the mesh.
@@ -211,11 +214,11 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     return nnx.to_pure_dict(state)
 
 
-def _abstract(config: ModelConfig) -> SpectralLM:
+def _abstract(config: Config) -> SpectralLM:
     return nnx.eval_shape(lambda: SpectralLM(config, nnx.Rngs(params=jax.random.key(0))))
 
 
-def logical_axes(config: ModelConfig) -> Params:
+def logical_axes(config: Config) -> Params:
     """Return the logical axes of every parameter, in a dict like the parameters'."""
     _, state = nnx.split(_abstract(config), nnx.Param)
 

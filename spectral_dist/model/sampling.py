@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spectral_dist.config import ModelConfig
 from spectral_dist.model.lm import Params, SpectralLM, State, define
+from spectral_dist.settings import Config
 
 
 def sample(
-    config: ModelConfig,
+    config: Config,
     params: Params,
     prompt: bytes,
     *,

@@ -17,10 +17,10 @@ import numpy as np
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32
-from spectral_dist.config import ModelConfig
 from spectral_dist.mesh import local
 from spectral_dist.model.filters import FilterBank, balanced_poles
 from spectral_dist.model.layers import fan_in, parameter, rms_norm
+from spectral_dist.settings import Config, SpectralConfig
 
 MixForm = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -182,13 +182,13 @@ def causal_convolution(
     return jnp.asarray(y_BT3D), padded[:, time:]
 
 
-def choose_form(config: ModelConfig, bank: FilterBank) -> MixForm:
+def choose_form(config: SpectralConfig, bank: FilterBank) -> MixForm:
     """Return the computation that `spectral_form` names."""
     return {
         "chunked": partial(mix_chunked, bank=bank, chunk_size=config.chunk_size),
         "fft": partial(mix_fft, bank=bank),
         "recurrent": partial(mix_recurrent, bank=bank),
-    }[config.spectral_form]
+    }[config.form]
 
 
 class SpectralMixer(nnx.Module):
@@ -198,14 +198,15 @@ class SpectralMixer(nnx.Module):
     local shards. The one reduction comes after w_out.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: Config, rngs: nnx.Rngs) -> None:
         """Declare w_in [D, 3, D], taps [K, 3, D], coefficients [N, D], skip [D], w_out [D, D]."""
-        dim, poles, width = config.hidden_dim, config.num_poles, config.conv_width
-        assert config.tau_max is not None
-        bank = balanced_poles(poles, config.tau_min, config.tau_max)
-        self.form = choose_form(config, bank)
+        model, own = config.model, config.mixers.spectral
+        dim, poles, width = model.hidden_dim, own.num_poles, own.conv_width
+        assert own.tau_max is not None
+        bank = balanced_poles(poles, own.tau_min, own.tau_max)
+        self.form = choose_form(own, bank)
         self.recurrent = partial(mix_recurrent, bank=bank)
-        self.shape = (poles, width, dim, config.head_dim)
+        self.shape = (poles, width, dim, model.head_dim)
         thin = "thin_channels"
 
         def identity_taps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -222,7 +223,7 @@ class SpectralMixer(nnx.Module):
         self.coefficients = parameter(rngs, (poles, dim), ("poles", thin), one_exponential)
         self.skip = parameter(rngs, (dim,), (thin,), lambda key, shape: jnp.ones(shape))
         self.w_out = parameter(
-            rngs, (dim, dim), ("channels", "embed"), fan_in(dim, config.num_layers)
+            rngs, (dim, dim), ("channels", "embed"), fan_in(dim, model.num_layers)
         )
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> SpectralState:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
-from spectral_dist.config import Config
 from spectral_dist.file_lock import FileLock
+from spectral_dist.settings import Config
+from spectral_dist.settings.files import to_yaml
 
 _LOOK_SECONDS = 0.5
 _PACKAGES = (
@@ -53,7 +53,7 @@ def write_run_folder(
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False))
+        _replace(folder / "config.yaml", to_yaml(config))
         _replace(folder / "environment.json", json.dumps(_environment(argv), indent=2) + "\n")
     except OSError as error:
         raise _unwritable(config, folder, error) from error

@@ -12,12 +12,12 @@ import jax
 
 from spectral_dist.cluster.signals import exit_code
 from spectral_dist.command_line import UNSAVED
-from spectral_dist.config import Config
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.model.lm import Params
 from spectral_dist.model.sampling import sample
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.report import write_report
+from spectral_dist.settings import Config
 
 SAMPLE_BYTES = 400
 
@@ -29,7 +29,7 @@ def show_sample(config: Config, files: list[TokenFile], params: Params, console:
     prompt = bytes(files[0].validation[:64]).split(b"\0")[0]
     prompt = prompt.decode("utf-8", "ignore").encode()
     text = sample(
-        config.model,
+        config,
         params,
         prompt,
         max_new_tokens=SAMPLE_BYTES,

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from spectral_dist.config import Config
 from spectral_dist.outputs import warn_on_stderr
+from spectral_dist.settings import Config
 from spectral_dist.training.metrics import Record
 
 INIT_TIMEOUT = 30.0  # seconds for the server's first answer

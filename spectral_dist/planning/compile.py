@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spectral_dist.config import Config
 from spectral_dist.mesh import RULES, make_mesh
 from spectral_dist.planning.hardware import Gpu
+from spectral_dist.settings import Config
 from spectral_dist.training.evaluation import rows_at_once
 from spectral_dist.training.state import TrainState, abstract_state, make_init
 from spectral_dist.training.step import batch_sharding, make_eval_step, make_train_step

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from spectral_dist.command_line import Parser, load_config, run_main
-from spectral_dist.config import Config
 from spectral_dist.mesh import make_mesh
 from spectral_dist.planning.compile import abstract_batch
+from spectral_dist.settings import Config
 from spectral_dist.training.state import abstract_state, make_init
 from spectral_dist.training.step import make_train_step
 

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from spectral_dist.config import Config
 from spectral_dist.model.lm import init_params
 from spectral_dist.planning.compile import Program, abstract_batch, leaf_bytes
 from spectral_dist.planning.hardware import Gpu
+from spectral_dist.settings import Config
 from spectral_dist.training.state import abstract_state
 
 GIB = 2**30
@@ -103,7 +103,7 @@ def arguments(config: Config, mesh: Mesh) -> list[Array]:
 
 def parameter_count(config: Config) -> int:
     """Return the elements of all parameters together."""
-    shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
@@ -166,7 +166,7 @@ def runtime_lines(gpu: Gpu, config: Config) -> list[RuntimeLine]:
             "cuBLAS documentation, cublasSetWorkspace: default pool, 32 MiB from Hopper on, else 4",
         ),
     ]
-    if config.model.spectral_form == "fft":
+    if config.mixers.spectral.form == "fft":
         lines.append(
             RuntimeLine("cuFFT plans", 64 * MIB, "assumed; a plan takes its workspace when it runs")
         )

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from spectral_dist.config import Config
 from spectral_dist.model.flops import flops_per_token
 from spectral_dist.planning.hardware import Gpu
 from spectral_dist.planning.hlo.collectives import (
@@ -40,6 +39,7 @@ from spectral_dist.planning.hlo.parse import (
     runs,
     unknown_loops,
 )
+from spectral_dist.settings import Config
 from spectral_dist.training.metrics import mfu
 
 # Assumed, of every GPU: kernels that follow each other in a stream, and the start of a ring.
@@ -254,7 +254,7 @@ def predict(text: str, config: Config, gpu: Gpu | None, devices_per_host: int) -
     rate = tokens / step.seconds
     used = None
     if gpu is not None:
-        per_token = flops_per_token(config.model, data.seq_len)
+        per_token = flops_per_token(config, data.seq_len)
         used = mfu(rate, per_token, gpu.device_kind, devices, config.model.compute_dtype)
     notes = [f"loop {name} counts once: its length is unknown" for name in unknown_loops(program)]
     notes += [f"FLOPs of {name} are not counted" for name in uncounted_calls(program)]

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spectral_dist.config import Config
 from spectral_dist.data.mixture import long_windows, validation_windows
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.mesh import RULES
 from spectral_dist.model.lm import Params
+from spectral_dist.settings import Config, normalise_weights
 from spectral_dist.training.step import make_eval_step
 
 # Below this many windows the bootstrap says nothing.
@@ -56,7 +56,8 @@ class Evaluation:
         settings, seq_len = config.evaluation, config.data.seq_len
         self._config, self._mesh, self._should_stop = config, mesh, should_stop
         self._eval_step = make_eval_step(config, mesh)
-        self._weights = {f.name: w for f, w in zip(files, config.data.data_weights, strict=True)}
+        weights, _ = normalise_weights(config.datasets)
+        self._weights = {f.name: w for f, w in zip(files, weights, strict=True)}
         self._windows = {
             f.name: validation_windows(f, seq_len, settings.eval_windows) for f in files
         }
@@ -76,7 +77,7 @@ class Evaluation:
             )
 
     def by_source(self, params: Params) -> dict[str, float]:
-        """Return val/<source>/bits_per_byte, and val/bits_per_byte, their mean by data_weights."""
+        """Return val/<source>/bits_per_byte, and val/bits_per_byte, their mean by weight."""
         seq_len = self._config.data.seq_len
         bits = {
             name: float(self._score(params, windows, seq_len).mean())

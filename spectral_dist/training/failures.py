@@ -5,7 +5,7 @@ Owns the texts for memory that ran out. Knows no device. Read `explain`.
 
 import re
 
-from spectral_dist.config import Config
+from spectral_dist.settings import Config
 
 # Messages between processes that are too long carry the same code.
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED(?!: (?:Received|Sent) message)|[Oo]ut of memory")

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from spectral_dist.config import Config
 from spectral_dist.data.mixture import Batch
+from spectral_dist.settings import Config
 from spectral_dist.training.metrics import Record, Throughput
 from spectral_dist.training.state import TrainState
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import jax
 
-from spectral_dist.config import Config
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.model.flops import flops_per_token
 from spectral_dist.outputs import Output
+from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation, Interrupted
 from spectral_dist.training.loop import Progress
@@ -43,7 +43,7 @@ class Milestones:
         """
         self._config, self._files, self._first = config, files, first
         self._checkpoints, self._evaluation, self._outputs = checkpoints, evaluation, outputs
-        self._flops = flops_per_token(config.model, config.data.seq_len)
+        self._flops = flops_per_token(config, config.data.seq_len)
         self._told_wait = 0.0
         self.throughput = Throughput()
         self.measured: dict[str, float] = {}

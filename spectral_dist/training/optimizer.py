@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import optax
 
-from spectral_dist.config import Config, OptimizerConfig
 from spectral_dist.mesh import Axes
 from spectral_dist.model.lm import Params
+from spectral_dist.settings import AdamWConfig, Config, OptimizerConfig
 
 
 def decays(axes: Axes) -> bool:
@@ -30,6 +30,8 @@ def make_optimizer(config: OptimizerConfig, logical_axes: Params) -> optax.Gradi
       config: the settings.
       logical_axes: of every parameter; they tell which ones decay.
     """
+    if not isinstance(config, AdamWConfig):
+        raise ValueError(f"optimizer.name={config.name!r}: only adamw trains so far")
     mask = jax.tree.map(decays, logical_axes, is_leaf=lambda node: isinstance(node, tuple))
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

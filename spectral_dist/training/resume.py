@@ -7,29 +7,16 @@ settings of the model must be the same; everything else may change, and is told.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jax.sharding import Mesh
 
-from spectral_dist.config import COMPUTE_SETTINGS, Config, from_flat, resolve
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.model.lm import Params
+from spectral_dist.settings import SETTINGS, Config, from_flat, resolve
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.checkpoint import resolve as find_checkpoint
 from spectral_dist.training.state import TrainState, abstract_state
-
-# Changing these says nothing about the state: no word is lost on them.
-_SILENT = (
-    "run_name",
-    "checkpoint_dir",
-    "log_every",
-    "keep",
-    "prefetch_steps",
-    "wandb_mode",
-    "wandb_project",
-)
-# With these the row of an index is another one: rows may repeat or be skipped.
-_ORDER = ("seed", "seq_len", "data_paths", "data_weights", "validation_fraction")
 
 
 def describe(config: Config, files: Sequence[TokenFile], next_row: int) -> dict[str, Any]:
@@ -53,22 +40,67 @@ def stored_config(description: dict[str, Any]) -> Config:
 
 
 def _model_settings(config: Config) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(config.model).items() if k not in COMPUTE_SETTINGS}
+    """Return what the trained arrays depend on, of the mixers only those that are in the model."""
+    unused = tuple(
+        f"mixers.{f.name}."
+        for f in dataclasses.fields(cast(Any, config.mixers))
+        if f.name not in config.model.pattern
+    )
+    flat = config.flat()
+    return {
+        name: flat[name]
+        for name, setting in SETTINGS.items()
+        if setting.traits.resume == "same" and name in flat and not setting.path.startswith(unused)
+    }
 
 
 def check_model(config: Config, description: dict[str, Any]) -> None:
     """Refuse a checkpoint of another model.
 
     Raises:
-      ValueError: names each setting that differs, with both values.
+      ValueError: names each setting that differs, with both values, and what it was derived from.
     """
     now, then = _model_settings(config), _model_settings(stored_config(description))
-    changed = [f"{k}={now[k]} (was {then[k]})" for k in now if now[k] != then[k]]
-    if changed:
-        raise ValueError(
-            f"run_name={config.run.run_name!r} was trained with another model:"
-            f" {', '.join(changed)}; use its settings, or another --run_name"
-        )
+    changed = [k for k in now if now[k] != then.get(k)]
+    if not changed:
+        return
+    shown, kept = [], []
+    for name in changed:
+        follows = ""
+        if SETTINGS[name].path in config.derived:
+            follows = f", follows from {', '.join(SETTINGS[name].traits.follows)}"
+            kept.append(f"--{name} {then.get(name)}")
+        shown.append(f"{name}={now[name]} (was {then.get(name)}{follows})")
+    keep = f"; {' '.join(kept)} keeps what was derived" if kept else ""
+    raise ValueError(
+        f"run_name={config.run.run_name!r} was trained with another model:"
+        f" {', '.join(shown)}; use its settings, or another --run_name{keep}"
+    )
+
+
+def changes(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """Return what differs and is worth a word: name -> the values of before and of now."""
+    old, new = _told(before), _told(now)
+    return {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
+
+
+def _told(config: Config) -> dict[str, Any]:
+    flat = config.flat()
+    told = {
+        name: flat[name]
+        for name, setting in SETTINGS.items()
+        if name in flat and setting.traits.resume != "silent"
+    }
+    told["data_paths"] = [dataset.paths[0] for dataset in config.datasets]
+    told["data_weights"] = [dataset.weight for dataset in config.datasets]
+    return told | {"phases": flat["phases"]}
+
+
+def _reorders(name: str) -> bool:
+    """Say whether the sequence of an index is another one with another value of a setting."""
+    if name in SETTINGS:
+        return SETTINGS[name].traits.order
+    return name != "data_paths"  # the same text under another path is the same text
 
 
 def resume(
@@ -89,14 +121,13 @@ def resume(
     state, description = found
     step = int(state.step)
     report(f"resumed from step {step} in {checkpoints.folder}")
-    before, now = description["config"], config.flat()
-    changed = [k for k in now if k in before and now[k] != before[k] and k not in _SILENT]
+    changed = changes(stored_config(description), config)
     if changed:
-        shown = ", ".join(f"{k} {_short(before[k])} -> {_short(now[k])}" for k in changed)
+        shown = ", ".join(f"{k} {_short(a)} -> {_short(b)}" for k, (a, b) in changed.items())
         report(f"changed since then: {shown}")
     hashes = [source["sha256"] for source in description["sources"]]
     new_data = hashes != [f.sha256 for f in files]
-    if new_data or any(k in _ORDER for k in changed):
+    if new_data or any(_reorders(name) for name in changed):
         report(
             "the order of the data is another one from here on: some rows may come twice or never"
         )

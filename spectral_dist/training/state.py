@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spectral_dist.config import Config
 from spectral_dist.mesh import sharding
 from spectral_dist.model.lm import Params, init_params, logical_axes
+from spectral_dist.settings import Config
 from spectral_dist.training.optimizer import make_optimizer
 
 
@@ -44,8 +44,8 @@ def param_shardings(config: Config, mesh: Mesh) -> Params:
     Raises:
       ValueError: names a parameter that the mesh cannot divide.
     """
-    shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
-    axes = logical_axes(config.model)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    axes = logical_axes(config)
 
     def place(path: Any, shape: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
         name = "/".join(str(key.key) for key in path)
@@ -55,8 +55,8 @@ def param_shardings(config: Config, mesh: Mesh) -> Params:
 
 
 def _initial_state(config: Config, key: jax.Array) -> TrainState:
-    params = init_params(config.model, key)
-    optimizer = make_optimizer(config.optimizer, logical_axes(config.model))
+    params = init_params(config, key)
+    optimizer = make_optimizer(config.optimizer, logical_axes(config))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, optimizer.init(params), zero, zero)
 

@@ -14,9 +14,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spectral_dist.array_typing import Array, UInt8
-from spectral_dist.config import Config
 from spectral_dist.mesh import RULES, constrain_like, sharding
 from spectral_dist.model.lm import Params, SpectralLM, define, logical_axes
+from spectral_dist.settings import Config
 from spectral_dist.training.loss import loss_sums, token_nats
 from spectral_dist.training.optimizer import learning_rate, make_optimizer
 from spectral_dist.training.state import TrainState, abstract_state, param_shardings
@@ -40,7 +40,7 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     Sharding: the state as it declares; the gradient is reduced over data once a step, after the
     accumulation. To be traced with the mesh in use (`jax.set_mesh`).
     """
-    axes = logical_axes(config.model)
+    axes = logical_axes(config)
     optimizer = make_optimizer(config.optimizer, axes)
     schedule = learning_rate(config)
     accumulate = make_accumulate(config, mesh)
@@ -86,7 +86,7 @@ def make_accumulate(
     is manual over the mesh axis `data` (and automatic over the others), because the compiler would
     otherwise reduce over `data` inside the layer loop of every micro-batch.
     """
-    definition = define(config.model)
+    definition = define(config)
     specs = jax.tree.map(lambda s: s.spec, param_shardings(config, mesh))
 
     def objective(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -130,7 +130,7 @@ def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
 
     tokens_BT: uint8 [B, T + 1], rows over data and fsdp; any T, of which each length compiles once.
     """
-    definition = define(config.model)
+    definition = define(config)
 
     def eval_step(params: Params, tokens_BT: jax.Array, targets: int) -> jax.Array:
         model: SpectralLM = nnx.merge(definition, nnx.State(params))

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.mesh import make_mesh
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.state import abstract_state
 from spectral_dist.training.step import batch_sharding, make_train_step
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from spectral_dist.config import Config
+from spectral_dist.settings import Config
 from spectral_dist.training.state import abstract_state, init_state
 
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
@@ -49,7 +49,11 @@ def test_no_collective_comes_from_inside_a_mixer(
         assert set(re.findall(r"shard_map/([\w/]+)", inner)) <= {"psum"}, c.line
         # And no kernel of a chunk, [channels, C or N or C + N, C], crosses before it is collapsed
         # to the coefficients that it was made of.
-        chunk, poles, dim = config.model.chunk_size, config.model.num_poles, config.model.hidden_dim
+        chunk, poles, dim = (
+            config.mixers.spectral.chunk_size,
+            config.mixers.spectral.num_poles,
+            config.model.hidden_dim,
+        )
         for shape in c.shapes:
             kernel = len(shape) >= 3 and shape[-1] == chunk
             kernel = kernel and shape[-2] in (chunk, poles, chunk + poles)
@@ -140,7 +144,7 @@ PROGRAM = """
     from jax.sharding import NamedSharding, PartitionSpec
 
     jax.config.update("jax_num_cpu_devices", 8)
-    from spectral_dist.config import from_flat, resolve
+    from spectral_dist.settings import from_flat, resolve
     from spectral_dist.mesh import make_mesh
     from spectral_dist.training.state import abstract_state
     from spectral_dist.training.step import batch_sharding, make_train_step

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spectral_dist.config import Config
 from spectral_dist.data.mixture import TrainRows, token_batches, validation_windows
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.mesh import RULES
+from spectral_dist.settings import Config
 from spectral_dist.training.state import init_state
 from spectral_dist.training.step import batch_sharding, make_eval_step
 

@@ -15,12 +15,12 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from spectral_dist.config import Config
 from spectral_dist.mesh import RULES, constrain, local, sharding
 from spectral_dist.model import spectral
 from spectral_dist.model.attention import WindowState, full_attention, window_attention
 from spectral_dist.model.lm import make_mixer
 from spectral_dist.model.spectral import SpectralMixer, SpectralState
+from spectral_dist.settings import Config
 
 ROWS, T, D, HEADS, SIZE, TAPS, POLES = 8, 32, 64, 8, 8, 4, 4
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
@@ -34,9 +34,7 @@ CASES = [
 
 def parts_of(name: str, config: Config, mesh: Mesh) -> tuple[Any, Any, jax.ShapeDtypeStruct]:
     """Return a mixer's definition, its parameters and its input, described with shardings."""
-    mixer = nnx.eval_shape(
-        lambda: make_mixer(name, config.model, nnx.Rngs(params=jax.random.key(0)))
-    )
+    mixer = nnx.eval_shape(lambda: make_mixer(name, config, nnx.Rngs(params=jax.random.key(0))))
     definition, state = nnx.split(mixer, nnx.Param)
 
     def place(variable: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
@@ -142,12 +140,12 @@ def core(name: str, config: Config) -> tuple[Any, Any, Any, Any]:
         qkv = (array(ROWS, T, HEADS, SIZE),) * 3
         if name == "attention":
             return full_attention, qkv, (heads,) * 3, heads
-        past: Any = array(ROWS, config.model.window, HEADS, SIZE)
+        past: Any = array(ROWS, config.mixers.window.window, HEADS, SIZE)
         filled: Any = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
         state = WindowState(past, past, filled)
         at_state = WindowState(heads, heads, ("batch",))  # type: ignore[arg-type]
         return window_attention, (*qkv, state), (*(heads,) * 3, at_state), (heads, at_state)
-    mixer = SpectralMixer(config.model, nnx.Rngs(params=jax.random.key(0)))
+    mixer = SpectralMixer(config, nnx.Rngs(params=jax.random.key(0)))
     inner = ("batch", "time", "branches", "channels")
     at_poles = ("batch", "poles", "channels")
     at_state = SpectralState(inner, at_poles)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spectral_dist.config import SETTINGS
+from spectral_dist.settings import SETTINGS
 
 LAST = ["--run_name", "whole", "--eval_lengths", "1,2,4"]
 LAST += ["--save_every", "10", "--eval_every", "10"]

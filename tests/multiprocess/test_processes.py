@@ -121,7 +121,7 @@ def test_every_file_torn_in_turn(local: Local, seen: dict[tuple[int, int], int])
     config = load_config(["--config", str(whole / "config.yaml"), "--mesh", "1x1x1"])
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     abstract = abstract_state(config, mesh)
-    paths = [str(local.folder / path) for path in config.data.data_paths]
+    paths = [str(local.folder / path) for dataset in config.datasets for path in dataset.paths]
     files = prepare(paths, validation_fraction=0.1, min_tokens=33, report=lambda line: None)
     names = [p.relative_to(whole) for p in (whole / str(STEPS)).rglob("*") if p.is_file()]
     assert len({name.parts[1] for name in names if "process" in name.parts[1]}) == 2

@@ -4,7 +4,6 @@ Row t of one batch has token t changed, and in another its own cotangent at t al
 show every pair (token, logit). That the checks can fail is shown on masks broken on purpose.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
 from spectral_dist.model import attention, spectral
 from spectral_dist.model.lm import VOCAB_SIZE, define, init_params
+from spectral_dist.settings import Config, from_flat, resolve, with_values
 
 TIME = 24
 REAL_PATTERN = "spectral,spectral,window"
@@ -34,31 +33,22 @@ class Influence(NamedTuple):
     by_gradient: np.ndarray
 
 
-def _config(pattern: str, num_layers: int, form: str = "chunked") -> ModelConfig:
+def _config(pattern: str, num_layers: int, form: str = "chunked") -> Config:
     """A window and chunks that end many times within the text."""
-    model = ModelConfig(
-        hidden_dim=16,
-        head_dim=8,
-        num_layers=num_layers,
-        layer_pattern=pattern,
-        mlp_dim=16,
-        window=5,
-        num_poles=4,
-        chunk_size=7,
-        spectral_form=form,
-        compute_dtype="float32",
-    )
-    return resolve(Config(data=DataConfig(seq_len=TIME), model=model)).model
+    values = {"hidden_dim": 16, "head_dim": 8, "num_layers": num_layers, "mlp_dim": 16}
+    values |= {"layer_pattern": pattern, "window": 5, "num_poles": 4, "chunk_size": 7}
+    values |= {"spectral_form": form, "compute_dtype": "float32", "seq_len": TIME}
+    return resolve(from_flat(values))
 
 
 @functools.cache
-def _params(config: ModelConfig) -> Any:
+def _params(config: Config) -> Any:
     return _jit(lambda key: init_params(config, key))(jax.random.key(0))
 
 
-def _influence(config: ModelConfig) -> Influence:
+def _influence(config: Config) -> Influence:
     """Measure both, in one compiled program."""
-    params = _params(dataclasses.replace(config, spectral_form="chunked"))
+    params = _params(with_values(config, {"spectral_form": "chunked"}))
     tokens_T = np.random.default_rng(0).integers(0, VOCAB_SIZE, TIME)
     changed_TT = np.tile(tokens_T, (TIME, 1))
     changed_TT[np.diag_indices(TIME)] = (tokens_T + 77) % VOCAB_SIZE

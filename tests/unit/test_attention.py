@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
 from spectral_dist.model.attention import (
     ROTARY_BASE,
     Attention,
@@ -20,6 +19,7 @@ from spectral_dist.model.attention import (
     rotate,
     window_attention,
 )
+from spectral_dist.settings import from_flat, resolve
 
 BATCH, HEADS, GROUPS, SIZE = 2, 4, 2, 6
 
@@ -198,9 +198,9 @@ def _short(state: WindowState) -> WindowState:
 
 
 def _module(window: int | None) -> Attention:
-    tiny = ModelConfig(hidden_dim=24, head_dim=SIZE, num_kv_heads=GROUPS, num_layers=2)
-    config = resolve(Config(data=DataConfig(seq_len=64), model=tiny)).model
-    return Attention(config, window, nnx.Rngs(params=jax.random.key(5)))
+    tiny = {"hidden_dim": 24, "head_dim": SIZE, "num_kv_heads": GROUPS, "num_layers": 2}
+    config = resolve(from_flat(tiny | {"seq_len": 64}))
+    return Attention(config.model, window, nnx.Rngs(params=jax.random.key(5)))
 
 
 @pytest.mark.parametrize("window", [None, 4])

@@ -1,12 +1,10 @@
 """The lower bounds, against what the compiler and the model say of the same candidates."""
 
-import dataclasses
 import math
 from typing import Any
 
 import pytest
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.model.flops import parameter_count
 from spectral_dist.planning.compile import described_mesh, local_bytes
 from spectral_dist.planning.hardware import find_gpu
@@ -22,6 +20,7 @@ from spectral_dist.planning.search.bounds import (
     time_bound,
 )
 from spectral_dist.planning.search.worker import answer
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.state import abstract_state
 
 L4 = rates_of(find_gpu("l4"))
@@ -118,12 +117,12 @@ def test_time_of_level_3_is_bound_from_below() -> None:
 
 
 def test_what_is_done_again_counts_where_a_loop_keeps_it_apart() -> None:
-    dots, full = small(remat="dots").model, small(remat="full").model
+    dots, full = small(remat="dots"), small(remat="full")
     assert dense_flops(dots) == 6 * parameter_count(dots)
     last = 4 * 32 * 64  # the MLPs' last products
     layers = parameter_count(full) - 32 * 256
     assert dense_flops(full) == 6 * parameter_count(full) + 2 * (layers - last)
-    once = dataclasses.replace(full, num_layers=2)
+    once = small(remat="full", num_layers=2)
     assert dense_flops(once) == 6 * parameter_count(once)
 
 

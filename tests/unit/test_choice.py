@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from spectral_dist.config import Config
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.memory import GIB
@@ -13,6 +12,7 @@ from spectral_dist.planning.search import choice as choosing
 from spectral_dist.planning.search.cache import Cache
 from spectral_dist.planning.search.choice import attached, choose, choose_mesh, described
 from spectral_dist.planning.search.workers import Cluster, Failure, Outcome, Task
+from spectral_dist.settings import Config
 from tests.unit.test_bounds import small
 from tests.unit.test_search import Bench
 

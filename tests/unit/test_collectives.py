@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from spectral_dist.config import Config, from_flat
 from spectral_dist.planning.hlo.collectives import (
     Collective,
     Traffic,
@@ -15,6 +14,7 @@ from spectral_dist.planning.hlo.collectives import (
     summarise,
 )
 from spectral_dist.planning.hlo.parse import parse
+from spectral_dist.settings import Config, from_flat
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 PAIRS_OF_LAST = ((0, 1), (2, 3), (4, 5), (6, 7))

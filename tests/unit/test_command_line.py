@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from spectral_dist.command_line import configs_folder, load_config, run_main
-from spectral_dist.config import SETTINGS, Config
+from spectral_dist.settings import LIST_FLAGS, SETTINGS, Config, from_flat
 
 ROOT = Path(__file__).parents[2]
 GUIDE = """--mesh=1x1x1 --run_name scale_phase_1
@@ -39,8 +39,8 @@ def test_the_guide_s_command() -> None:
     config = load_config(GUIDE.split())
     assert config.run.run_name == "scale_phase_1"
     assert config.run.steps == 50_000
-    assert config.data.data_paths == ("data/turkish_academic.txt", "data/github_code.txt")
-    assert config.data.data_weights == (0.8, 0.2)
+    found = {dataset.paths[0]: dataset.weight for dataset in config.datasets}
+    assert found == {"data/turkish_academic.txt": 0.8, "data/github_code.txt": 0.2}
     assert (config.data.batch_size, config.data.accum_steps) == (16, 4)
     assert config.optimizer.lr == 3e-4
 
@@ -55,15 +55,17 @@ def test_hyphens_and_equal_signs_mean_the_same() -> None:
 
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_every_setting_is_a_flag_in_both_spellings(name: str) -> None:
-    value = Config().flat()[name]
-    if value is None or value == []:
-        value = 2
+    kinds = SETTINGS[name].kinds
+    own = from_flat({"optimizer.name": kinds[0]} if kinds else {})
+    value = own.flat()[name]
+    derived = value is None
+    value = 2 if derived else value
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    paths = "2" if name == "data_paths" else "a.txt"
-    flags = {f"--{name}", f"--{name.replace('_', '-')}"}
-    loaded = [load_config(["--data_paths", paths, flag, text]) for flag in flags]
-    expected = load_config(["--data_paths", paths])
-    if Config().flat()[name]:
+    flags = {f"--{name}", f"--{name.replace('_', '-')}", f"--{SETTINGS[name].path}"}
+    base = ["--data_paths", "a.txt", *(["--optimizer.name", kinds[0]] if kinds else [])]
+    loaded = [load_config([*base, flag, text]) for flag in flags]
+    expected = load_config(base)
+    if not derived:
         assert all(config == expected for config in loaded)
     else:
         assert all(config == loaded[0] for config in loaded)
@@ -75,7 +77,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     config = load_config(["--config", str(path), "--steps", "7"])
     assert config.run.steps == 7
     assert config.optimizer.lr == 3e-4
-    assert config.data.data_paths == ("a.txt",)
+    assert [dataset.paths for dataset in config.datasets] == [("a.txt",)]
     assert config.optimizer.warmup_steps == 1  # derived from the flag, not from the file
 
 
@@ -88,7 +90,7 @@ def test_without_arguments_it_is_the_demo() -> None:
     demo = load_config(["--config", str(configs_folder() / "demo.yaml")])
     assert load_config([]) == demo
     assert load_config(["--steps", "3"]).model == demo.model
-    assert demo.data.data_paths == ()
+    assert demo.datasets == ()
 
 
 def test_data_paths_without_a_file_start_from_the_defaults() -> None:
@@ -189,16 +191,17 @@ def test_help_explains_every_setting_with_its_default() -> None:
     assert result.returncode == 0
     assert result.stderr == ""
     words = " ".join(result.stdout.split())
-    for name, (_, declared) in SETTINGS.items():
+    assert all(f"--{name}" in words for name in LIST_FLAGS)
+    for name, setting in SETTINGS.items():
         assert f"--{name}" in words
-        text = declared.metadata["help"]
-        if declared.default not in (None, ()):
-            value = declared.default
+        text = setting.help
+        if setting.field.default not in (None, ()):
+            value = setting.field.default
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
             text = f"{text} (default: {shown})"
         # argparse breaks lines at hyphens too.
         assert text.replace(" ", "") in words.replace(" ", ""), name
-        if declared.default in (None, ()) and name != "data_paths":
+        if setting.field.default in (None, ()):
             assert "default: " in text, f"{name}: say what the derived default is"
     for group in ("RUN", "MESH", "DATA", "MODEL", "OPTIMIZER", "EVALUATION", "OUTPUT"):
         assert f"\n{group.lower()}:\n" in result.stdout

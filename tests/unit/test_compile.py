@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.planning import compile as planning
 from spectral_dist.planning.compile import (
     Program,
@@ -23,6 +22,7 @@ from spectral_dist.planning.compile import (
     local_bytes,
 )
 from spectral_dist.planning.hardware import find_gpu
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.state import abstract_state
 
 needs_plugin = pytest.mark.skipif(cuda_plugin() is None, reason="needs the CUDA compiler plugin")

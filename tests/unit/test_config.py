@@ -9,8 +9,22 @@ from typing import Any
 import pytest
 import yaml
 
-from spectral_dist.command_line import configs_folder, nearest, read_yaml
-from spectral_dist.config import AUTO_MESH, SETTINGS, Config, from_flat, resolve
+from spectral_dist.command_line import configs_folder
+from spectral_dist.settings import (
+    AUTO_MESH,
+    LIST_FLAGS,
+    PATHS,
+    SETTINGS,
+    Config,
+    from_flat,
+    from_layers,
+    resolve,
+    with_values,
+)
+from spectral_dist.settings.config import value_at
+from spectral_dist.settings.files import read_yaml, to_yaml
+from spectral_dist.settings.optimizers import OPTIMIZER_KINDS
+from spectral_dist.settings.rules import nearest
 
 PRESETS = sorted(path.name for path in configs_folder().glob("*.yaml"))
 
@@ -30,29 +44,36 @@ def write(folder: Path, text: str) -> Path:
 
 def test_fewer_than_70_settings_and_each_explained() -> None:
     assert len(SETTINGS) < 70
-    for name, (_, declared) in SETTINGS.items():
-        assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
-        assert len(declared.metadata["help"]) > 10, name
+    for name, setting in SETTINGS.items():
+        assert re.fullmatch(r"[a-z][a-z0-9_.]*", name)
+        assert len(setting.help) > 10, name
 
 
-def test_names_are_one_flat_set() -> None:
-    groups = [getattr(Config(), f.name) for f in dataclasses.fields(Config)]
-    names = [f.name for group in groups for f in dataclasses.fields(group)]
-    assert sorted(names) == sorted(SETTINGS), "two concerns declare one name"
+def test_every_setting_has_one_path_and_one_name() -> None:
+    assert len(PATHS) == len(SETTINGS)
+    for setting in SETTINGS.values():
+        assert setting.name in (setting.path, setting.path.rpartition(".")[2], setting.traits.flag)
+    for kind in OPTIMIZER_KINDS:  # together they are all
+        names = {s.path for s in SETTINGS.values() if not s.kinds or kind in s.kinds}
+        nested = from_flat({"optimizer.name": kind}).nested()
+        assert all(value_at(nested, path) is not ... for path in names)
 
 
 def test_the_guide_s_names_exist() -> None:
     promised = """mesh run_name data_paths data_weights hidden_dim num_layers seq_len batch_size
         accum_steps lr steps warmup_steps compute_dtype seed log_every eval_every save_every keep
         remat layer_pattern max_bad_steps"""
-    assert set(promised.split()) <= set(SETTINGS)
+    assert set(promised.split()) <= {*SETTINGS, *LIST_FLAGS}
 
 
-@pytest.mark.parametrize("name", [n for n, (_, f) in SETTINGS.items() if f.metadata["choices"]])
+CHOICES = [n for n, s in SETTINGS.items() if s.choices and n != "optimizer.name"]
+
+
+@pytest.mark.parametrize("name", CHOICES)
 def test_choices_hold_the_default_and_refuse_others(name: str) -> None:
-    declared = SETTINGS[name][1]
-    assert declared.default in declared.metadata["choices"]
-    for choice in declared.metadata["choices"]:
+    setting = SETTINGS[name]
+    assert setting.field.default in setting.choices
+    for choice in setting.choices:
         from_flat({name: choice})
     with pytest.raises(ValueError, match=f"{name}='neither': must be one of"):
         from_flat({name: "neither"})
@@ -66,7 +87,7 @@ def test_configurations_are_frozen() -> None:
 def test_a_mesh_that_is_still_to_be_chosen() -> None:
     config = resolved(mesh="auto", batch_size=3, head_dim=64, num_kv_heads=1)
     assert config.mesh.mesh == AUTO_MESH
-    assert config.model.tau_max is not None
+    assert config.mixers.spectral.tau_max is not None
     with pytest.raises(ValueError, match="num_kv_heads=3: must divide"):
         resolved(mesh="auto", num_kv_heads=3)
     with pytest.raises(ValueError, match="mesh='auto': must be DATAxFSDPxTENSOR"):
@@ -91,25 +112,34 @@ def test_a_mesh_that_is_still_to_be_chosen() -> None:
         ("warmup_steps", "0", 0),
         ("tau_max", "64", 64.0),
         ("run_name", "scale_phase_1", "scale_phase_1"),
-        ("data_paths", "a.txt,b.txt", ("a.txt", "b.txt")),
-        ("data_paths", " a.txt , b.txt ", ("a.txt", "b.txt")),
-        ("data_paths", ["a, b.txt", "c.txt"], ("a, b.txt", "c.txt")),
-        ("data_paths", "", ()),
-        ("data_paths", [], ()),
-        ("data_weights", "0.8,0.2", (0.8, 0.2)),
-        ("data_weights", [1, "2e-1"], (1.0, 0.2)),
-        ("data_weights", 1, (1.0,)),
         ("eval_lengths", "1,2,4", (1, 2, 4)),
         ("eval_lengths", [1, 8], (1, 8)),
     ],
 )
 def test_values_become_their_type(name: str, given: Any, expected: Any) -> None:
-    config = from_flat({name: given})
-    value = getattr(getattr(config, SETTINGS[name][0]), name)
+    value: Any = from_flat({name: given})
+    for part in SETTINGS[name].path.split("."):
+        value = getattr(value, part)
     assert value == expected
     assert type(value) is type(expected)
     if isinstance(value, tuple):
         assert [type(v) for v in value] == [type(e) for e in expected]
+
+
+@pytest.mark.parametrize(
+    ("paths", "weights", "expected"),
+    [
+        ("a.txt,b.txt", "0.8,0.2", {"a.txt": 0.8, "b.txt": 0.2}),
+        (" a.txt , b.txt ", None, {"a.txt": None, "b.txt": None}),
+        (["a, b.txt", "c.txt"], [1, "2e-1"], {"a, b.txt": 1.0, "c.txt": 0.2}),
+        ("a.txt", 1, {"a.txt": 1.0}),
+        ("", None, {}),
+        ([], None, {}),
+    ],
+)
+def test_two_lists_fill_the_datasets(paths: Any, weights: Any, expected: dict[str, Any]) -> None:
+    given = {"data_paths": paths} | ({} if weights is None else {"data_weights": weights})
+    assert {d.paths[0]: d.weight for d in from_flat(given).datasets} == expected
 
 
 @pytest.mark.parametrize(
@@ -131,10 +161,10 @@ def test_values_become_their_type(name: str, given: Any, expected: Any) -> None:
         ("run_name", 3, "must be text"),
         ("run_name", None, "must be text"),
         ("mesh", 1, "must be text"),
-        ("data_weights", "0.8;0.2", "must be a number"),
-        ("data_weights", [[1]], "must be a number"),
         ("data_paths", [1], "must be text"),
         ("data_paths", None, "must be text"),
+        ("datasets", 3, "must be a list"),
+        ("model", 3, "must be a mapping of settings to values"),
         ("eval_lengths", "1,2.5", "must be an integer"),
     ],
 )
@@ -157,8 +187,9 @@ SHARES = ["beta1", "beta2", "final_lr_fraction", "decay_fraction", "validation_f
 
 
 def test_every_number_has_a_range() -> None:
-    texts = {n for n, (_, f) in SETTINGS.items() if "str" in str(f.type) or "tuple" in str(f.type)}
-    assert set(POSITIVE) | set(NOT_NEGATIVE) | set(SHARES) == set(SETTINGS) - texts
+    numbers = {n for n, s in SETTINGS.items() if s.traits.flag != "" and s.field.metadata}
+    texts = {"run_name", "checkpoint_dir", "mesh", "layer_pattern", "wandb_project", "eval_lengths"}
+    assert set(POSITIVE) | set(NOT_NEGATIVE) | set(SHARES) == numbers - texts
 
 
 @pytest.mark.parametrize("name", [*POSITIVE, *NOT_NEGATIVE, *SHARES])
@@ -268,18 +299,20 @@ def test_tensor_does_not_divide_the_batch() -> None:
 def test_derived_defaults_are_filled_in() -> None:
     config = resolved(steps=1000, seq_len=512, hidden_dim=256, data_paths="a.txt,b.txt")
     assert config.optimizer.warmup_steps == 50  # 5% of steps
-    assert config.model.tau_max == 128  # seq_len / 4
+    assert config.mixers.spectral.tau_max == 128  # seq_len / 4
     assert config.model.mlp_dim == 704  # 8/3 x 256 = 682.7, up to a multiple of 64
     assert config.model.num_kv_heads == 2  # half of 256 / 64
     assert None not in config.flat().values()
+    paths = {s.path for s in SETTINGS.values() if s.traits.derive}
+    assert set(config.derived) == paths
 
 
 def test_small_models_and_short_runs_have_derived_defaults_too() -> None:
     config = resolved(steps=1, seq_len=1, hidden_dim=64)
     assert config.optimizer.warmup_steps == 1
     assert config.model.num_kv_heads == 1
-    assert config.model.tau_max is not None
-    assert config.model.tau_max > config.model.tau_min
+    assert config.mixers.spectral.tau_max is not None
+    assert config.mixers.spectral.tau_max > config.mixers.spectral.tau_min
 
 
 def test_given_values_are_not_replaced() -> None:
@@ -292,6 +325,111 @@ def test_resolving_twice_changes_nothing() -> None:
     assert resolve(config) == config
 
 
+def test_what_follows_is_derived_again() -> None:
+    """From a run's file: what was derived follows what is overridden, what was given stays."""
+    run = resolved(hidden_dim=128, num_kv_heads=1, seq_len=64, steps=20).flat()
+    changed = resolve(from_layers([run, {"hidden_dim": 512, "seq_len": 512, "steps": 1000}]))
+    assert changed.model.mlp_dim == 1408
+    assert changed.model.num_kv_heads == 1
+    assert changed.mixers.spectral.tau_max == 128
+    assert changed.optimizer.warmup_steps == 50
+    assert resolve(from_layers([run, {"hidden_dim": "128"}])) == resolve(from_flat(run))
+    assert with_values(resolve(from_flat(run)), {"seq_len": 32}).mixers.spectral.tau_max == 8
+    given = resolve(from_layers([run, {"hidden_dim": 512, "mlp_dim": 99}]))
+    assert given.model.mlp_dim == 99
+
+
+def test_a_file_from_before_sections_is_derived_again_too(tmp_path: Path) -> None:
+    """Such a file holds every setting by its short name, and nothing says which were given."""
+    run = resolved(hidden_dim=128, num_kv_heads=2, seq_len=64, data_paths="a.txt")
+    old = {k: v for k, v in run.flat().items() if "." not in k and k not in ("datasets", "phases")}
+    del old["derived"]
+    path = write(tmp_path, yaml.safe_dump(old | {"data_paths": ["a.txt"], "data_weights": [1.0]}))
+    changed = resolve(from_layers([read_yaml(path), {"hidden_dim": "512"}]))
+    assert changed.model.mlp_dim == 1408
+    assert changed.model.num_kv_heads == 2  # was given: derived it would have been 1
+    # A file that somebody wrote leaves settings out; what is in it was meant.
+    path = write(tmp_path, "hidden_dim: 128\nmlp_dim: 384\n")
+    assert resolve(from_layers([read_yaml(path), {"hidden_dim": "512"}])).model.mlp_dim == 384
+
+
+# ---- nested settings ----
+
+
+def test_a_setting_may_be_named_in_three_ways() -> None:
+    expected = resolved(num_poles=8)
+    assert resolved(**{"mixers.spectral.num_poles": "8"}) == expected
+    assert resolved(mixers={"spectral": {"num_poles": 8}}) == expected
+
+
+def test_later_layers_reach_into_lists() -> None:
+    file = {
+        "datasets": [{"name": "tr", "paths": "a.txt"}, {"name": "en", "paths": ["b.txt"]}],
+        "phases": [
+            {"steps": 10, "weights": {"tr": 1}},
+            {"steps": 5, "weights": {"tr": 1, "en": 2}},
+        ],
+        "steps": 15,
+    }
+    config = resolve(from_layers([file, {"phases.1.weights.en": "0.5", "data_weights": "1,3"}]))
+    assert dict(config.phases[1].weights) == {"tr": 1.0, "en": 0.5}
+    assert [(d.name, d.weight) for d in config.datasets] == [("tr", 1.0), ("en", 3.0)]
+    assert resolve(from_flat(config.nested())) == config
+
+
+def test_an_optimizer_has_its_own_settings_alone() -> None:
+    adamw = resolved(beta1=0.8).flat()
+    lion = resolve(from_layers([adamw, {"optimizer.name": "lion"}]))
+    assert lion.optimizer.name == "lion"
+    assert not hasattr(lion.optimizer, "beta1")
+    with pytest.raises(ValueError, match=r"optimizer\.beta1: is no setting of this optimizer; it"):
+        resolved(**{"optimizer.name": "lion", "beta1": 0.5})
+
+
+PHASES = {"data_paths": "a.txt,b.txt", "steps": 10}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"datasets": [{"name": "x"}]}, "datasets.0.paths: must be given"),
+        ({"datasets": [{"paths": "a,b"}]}, "datasets.0.paths='a,b': must be one file"),
+        ({"datasets": [{"paths": "a", "name": "x/y"}]}, "datasets.0.name='x/y': must be a name"),
+        (
+            {"datasets": [{"paths": "a", "name": "x"}, {"paths": "b", "name": "x"}]},
+            "datasets.0.name='x': two datasets have it",
+        ),
+        (
+            {"datasets": [{"paths": "a", "weight": 1}, {"paths": "b"}]},
+            "datasets.1.weight: must be given",
+        ),
+        ({"datasets": [{"paths": "a", "weight": -1}]}, "datasets.0.weight=-1: must not be neg"),
+        ({"datasets": [{"paths": "a", "wieght": 1}]}, "unknown setting 'datasets.0.wieght'"),
+        ({"data_weights": "1,2"}, "data_weights=1,2: needs data_paths"),
+        ({"model": {"hiden_dim": 1}}, "'model.hiden_dim'; did you mean model.hidden_dim?"),
+        ({"model": {"hidden_dim": -3}}, "model.hidden_dim=-3: must be positive"),
+        ({"optimizer": {"name": "adam"}}, "optimizer.name='adam': must be one of adamw, muon"),
+        ({"phases": [{"steps": 10, "weights": {"a": "x"}}]}, "phases.0.weights.a='x': must be a"),
+        ({"phases": [{"steps": 10, "weights": {"a": -1}}]}, "phases.0.weights.a=-1: must be fin"),
+        ({"phases": [{"steps": 10, "weights": {"c": 1}}]}, "phases.0.weights.c: must name one of"),
+        ({"phases": [{"steps": 10, "weights": {"a": 0}}]}, "phases.0.weights: at least one"),
+        ({"phases": [{"steps": 10, "weights": 3}]}, "phases.0.weights=3: must map names"),
+        ({"phases": [{"steps": 9, "weights": {"a": 1}}]}, "phases: their steps sum to 9; must be"),
+        ({"phases.2.steps": 3}, "phases.2.steps: there is no list of phases"),
+    ],
+)
+def test_a_mistake_in_a_section_names_its_path(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        resolve(from_layers([PHASES if "phases" in str(values) else {}, values]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mixer_that_is_not_in_the_pattern_asks_for_nothing() -> None:
+    spectral = {"layer_pattern": "spectral", "num_kv_heads": 3, "head_dim": 1}
+    assert resolved(**spectral, mesh="1x1x4").model.num_kv_heads == 3
+    assert resolved(layer_pattern="window", num_poles=99).mixers.spectral.num_poles == 99
+
+
 # ---- YAML ----
 
 
@@ -299,13 +437,14 @@ def test_flat_goes_through_yaml_and_back(tmp_path: Path) -> None:
     config = resolved(
         data_paths="metin ğıİşçöü.txt,b.txt", data_weights="2,1", lr="3e-4", adam_eps="1e-8"
     )
-    path = write(tmp_path, yaml.safe_dump(config.flat(), allow_unicode=True))
-    assert resolve(from_flat(read_yaml(path))) == config
+    for text in (yaml.safe_dump(config.flat(), allow_unicode=True), to_yaml(config)):
+        assert resolve(from_flat(read_yaml(write(tmp_path, text)))) == config
 
 
 def test_flat_names_every_setting_with_plain_values() -> None:
     flat = resolved().flat()
-    assert list(flat) == list(SETTINGS)
+    mine = [name for name, s in SETTINGS.items() if not s.kinds or "adamw" in s.kinds]
+    assert list(flat) == [*mine, "datasets", "phases", "derived"]
     assert all(isinstance(value, int | float | str | list) for value in flat.values())
 
 
@@ -319,7 +458,6 @@ def test_an_empty_file_holds_no_settings(tmp_path: Path) -> None:
         ("- steps\n- lr\n", "must be a mapping of settings to values"),
         ("steps\n", "must be a mapping of settings to values"),
         ("stepz: 3\n", "unknown setting 'stepz'; did you mean steps?"),
-        ("model:\n  hidden_dim: 3\n", "unknown setting 'model'"),
         ("3: 4\n", "unknown setting 3"),
         ("config: a.yaml\n", "unknown setting 'config'"),
         ("steps: [1\nlr: 2\n", "is not valid YAML"),
@@ -390,7 +528,7 @@ def test_every_preset_loads_and_says_what_it_needs(name: str) -> None:
     assert f"# devices: {data * fsdp * tensor}\n" in header
     assert "# parameters: " in header
     assert "# memory per device: " in header
-    assert all(not Path(p).is_absolute() for p in config.data.data_paths)
+    assert all(not Path(d.paths[0]).is_absolute() for d in config.datasets)
 
 
 @pytest.mark.parametrize(
@@ -405,9 +543,8 @@ def test_every_preset_loads_and_says_what_it_needs(name: str) -> None:
     ],
 )
 def test_the_phases_mix_their_sources(name: str, shares: dict[str, float]) -> None:
-    data = resolve(from_flat(read_yaml(configs_folder() / f"{name}.yaml"))).data
-    names = [Path(path).stem for path in data.data_paths]
-    assert dict(zip(names, data.data_weights, strict=True)) == shares
+    config = resolve(from_flat(read_yaml(configs_folder() / f"{name}.yaml")))
+    assert {dataset.name: dataset.weight for dataset in config.datasets} == shares
 
 
 def test_the_phases_are_one_model() -> None:

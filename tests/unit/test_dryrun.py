@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from spectral_dist import dryrun
 from spectral_dist.command_line import load_config
-from spectral_dist.config import Config
 from spectral_dist.dryrun import gpus_per_host, main
 from spectral_dist.planning import compile as planning
 from spectral_dist.planning.compile import Program
@@ -24,6 +23,7 @@ from spectral_dist.planning.search import remedies
 from spectral_dist.planning.search.choice import Choice
 from spectral_dist.planning.search.search import Candidate, chosen_config
 from spectral_dist.planning.search.workers import Cluster
+from spectral_dist.settings import Config
 
 TINY = [
     "--hidden_dim=16",

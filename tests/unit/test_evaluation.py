@@ -73,14 +73,14 @@ def sum_of_targets(tokens: np.ndarray, targets: int) -> np.ndarray:
 def test_by_source_is_the_model_s_cross_entropy() -> None:
     config = load_config([*FLAGS.split(), "--eval_lengths", "1"])
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
-    params = init_params(config.model, jax.random.key(3))
+    params = init_params(config, jax.random.key(3))
     with jax.set_mesh(mesh):
         measured = Evaluation(config, [LONG, SHORT], mesh, report=pytest.fail)
         metrics = measured.by_source(params)
     expected = {}
     for file in (LONG, SHORT):
         windows = validation_windows(file, SEQ_LEN, 7)
-        model = nnx.merge(define(config.model), nnx.State(params))
+        model = nnx.merge(define(config), nnx.State(params))
         inputs = jax.numpy.asarray(windows[:, :-1], np.int32)
         logits = np.asarray(model(inputs)[0], np.float64)
         weights = np.exp(logits)

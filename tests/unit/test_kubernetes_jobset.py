@@ -124,7 +124,7 @@ def test_checkpoints_go_to_the_claimed_volume(
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     config = load_config(pod["containers"][0]["args"])
     assert Path(config.run.checkpoint_dir).is_relative_to("/shared")
-    assert all(Path(path).is_relative_to("/shared") for path in config.data.data_paths)
+    assert all(Path(dataset.paths[0]).is_relative_to("/shared") for dataset in config.datasets)
 
 
 def test_an_l4_is_asked_for_and_there_is_time_to_save(jobset: dict[str, Any]) -> None:

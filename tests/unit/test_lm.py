@@ -1,6 +1,5 @@
 """The language model as a whole: depths, patterns, the scan, remat, states and first loss."""
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
 from spectral_dist.mesh import RULES
 from spectral_dist.model.layers import rms_norm
 from spectral_dist.model.lm import (
@@ -22,6 +20,7 @@ from spectral_dist.model.lm import (
     init_params,
     logical_axes,
 )
+from spectral_dist.settings import Config, from_flat, resolve, with_values
 
 PATTERN = "spectral,spectral,window"
 LENGTH = 32  # the training length: time constants up to LENGTH / 4
@@ -31,25 +30,23 @@ LENGTH = 32  # the training length: time constants up to LENGTH / 4
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def _config(num_layers: int = 3, pattern: str = PATTERN, **settings: Any) -> ModelConfig:
+def _config(num_layers: int = 3, pattern: str = PATTERN, **settings: Any) -> Config:
     tiny: dict[str, Any] = {"hidden_dim": 16, "head_dim": 8, "mlp_dim": 16, "window": 12}
     tiny |= {"num_poles": 4, "chunk_size": 8, "compute_dtype": "float32"}
     tiny |= {"num_layers": num_layers, "layer_pattern": pattern}
-    return resolve(
-        Config(data=DataConfig(seq_len=LENGTH), model=ModelConfig(**tiny | settings))
-    ).model
+    return resolve(from_flat({"seq_len": LENGTH} | tiny | settings))
 
 
 @functools.cache
-def _params(config: ModelConfig) -> Any:
+def _params(config: Config) -> Any:
     return _jit(lambda key: init_params(config, key))(jax.random.key(0))
 
 
-def _shapes(config: ModelConfig) -> Any:
+def _shapes(config: Config) -> Any:
     return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
 
 
-def _model(config: ModelConfig, params: Any) -> SpectralLM:
+def _model(config: Config, params: Any) -> SpectralLM:
     return nnx.merge(define(config), nnx.State(params))
 
 
@@ -57,7 +54,7 @@ def _tokens(batch: int, time: int) -> jax.Array:
     return jax.random.randint(jax.random.key(7), (batch, time), 0, VOCAB_SIZE)
 
 
-def _loss(config: ModelConfig, params: Any, tokens_BT: jax.Array) -> jax.Array:
+def _loss(config: Config, params: Any, tokens_BT: jax.Array) -> jax.Array:
     """Mean nats of each next byte, by the definition."""
     logits_BTV, _ = _model(config, params)(tokens_BT[:, :-1])
     targets_BTV = jax.nn.one_hot(tokens_BT[:, 1:], VOCAB_SIZE)
@@ -95,7 +92,7 @@ def test_remat_changes_neither_loss_nor_gradients() -> None:
     config, tokens_BT = _config(7), _tokens(2, 20)
     results = {}
     for remat in ("none", "dots", "full"):
-        changed = dataclasses.replace(config, remat=remat)
+        changed = with_values(config, {"remat": remat})
         step = _jit(jax.value_and_grad(functools.partial(_loss, changed)))
         results[remat] = step(_params(config), tokens_BT)
     norms = [float(jnp.linalg.norm(g)) for g in jax.tree.leaves(results["none"][1])]
@@ -174,8 +171,7 @@ def test_every_parameter_has_its_axes(num_layers: int) -> None:
 def test_parameters_are_twelve_squares_a_layer() -> None:
     """The sizes that the three levels are named by: 38M, 302M, 2.4B."""
     for dim, layers, millions in ((512, 12, 38), (1024, 24, 302), (2048, 48, 2400)):
-        model = ModelConfig(hidden_dim=dim, num_layers=layers)
-        shapes = _shapes(resolve(Config(model=model)).model)
+        shapes = _shapes(resolve(from_flat({"hidden_dim": dim, "num_layers": layers})))
         total = sum(math.prod(p.shape) for p in jax.tree.leaves(shapes))
         assert total == pytest.approx(12 * dim**2 * layers, rel=0.03)
         assert total == pytest.approx(millions * 1e6, rel=0.03)
@@ -201,7 +197,7 @@ def test_the_three_forms_give_the_same_logits() -> None:
     config, tokens_BT = _config(5), _tokens(2, 29)
     logits = {}
     for form, chunk_size in (("chunked", 8), ("chunked", 64), ("fft", 8), ("recurrent", 8)):
-        changed = dataclasses.replace(config, spectral_form=form, chunk_size=chunk_size)
+        changed = with_values(config, {"spectral_form": form, "chunk_size": chunk_size})
         run = _jit(functools.partial(lambda c, p, t: _model(c, p)(t)[0], changed))
         logits[form, chunk_size] = np.asarray(run(_params(config), tokens_BT))
     expected = logits.pop(("recurrent", 8))

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.data.mixture import Batch
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training import loop
 from spectral_dist.training.loop import LN2, Progress, train
 from spectral_dist.training.metrics import Throughput

@@ -2,7 +2,6 @@
 
 import pytest
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.planning import memory
 from spectral_dist.planning.compile import Program, described_mesh
 from spectral_dist.planning.hardware import find_gpu
@@ -18,6 +17,7 @@ from spectral_dist.planning.memory import (
     runtime_lines,
 )
 from spectral_dist.planning.search.remedies import changes, find_remedy
+from spectral_dist.settings import Config, from_flat, resolve
 
 
 def program(name: str, temporaries: int) -> Program:

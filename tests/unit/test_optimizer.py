@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.config import Config, OptimizerConfig, from_flat, resolve
 from spectral_dist.model.lm import logical_axes
+from spectral_dist.settings import AdamWConfig, Config, from_flat, resolve
 from spectral_dist.training.optimizer import decays, learning_rate, make_optimizer
 
 PEAK = 2e-3
@@ -74,9 +74,7 @@ def test_wsd_decay_never_begins_within_the_warm_up() -> None:
 
 # ---- the update ----
 
-SETTINGS = OptimizerConfig(
-    weight_decay=0.3, beta1=0.8, beta2=0.9, adam_eps=1e-3, clip_norm=1.5, lr=0.1
-)
+SETTINGS = AdamWConfig(weight_decay=0.3, beta1=0.8, beta2=0.9, adam_eps=1e-3, clip_norm=1.5, lr=0.1)
 AXES = {"matrix": ("embed", "mlp"), "norm": ("norm",), "embedding": ("vocab", "embed")}
 SHAPES = {"matrix": (3, 4), "norm": (5,), "embedding": (2, 3)}
 
@@ -137,7 +135,7 @@ def all_mixers() -> Config:
 
 def test_which_parameters_decay() -> None:
     found: dict[str, bool] = {}
-    tree = logical_axes(all_mixers().model)
+    tree = logical_axes(all_mixers())
     for path, axes in jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: isinstance(node, tuple)
     ):

@@ -106,7 +106,7 @@ def test_sources_are_prepared_and_weights_normalised(tmp_path: Path) -> None:
     told: list[str] = []
     alone = Processes(StopSignal())
     config, files = open_sources(load_config(argv), told.append, alone)
-    assert config.data.data_weights == (0.75, 0.25)
+    assert [dataset.weight for dataset in config.datasets] == [0.75, 0.25]
     assert [file.name for file in files] == ["a", "b"]
     assert told[0] == "data_weights=3,1 sum to 4: normalised to 0.75,0.25"
     with pytest.raises(ValueError, match="too short"):

@@ -7,27 +7,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
 from spectral_dist.model.lm import SpectralLM, define, init_params
 from spectral_dist.model.sampling import sample
+from spectral_dist.settings import Config, from_flat, resolve
 
 PROMPT = "Dağ".encode()
 LIMIT = 12
 
 
-def _config(pattern: str = "spectral,window") -> ModelConfig:
-    model = ModelConfig(
-        hidden_dim=16,
-        head_dim=8,
-        num_layers=2,
-        layer_pattern=pattern,
-        mlp_dim=16,
-        window=4,
-        num_poles=4,
-        chunk_size=8,
-        compute_dtype="float32",
-    )
-    return resolve(Config(data=DataConfig(seq_len=32), model=model)).model
+def _config(pattern: str = "spectral,window") -> Config:
+    values = {"hidden_dim": 16, "head_dim": 8, "num_layers": 2, "layer_pattern": pattern}
+    values |= {"mlp_dim": 16, "window": 4, "num_poles": 4, "chunk_size": 8, "seq_len": 32}
+    return resolve(from_flat(values | {"compute_dtype": "float32"}))
 
 
 CONFIG = _config()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from spectral_dist.config import Config
 from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.memory import GIB
 from spectral_dist.planning.roofline import rates_of
@@ -25,6 +24,7 @@ from spectral_dist.planning.search.search import (
 )
 from spectral_dist.planning.search.worker import answer
 from spectral_dist.planning.search.workers import Cluster, Failure, Found, Outcome, Task
+from spectral_dist.settings import Config
 from tests.unit.test_bounds import level3, small
 
 L4 = find_gpu("l4")

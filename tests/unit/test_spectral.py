@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.config import Config, DataConfig, ModelConfig, resolve
 from spectral_dist.model.spectral import (
     SpectralMixer,
     SpectralState,
     causal_convolution,
     toeplitz,
 )
+from spectral_dist.settings import Config, from_flat, resolve
 
 DIM, POLES, GROUP = 16, 4, 8
 
@@ -24,10 +24,10 @@ DIM, POLES, GROUP = 16, 4, 8
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def _config(**settings: Any) -> ModelConfig:
+def _config(**settings: Any) -> Config:
     tiny = {"hidden_dim": DIM, "head_dim": GROUP, "num_poles": POLES, "chunk_size": 8}
     tiny |= {"compute_dtype": "float32", "num_layers": 2}
-    return resolve(Config(data=DataConfig(seq_len=64), model=ModelConfig(**tiny | settings))).model
+    return resolve(from_flat({"seq_len": 64} | tiny | settings))
 
 
 def _draw(*shape: int, seed: int = 0) -> jax.Array:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.mesh import make_mesh
 from spectral_dist.model.lm import init_params, logical_axes
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.state import abstract_state, init_state, param_shardings
 
 
@@ -44,7 +44,7 @@ def test_every_long_dimension_is_divided() -> None:
     """On 2x2x2 every parameter is a quarter, but for norms (half) and head_dim norms (whole)."""
     made = config(layer_pattern="spectral,window,attention", num_layers=4)
     state = abstract_state(made, make_mesh((2, 2, 2)))
-    axes = jax.tree.leaves(logical_axes(made.model), is_leaf=lambda node: isinstance(node, tuple))
+    axes = jax.tree.leaves(logical_axes(made), is_leaf=lambda node: isinstance(node, tuple))
     for leaf, names in zip(jax.tree.leaves(state.params), axes, strict=True):
         share = np.prod(leaf.shape) // np.prod(leaf.sharding.shard_shape(leaf.shape))
         halves = "norm" in names or "vocab" in names
@@ -76,7 +76,7 @@ def test_the_first_state_is_the_seed_and_nothing_else() -> None:
     made = config(seed=5)
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     state = init_state(made, mesh)
-    initial = jax.jit(lambda key: init_params(made.model, key))
+    initial = jax.jit(lambda key: init_params(made, key))
     jax.tree.map(np.testing.assert_array_equal, state.params, initial(jax.random.key(5)))
     other = initial(jax.random.key(6))
     assert not np.array_equal(other["head"], state.params["head"])

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.mesh import make_mesh
 from spectral_dist.model.lm import Params
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training import step as step_module
 from spectral_dist.training.optimizer import learning_rate
 from spectral_dist.training.state import TrainState, abstract_state, init_state

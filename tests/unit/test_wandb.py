@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from spectral_dist.config import Config, OutputConfig, RunConfig
 from spectral_dist.outputs import wandb as mirror
 from spectral_dist.outputs.wandb import ID_FILE, WandbMirror, choose_mode, has_key
+from spectral_dist.settings import Config, OutputConfig, RunConfig
 from spectral_dist.training.metrics import Record
 
 CONFIG = Config(
@@ -281,7 +281,7 @@ def test_really_offline(tmp_path: Path) -> None:
     """A process of its own: wandb keeps state in the module, and hooks the exit."""
     script = f"""
 from pathlib import Path
-from spectral_dist.config import Config, OutputConfig, RunConfig
+from spectral_dist.settings import Config, OutputConfig, RunConfig
 from spectral_dist.outputs.wandb import WandbMirror
 from spectral_dist.training.metrics import Record
 config = Config(run=RunConfig(run_name="trial"), output=OutputConfig(wandb_mode="offline"))

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from spectral_dist.config import Config
 from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.search import workers as working
 from spectral_dist.planning.search.cache import Cache
@@ -20,6 +19,7 @@ from spectral_dist.planning.search.workers import (
     default_count,
     free_bytes,
 )
+from spectral_dist.settings import Config
 from tests.unit.test_bounds import small
 
 CLUSTER = Cluster(None, 1, 2)

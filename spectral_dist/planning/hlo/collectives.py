@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spectral_dist.config import MESH_AXES, Config
 from spectral_dist.planning.hlo.parse import Computation, HloProgram, Instruction, executed
+from spectral_dist.settings import MESH_AXES, Config
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spectral_dist.config import MESH_AXES
 from spectral_dist.outputs.html_page import LIGHT, tick_text, ticks
 from spectral_dist.planning.hlo.collectives import Groups, MeshShape, axis_groups
 from spectral_dist.planning.memory import GIB, MIB
+from spectral_dist.settings import MESH_AXES
 
 MOST_GPUS = 512  # more are not drawn, but told
 _ROW = 8  # GPUs side by side

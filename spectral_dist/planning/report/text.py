@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from spectral_dist.config import Config
 from spectral_dist.planning.compile import (
     INSTALL_HINT,
     Compiler,
@@ -48,6 +47,7 @@ from spectral_dist.planning.roofline import Prediction, RunCost, predict, run_co
 from spectral_dist.planning.search.ranking import closest_line, ranking_table
 from spectral_dist.planning.search.remedies import Remedy, try_remedies
 from spectral_dist.planning.search.search import Candidate
+from spectral_dist.settings import Config
 
 FORMAT_VERSION = 1
 LARGEST = 10

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spectral_dist.config import Config, ModelConfig
 from spectral_dist.mesh import partition_spec
 from spectral_dist.model.flops import parameter_count
-from spectral_dist.model.lm import Params, SpectralLM, define, init_params, logical_axes
+from spectral_dist.model.lm import VOCAB_SIZE, Params, SpectralLM, define, init_params, logical_axes
 from spectral_dist.planning.hlo.collectives import (
     Traffic,
     axis_groups,
@@ -26,6 +25,7 @@ from spectral_dist.planning.hlo.collectives import (
     rings_per_host,
 )
 from spectral_dist.planning.roofline import Rates
+from spectral_dist.settings import Config, MixersConfig, ModelConfig
 from spectral_dist.training.loss import loss_sums
 from spectral_dist.training.optimizer import make_optimizer
 
@@ -84,8 +84,8 @@ def _local_bytes(shapes: Shapes, mesh: tuple[tuple[str, int], ...]) -> int:
 
 def find_shapes(config: Config) -> Shapes:
     """Return the arrays of a run's state; no device is asked for anything."""
-    axes = logical_axes(config.model)
-    params = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+    axes = logical_axes(config)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     moments = jax.eval_shape(make_optimizer(config.optimizer, axes).init, params)
     is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
     named = jax.tree.leaves_with_path(params)
@@ -130,15 +130,16 @@ def saved_bytes(config: Config) -> int:
     rows = data.batch_size // (sizes["data"] * sizes["fsdp"])
     width = 2 if model.compute_dtype == "bfloat16" else _FLOAT32
     inputs = model.num_layers * data.seq_len * model.hidden_dim * width
-    everything = _saved_by_a_row(model, data.seq_len, config.optimizer.z_loss)
+    everything = _saved_by_a_row(model, config.mixers, data.seq_len, config.optimizer.z_loss)
     return rows * (inputs + max(0, everything - inputs) // sizes["tensor"])
 
 
 @functools.lru_cache
-def _saved_by_a_row(model: ModelConfig, seq_len: int, z_loss: float) -> int:
+def _saved_by_a_row(model: ModelConfig, mixers: MixersConfig, seq_len: int, z_loss: float) -> int:
     """Return the bytes that one more row adds to what the backward pass is given, undivided."""
-    definition = define(model)
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    config = Config(model=model, mixers=mixers)
+    definition = define(config)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
     def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         language_model: SpectralLM = nnx.merge(definition, nnx.State(params))
@@ -189,28 +190,29 @@ def time_bound(config: Config, shapes: Shapes, rates: Rates, per_host: int) -> T
     data, dtype = config.data, "bf16" if config.model.compute_dtype == "bfloat16" else "f32"
     tokens = data.batch_size * data.accum_steps * data.seq_len
     peak = rates.flops.get(dtype, rates.flops["f32"])
-    products = tokens * dense_flops(config.model) / devices / peak
+    products = tokens * dense_flops(config) / devices / peak
     update = (2 * shapes.copies + 1) * shapes.local_bytes(sizes) / rates.memory
     needed = lower_bound(config, per_host, shapes.size)
     traffic = sum(traffic_seconds(t, sizes, rates, per_host) for t in needed)
     return TimeBound(products + update, traffic)
 
 
-def dense_flops(model: ModelConfig) -> int:
+def dense_flops(config: Config) -> int:
     """Return FLOPs of the dense products for a token, with those that are done again.
 
     6 for each matrix parameter. Where all is computed again, 2 more for those of the layers, but
     for the MLP's last: its result feeds no derivative. A single repeat of the pattern is no loop,
     and there the compiler may find that both are the same.
     """
-    total = 6 * parameter_count(model)
+    model = config.model
+    total = 6 * parameter_count(config)
     repeats = model.num_layers // len(model.pattern)
     if model.remat == "full" and repeats > 1:
         assert model.mlp_dim is not None
         layers = repeats * len(model.pattern)
         scanned = dataclasses.replace(model, num_layers=layers)
-        bare = dataclasses.replace(scanned, num_layers=0)
-        again = parameter_count(scanned) - parameter_count(bare)
+        again = parameter_count(dataclasses.replace(config, model=scanned))
+        again -= model.hidden_dim * VOCAB_SIZE
         total += 2 * (again - layers * model.hidden_dim * model.mlp_dim)
     return total
 

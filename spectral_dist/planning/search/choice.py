@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 
-from spectral_dist.config import Config
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.hardware import CPU, GPU_NAMES, find_gpu
 from spectral_dist.planning.memory import GIB
 from spectral_dist.planning.search.cache import Cache, default_cache
 from spectral_dist.planning.search.search import Candidate, chosen_config, room, search
 from spectral_dist.planning.search.workers import Cluster, Failure, Workers
+from spectral_dist.settings import Config
 
 
 @dataclass(frozen=True)

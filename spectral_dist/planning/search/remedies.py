@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from spectral_dist.config import Config, from_flat, resolve
 from spectral_dist.planning.compile import compile_programs, described_mesh
 from spectral_dist.planning.hardware import Gpu
 from spectral_dist.planning.memory import arguments, runtime_lines
+from spectral_dist.settings import Config, from_flat, resolve
 
 _CHEAPEST_BATCHES = 3  # how often the micro-batch is halved
 

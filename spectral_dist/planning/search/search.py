@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from spectral_dist.config import SETTINGS, Config, from_flat, resolve
 from spectral_dist.planning.compile import check_hosts
 from spectral_dist.planning.memory import GIB, runtime_lines
 from spectral_dist.planning.roofline import rates_of
@@ -28,6 +27,7 @@ from spectral_dist.planning.search.bounds import (
     time_bound,
 )
 from spectral_dist.planning.search.workers import Cluster, Failure, Found, Outcome, Task
+from spectral_dist.settings import SETTINGS, Config, from_flat, resolve
 
 BEST = 3  # so many are certain: no candidate that was not compiled is faster than these
 # Up to this share of a GPU's memory the compiler is free. Near 0.8 x 0.95 of it XLA orders programs
@@ -38,7 +38,7 @@ FREE_SHARE = 0.6
 # to 5.5% more than one that it should have bounded (docs/log.md).
 TRUST = 0.95
 REMAT = ("none", "dots", "full")  # what the forward pass keeps: the most first
-assert SETTINGS["remat"][1].metadata["choices"] == REMAT
+assert SETTINGS["remat"].choices == REMAT
 
 
 @dataclass(frozen=True)

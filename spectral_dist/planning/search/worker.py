@@ -13,12 +13,12 @@ import threading
 import time
 from typing import Any
 
-from spectral_dist.config import from_flat, resolve
 from spectral_dist.planning.compile import compile_programs, described_mesh
 from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.memory import arguments, audit
 from spectral_dist.planning.roofline import predict
 from spectral_dist.planning.search.workers import Outcome
+from spectral_dist.settings import from_flat, resolve
 
 _ENDLESS = 2**50
 

@@ -17,40 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectral_dist.config import Config
 from spectral_dist.planning.compile import Program, find_compiler
 from spectral_dist.planning.hardware import Gpu
 from spectral_dist.planning.search.cache import Cache
+from spectral_dist.settings import SETTINGS, Config
 
 # A worker that compiles a step of level 3 takes 0.95 GB.
 _WORKER_BYTES = 2 * 2**30
 _STEP_SECONDS = 600.0
 _ALL_SECONDS = 3600.0
 # What the programs do not depend on, but for the value of a constant.
-_IGNORED = (
-    "run_name",
-    "checkpoint_dir",
-    "seed",
-    "steps",
-    "lr",
-    "warmup_steps",
-    "decay_fraction",
-    "final_lr_fraction",
-    "start_timeout",
-    "hang_timeout",
-    "log_every",
-    "save_every",
-    "keep",
-    "max_bad_steps",
-    "data_paths",
-    "data_weights",
-    "validation_fraction",
-    "eval_every",
-    "eval_windows",
-    "extrapolation_windows",
-    "wandb_mode",
-    "wandb_project",
-)
 
 
 @dataclass(frozen=True)
@@ -216,7 +192,8 @@ class Workers:
     def _question(self, task: Task, *, whole: bool) -> dict[str, Any]:
         """Return all that an answer depends on."""
         gpu = self._cluster.gpu
-        settings = {k: v for k, v in task.config.flat().items() if k not in _IGNORED}
+        flat = task.config.flat()
+        settings = {k: v for k, v in flat.items() if k in SETTINGS and SETTINGS[k].traits.compiled}
         return self._request(task, whole=whole) | {
             "config": settings,
             "target": None if gpu is None else gpu.target,

@@ -1,0 +1,62 @@
+"""The settings of a run: frozen models in nested sections, declared once each. No JAX."""
+
+from spectral_dist.settings.config import (
+    LIST_FLAGS,
+    LISTS,
+    PATHS,
+    SECTIONS,
+    SETTINGS,
+    Config,
+    Setting,
+    from_flat,
+    from_layers,
+    resolve,
+    with_values,
+)
+from spectral_dist.settings.datasets import normalise_weights
+from spectral_dist.settings.mixers import MixersConfig, SpectralConfig, WindowConfig
+from spectral_dist.settings.optimizers import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
+from spectral_dist.settings.sections import (
+    AUTO_MESH,
+    MESH_AXES,
+    DataConfig,
+    DatasetConfig,
+    EvalConfig,
+    MeshConfig,
+    ModelConfig,
+    OutputConfig,
+    PhaseConfig,
+    RunConfig,
+)
+
+__all__ = [
+    "AUTO_MESH",
+    "LISTS",
+    "LIST_FLAGS",
+    "MESH_AXES",
+    "PATHS",
+    "SECTIONS",
+    "SETTINGS",
+    "AdamWConfig",
+    "Config",
+    "DataConfig",
+    "DatasetConfig",
+    "EvalConfig",
+    "LionConfig",
+    "MeshConfig",
+    "MixersConfig",
+    "ModelConfig",
+    "MuonConfig",
+    "OptimizerConfig",
+    "OutputConfig",
+    "PhaseConfig",
+    "RunConfig",
+    "Setting",
+    "SpectralConfig",
+    "WindowConfig",
+    "from_flat",
+    "from_layers",
+    "normalise_weights",
+    "resolve",
+    "with_values",
+]

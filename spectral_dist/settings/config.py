@@ -1,0 +1,355 @@
+"""All settings of a run in one frozen model, and the table of every setting.
+
+A setting has one place (`mixers.spectral.num_poles`) and, where it has a flag, one short name
+(`num_poles`). `from_flat` reads any mixture of short names, dotted paths and nested sections;
+`resolve` fills in the derived defaults and checks what settings ask of each other: nobody else sees
+`None` for a number. Imports no JAX. Read `Config`, then `from_flat` and `resolve`.
+"""
+
+import copy
+import dataclasses
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass as plain_dataclass
+from typing import Any
+
+import pydantic
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from spectral_dist.settings.datasets import from_lists, name_datasets, normalise_weights
+from spectral_dist.settings.declare import STRICT, Text, Traits, plain, traits_of
+from spectral_dist.settings.mixers import MixersConfig
+from spectral_dist.settings.optimizers import OPTIMIZER_KINDS, AdamWConfig, Optimizer
+from spectral_dist.settings.relations import check_relations
+from spectral_dist.settings.rules import Spelling, first_mistake, nearest
+from spectral_dist.settings.sections import (
+    DataConfig,
+    DatasetConfig,
+    EvalConfig,
+    MeshConfig,
+    ModelConfig,
+    OutputConfig,
+    PhaseConfig,
+    RunConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Config:
+    """All settings, by concern."""
+
+    run: RunConfig = RunConfig()
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+    datasets: tuple[DatasetConfig, ...] = ()
+    phases: tuple[PhaseConfig, ...] = ()
+    model: ModelConfig = ModelConfig()
+    mixers: MixersConfig = MixersConfig()
+    optimizer: Optimizer = AdamWConfig()
+    evaluation: EvalConfig = EvalConfig()
+    output: OutputConfig = OutputConfig()
+    # The paths of the settings that `resolve` derived: what they follow from may still change.
+    derived: tuple[Text, ...] = ()
+
+    def nested(self) -> dict[str, Any]:
+        """Every setting in its section, as YAML and JSON hold them."""
+        values = plain(self)
+        for phase in values["phases"]:
+            phase["weights"] = dict(phase["weights"])
+        return values
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its short name, else by its dotted path; tuples as lists."""
+        values = self.nested()
+        found = {s.name: value_at(values, s.path) for s in SETTINGS.values() if s.belongs_to(self)}
+        return found | {name: values[name] for name in (*LISTS, "derived")}
+
+
+@plain_dataclass(frozen=True)
+class Setting:
+    """One entry of the table.
+
+    Attributes:
+      name: the flag: short, or the dotted path.
+      path: where it stands, such as "mixers.spectral.num_poles".
+      section: the path of its section.
+      field: as declared.
+      kinds: names of the optimizers that have it; empty for what is no optimizer's own.
+    """
+
+    name: str
+    path: str
+    section: str
+    field: FieldInfo
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def traits(self) -> Traits:
+        """What the program asks of it."""
+        return traits_of(self.field)
+
+    @property
+    def help(self) -> str:
+        """What it means."""
+        return self.field.description or ""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts that it may be; empty where it is free."""
+        kind = self.field.annotation
+        return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+
+    def belongs_to(self, config: Config) -> bool:
+        """Say whether these settings have it: an optimizer's own stand only with that one."""
+        return not self.kinds or config.optimizer.name in self.kinds
+
+
+LISTS = ("datasets", "phases")  # sections that are lists of mappings
+# Short names that fill a list of sections.
+LIST_FLAGS = {
+    "data_paths": "text files, joined by commas; one dataset each",
+    "data_weights": "share of each of data_paths (default: equal)",
+}
+
+
+def _declared(kind: Any, section: str, kinds: tuple[str, ...] = ()) -> Iterator[Setting]:
+    for name, field in kind.__pydantic_fields__.items():
+        path = f"{section}.{name}"
+        if dataclasses.is_dataclass(field.annotation):
+            yield from _declared(field.annotation, path, kinds)
+        else:
+            flag = traits_of(field).flag
+            yield Setting(name if flag is None else flag or path, path, section, field, kinds)
+
+
+def _optimizer_settings() -> Iterator[Setting]:
+    """Give the settings of all optimizers; one that several share is one setting."""
+    found: dict[str, Setting] = {}
+    for kind, section in OPTIMIZER_KINDS.items():
+        for item in _declared(section, "optimizer", (kind,)):
+            known = found.get(item.path)
+            kinds = (*known.kinds, kind) if known else (kind,)
+            found[item.path] = dataclasses.replace(known or item, kinds=kinds)
+    everybody = tuple(OPTIMIZER_KINDS)
+    for item in found.values():
+        yield dataclasses.replace(item, kinds=() if item.kinds == everybody else item.kinds)
+
+
+def _table() -> dict[str, Setting]:
+    table: dict[str, Setting] = {}
+    for section in dataclasses.fields(typing.cast(Any, Config)):
+        kind: Any = section.type
+        items = _optimizer_settings() if section.name == "optimizer" else ()
+        if dataclasses.is_dataclass(kind):
+            items = _declared(kind, section.name)
+        for item in items:
+            assert item.name not in table, f"two settings are called {item.name}"
+            table[item.name] = item
+    return table
+
+
+SETTINGS: dict[str, Setting] = _table()
+PATHS: dict[str, Setting] = {s.path: s for s in SETTINGS.values()}
+SECTIONS = tuple(dict.fromkeys(s.section for s in SETTINGS.values()))
+_TOP = {f.name for f in dataclasses.fields(typing.cast(Any, Config))}
+_ADAPTER: pydantic.TypeAdapter[Config] = pydantic.TypeAdapter(Config)
+
+
+def known_names() -> list[str]:
+    """Return every name that may stand at the top of a YAML file or after `--`."""
+    return [*SETTINGS, *LIST_FLAGS, *sorted(_TOP - {"derived"} - set(SETTINGS))]
+
+
+def value_at(values: Any, path: str) -> Any:
+    """Return the value at a dotted path of nested mappings."""
+    for part in path.split("."):
+        values = values[part]
+    return values
+
+
+# ---- reading ----
+
+
+def merge(layers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], Spelling]:
+    """Return nested values from layers of names, of which the later win, and how each was spelt.
+
+    Raises:
+      ValueError: names an unknown setting, or a dataset or phase that is not there.
+    """
+    merged: dict[str, Any] = {}
+    spelling: Spelling = {}
+    for layer in layers:
+        flat_lists: dict[str, Any] = {}
+        for name, value in copy.deepcopy(dict(layer)).items():  # lists are changed in place
+            if name in LIST_FLAGS:
+                flat_lists[name] = value
+            elif name in SETTINGS and not (name in _TOP and isinstance(value, dict)):
+                _put(merged, SETTINGS[name].path, value)
+                spelling[SETTINGS[name].path] = name
+            elif name in _TOP:
+                _put_section(merged, name, value, spelling)
+            elif name.partition(".")[0] in _TOP:
+                _put(merged, name, value)
+                spelling[name] = name
+            else:
+                raise ValueError(f"unknown setting {name!r}{nearest(name, known_names())}")
+        if flat_lists:
+            earlier = merged.get("datasets", [])
+            merged["datasets"] = from_lists(flat_lists, earlier)
+    return merged, spelling
+
+
+def _put_section(merged: dict[str, Any], path: str, value: Any, spelling: Spelling) -> None:
+    """Lay a section over what earlier layers say of it; what is no mapping replaces them."""
+    if not isinstance(value, dict) or path.partition(".")[0] in LISTS:
+        _put(merged, path, value)
+        return
+    _put(merged, path, {}, keep=True)
+    if path == "optimizer" and "name" in value:  # first: it drops another one's settings
+        value = {"name": value["name"]} | value
+    for name, item in value.items():
+        inner = f"{path}.{name}"
+        if isinstance(item, dict):
+            _put_section(merged, inner, item, spelling)
+        else:
+            _put(merged, inner, item)
+            spelling[inner] = inner
+
+
+def _put(merged: dict[str, Any], path: str, value: Any, *, keep: bool = False) -> None:
+    *parents, last = path.split(".")
+    if parents and parents[0] in LISTS and not isinstance(merged.get(parents[0]), list):
+        raise ValueError(f"{path}: there is no list of {parents[0]} that it could be in")
+    here: Any = merged
+    for parent in parents:
+        here = here.setdefault(parent, {}) if isinstance(here, dict) else _item(here, parent, path)
+        if not isinstance(here, dict | list):
+            raise ValueError(f"{path}: {parent} is no section with settings of its own")
+    if path == "optimizer.name" and isinstance(here, dict) and here.get("name") != value:
+        _drop_other_optimizer(here, value)
+    if isinstance(here, list):
+        _item(here, last, path)
+        here[int(last)] = value
+    elif keep:
+        if not isinstance(here.setdefault(last, value), dict):
+            here[last] = value
+    else:
+        here[last] = value
+
+
+def _item(items: list[Any], index: str, path: str) -> Any:
+    if not index.isdecimal() or int(index) >= len(items):
+        raise ValueError(f"{path}: {index!r} must be the number of one of {len(items)}, from 0")
+    return items[int(index)]
+
+
+def _drop_other_optimizer(section: dict[str, Any], name: Any) -> None:
+    """Drop what an earlier layer set for another optimizer, and this one does not have."""
+    for key in list(section):
+        known = PATHS.get(f"optimizer.{key}")
+        if known is not None and known.kinds and name not in known.kinds:
+            del section[key]
+
+
+def build(values: dict[str, Any], spelling: Spelling) -> Config:
+    """Return the settings from nested values, each converted to its type.
+
+    Raises:
+      ValueError: one line that names the setting, its value and the rule.
+    """
+    if isinstance(values.get("optimizer"), dict):
+        kind = OPTIMIZER_KINDS["adamw"].__pydantic_fields__["name"].default
+        values = values | {"optimizer": {"name": kind} | values["optimizer"]}
+    try:
+        return _ADAPTER.validate_python(values)
+    except pydantic.ValidationError as error:
+        raise ValueError(first_mistake(error, values, PATHS, spelling)) from error
+
+
+def from_flat(values: Mapping[str, Any]) -> Config:
+    """Return the settings from short names, dotted paths and sections, in any mixture.
+
+    Raises:
+      ValueError: one line that names the setting, its value and the rule.
+    """
+    return build(*merge([values]))
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return settings with some values replaced, by name; what is derived is derived again."""
+    return resolve(from_layers([config.flat(), values]))
+
+
+def from_layers(layers: Iterable[Mapping[str, Any]]) -> Config:
+    """Return the settings from layers of names, of which the later win.
+
+    What an earlier layer lists as derived is derived again where a later one gives what it follows
+    from.
+
+    Raises:
+      ValueError: as `from_flat`.
+    """
+    layers = list(layers)
+    before, _ = merge(layers[:-1])
+    values, spelling = merge(layers)
+    given = {path for layer in layers[-1:] for path in _paths(layer)}
+    changed = {path for path in given if _found(before, path) != _found(values, path)}
+    for path in values.get("derived", ()):
+        if path in PATHS and path not in given and changed & set(PATHS[path].traits.follows):
+            _put(values, path, None)
+    return build(values, spelling)
+
+
+def _paths(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Give the paths of the settings that a layer names."""
+    for name, value in layer.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and path not in SETTINGS:
+            yield from _paths(value, f"{path}.")
+        else:
+            yield SETTINGS[path].path if path in SETTINGS else path
+
+
+def _found(values: dict[str, Any], path: str) -> str | None:
+    """Return a value as text, because a flag's is not converted yet; None where there is none."""
+    try:
+        return str(value_at(values, path))
+    except (KeyError, TypeError):
+        return None
+
+
+# ---- derived defaults and relations ----
+
+
+def resolve(config: Config) -> Config:
+    """Fill in the derived defaults and check what the settings ask of each other.
+
+    Raises:
+      ValueError: names the setting, its value and the rule it breaks.
+    """
+    datasets = name_datasets(config.datasets)
+    normalise_weights(datasets)
+    config = dataclasses.replace(config, datasets=datasets)
+    derived = list(config.derived)
+    for item in SETTINGS.values():
+        derive = item.traits.derive
+        if derive is None or not item.belongs_to(config) or _get(config, item.path) is not None:
+            continue
+        config = _replace(config, item.path, derive(config))
+        derived += [item.path] if item.path not in derived else []
+    config = dataclasses.replace(config, derived=tuple(derived))
+    check_relations(config)
+    return config
+
+
+def _get(config: Any, path: str) -> Any:
+    for part in path.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _replace(config: Any, path: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    inner = _replace(getattr(config, name), rest, value) if rest else value
+    return dataclasses.replace(config, **{name: inner})

@@ -1,0 +1,129 @@
+"""Settings in YAML files: reading them, and writing them with what each means.
+
+Imports no JAX. Read `read_yaml`, then `to_yaml`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spectral_dist.settings.config import (
+    LISTS,
+    PATHS,
+    SECTIONS,
+    SETTINGS,
+    Config,
+    from_flat,
+    known_names,
+    merge,
+    resolve,
+    value_at,
+)
+from spectral_dist.settings.declare import plain
+from spectral_dist.settings.rules import nearest
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which by itself would silently keep the last of two equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read settings from a YAML file: short names, dotted paths and sections.
+
+    Raises:
+      ValueError: if the file cannot be read, is not a mapping or holds an unknown name.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise ValueError(f"config={str(path)!r}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config={str(path)!r}: is not valid YAML: {reason}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"config={str(path)!r}: must be a mapping of settings to values")
+    known = {*known_names(), "derived"}
+    for name in values:
+        if str(name).partition(".")[0] not in known:
+            hint = nearest(str(name), known)
+            raise ValueError(f"config={str(path)!r}: unknown setting {name!r}{hint}")
+    return mark_derived(values)
+
+
+def mark_derived(values: dict[str, Any]) -> dict[str, Any]:
+    """Say which values of a run's own file were derived, where the file does not say so itself.
+
+    Files written before settings had sections hold every setting, the derived ones as if they had
+    been given. A file that somebody wrote leaves some out: all that is in it was meant.
+    """
+    everything = {s.name for s in SETTINGS.values() if s.traits.flag != "" and not s.kinds}
+    if "derived" in values or not everything <= set(values):
+        return values
+    without = {name: value for name, value in values.items() if SETTINGS_DERIVE.get(name) is None}
+    try:
+        fresh = resolve(from_flat(without)).nested()
+    except ValueError:  # not whole by itself; then nothing is known of it
+        return values
+    nested, _ = merge([values])
+    derived = [
+        path
+        for path in (SETTINGS[name].path for name in SETTINGS_DERIVE)
+        if value_at(nested, path) == value_at(fresh, path)
+    ]
+    return values | {"derived": derived}
+
+
+SETTINGS_DERIVE = {
+    name: setting.traits.derive
+    for name, setting in SETTINGS.items()
+    if setting.traits.derive is not None
+}
+
+
+def to_yaml(config: Config) -> str:
+    """Return settings as a YAML file in sections, with what each setting means above it."""
+    values, lines = config.nested(), []
+    if config.derived:
+        lines.append("# derived: follow from other settings, and are derived again with them")
+        lines += [*_entry("derived", values["derived"], 0), ""]
+    done: set[str] = set()
+    for section in SECTIONS:
+        top = section.partition(".")[0]
+        for depth, part in enumerate(section.split(".")):
+            path = ".".join(section.split(".")[: depth + 1])
+            if path not in done:
+                lines += [*([""] if depth == 0 and done else []), f"{'  ' * depth}{part}:"]
+                done.add(path)
+        indent = section.count(".") + 1
+        for setting in PATHS.values():
+            if setting.section == section and setting.belongs_to(config):
+                name = setting.path.rpartition(".")[2]
+                lines.append(f"{'  ' * indent}# {setting.help}")
+                lines += _entry(name, value_at(values, setting.path), indent)
+        if top == "data":
+            for name in LISTS:
+                lines += ["", *_entry(name, values[name], 0)]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(name: str, value: Any, indent: int) -> list[str]:
+    flow = None if isinstance(value, list) and value and isinstance(value[0], dict) else True
+    text = yaml.safe_dump(
+        {name: plain(value)} if flow is None else plain(value),
+        allow_unicode=True,
+        default_flow_style=flow,
+        sort_keys=False,
+        width=2**20,
+    ).removesuffix("...\n")
+    body = text.rstrip("\n") if flow is None else f"{name}: {text.strip()}"
+    return [f"{'  ' * indent}{line}" for line in body.split("\n")]

@@ -1,0 +1,131 @@
+"""The sections of the mixers: for each kind that a layer pattern may name, its settings and rules.
+
+The names of the fields of `MixersConfig` are the names in a layer pattern and the keys of the table
+`spectral_dist.model.mixers.MIXERS`; a test holds the two against each other. A section checks what
+its own mixer asks of the model and the mesh; only a pattern that has the mixer is asked. No JAX.
+"""
+
+from typing import Literal, cast
+
+from pydantic.dataclasses import dataclass
+
+from spectral_dist.settings.declare import STRICT, Float, Int, positive, setting
+from spectral_dist.settings.sections import MeshConfig, ModelConfig
+
+
+def check_width(model: ModelConfig) -> int:
+    """Return the number of heads, or of normalised groups, that the width holds.
+
+    Raises:
+      ValueError: if head_dim does not divide hidden_dim.
+    """
+    if model.hidden_dim % model.head_dim:
+        raise ValueError(
+            f"hidden_dim={model.hidden_dim}: must be a multiple of head_dim={model.head_dim}"
+        )
+    return model.hidden_dim // model.head_dim
+
+
+def check_heads(model: ModelConfig, mesh: MeshConfig) -> None:
+    """Check what attention asks of the heads.
+
+    Raises:
+      ValueError: if heads, heads of keys and values, and the mesh axis tensor do not divide.
+    """
+    count, size, tensor = check_width(model), model.head_dim, mesh.shape[2]
+    kv_heads = cast(int, model.num_kv_heads)
+    if size % 2:
+        raise ValueError(f"head_dim={size}: must be even, for rotary positions")
+    heads = f"the {count} heads of hidden_dim={model.hidden_dim} and head_dim={size}"
+    if count % kv_heads:
+        raise ValueError(f"num_kv_heads={kv_heads}: must divide {heads}")
+    if count % tensor:
+        raise ValueError(f"mesh={mesh.mesh}: tensor={tensor} must divide {heads}")
+    if kv_heads % tensor:
+        raise ValueError(f"mesh={mesh.mesh}: tensor={tensor} must divide num_kv_heads={kv_heads}")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SpectralConfig:
+    """The spectral mixer: a gated convolution with a bank of decaying exponentials."""
+
+    num_poles: Int = positive(
+        16,
+        "state size N of the spectral mixer, for each channel",
+        resume="same",
+        compiled=True,
+    )
+    tau_min: Float = positive(
+        0.5,
+        "shortest time constant of the spectral mixer, in tokens",
+        resume="same",
+        compiled=True,
+    )
+    tau_max: Float | None = positive(
+        None,
+        "longest time constant, in tokens (default: seq_len / 4; above it, no extrapolation)",
+        resume="same",
+        compiled=True,
+        derive=lambda config: max(config.data.seq_len / 4, 2 * config.mixers.spectral.tau_min),
+        follows=("data.seq_len", "mixers.spectral.tau_min"),
+    )
+    conv_width: Int = positive(
+        4, "taps of the short convolution, in tokens", resume="same", compiled=True
+    )
+    chunk_size: Int = positive(128, "tokens in a chunk of the chunked form", compiled=True)
+    form: Literal["chunked", "fft", "recurrent"] = setting(
+        "chunked",
+        "how training computes the spectral mixer",
+        flag="spectral_form",
+        compiled=True,
+    )
+
+    def check(self, model: ModelConfig, mesh: MeshConfig) -> None:
+        """Check the bank of poles, and that groups of channels stay whole on a tensor shard.
+
+        Raises:
+          ValueError: names the setting, its value and the rule.
+        """
+        groups = check_width(model)
+        if groups % mesh.shape[2]:
+            raise ValueError(
+                f"mesh={mesh.mesh}: tensor={mesh.shape[2]} must divide the {groups} normalised"
+                f" groups of hidden_dim={model.hidden_dim} and head_dim={model.head_dim}"
+            )
+        if cast(float, self.tau_max) <= self.tau_min:
+            raise ValueError(f"tau_max={self.tau_max}: must be above tau_min={self.tau_min}")
+        if self.num_poles > 64:
+            raise ValueError(
+                f"num_poles={self.num_poles}: must be at most 64, or the poles coincide"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WindowConfig:
+    """Attention over a sliding window."""
+
+    window: Int = positive(
+        512, "reach of window attention, in tokens", resume="same", compiled=True
+    )
+
+    def check(self, model: ModelConfig, mesh: MeshConfig) -> None:
+        """Check the heads; raises as `check_heads` does."""
+        check_heads(model, mesh)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AttentionConfig:
+    """Attention over everything, the baseline; it has no settings of its own."""
+
+    def check(self, model: ModelConfig, mesh: MeshConfig) -> None:
+        """Check the heads; raises as `check_heads` does."""
+        check_heads(model, mesh)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MixersConfig:
+    """A section for each kind of mixer."""
+
+    spectral: SpectralConfig = SpectralConfig()
+    window: WindowConfig = WindowConfig()
+    attention: AttentionConfig = AttentionConfig()

@@ -1,0 +1,104 @@
+"""The section of the optimizer: what all have in common, and the settings of each.
+
+The section is of one kind, the one that `name` says, and has that kind's settings alone. The names
+are the keys of the table `spectral_dist.training.optimizers.OPTIMIZERS`; a test holds the two
+against each other. Imports no JAX.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from spectral_dist.settings.declare import (
+    STRICT,
+    Float,
+    Int,
+    not_negative,
+    positive,
+    setting,
+    share,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Common:
+    """The learning rate, its schedule, decay, clipping and the loss."""
+
+    name: str = setting("", "which optimizer trains", flag="", resume="same", compiled=True)
+    lr: Float = positive(1e-3, "peak learning rate", daily=True)
+    warmup_steps: Int | None = not_negative(
+        None,
+        "steps of linear warm-up (default: 5% of steps)",
+        derive=lambda config: max(1, config.run.steps // 20),
+        follows=("run.steps",),
+    )
+    schedule: Literal["cosine", "wsd"] = setting(
+        "cosine", "decay of the learning rate after warm-up", compiled=True
+    )
+    decay_fraction: Float = share(0.2, "share of the steps that wsd decays over, at the end")
+    final_lr_fraction: Float = share(0.1, "last learning rate, as a share of the peak")
+    weight_decay: Float = not_negative(
+        0.1, "decoupled decay of the matrices on the residual stream", compiled=True
+    )
+    clip_norm: Float = positive(
+        1.0, "largest global norm of the gradient; above it is scaled down", compiled=True
+    )
+    z_loss: Float = not_negative(
+        0.0,
+        "weight of the squared log of the softmax's sum (1e-4 is usual)",
+        compiled=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Adam(_Common):
+    """Adam's moments."""
+
+    beta1: Float = share(0.9, "Adam's decay of the first moment", compiled=True)
+    beta2: Float = share(0.95, "Adam's decay of the second moment", compiled=True)
+    adam_eps: Float = positive(1e-8, "Adam's epsilon", compiled=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdamWConfig(_Adam):
+    """AdamW."""
+
+    name: Literal["adamw"] = setting(
+        "adamw", "which optimizer trains", flag="", resume="same", compiled=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MuonConfig(_Adam):
+    """Muon for the matrices of the residual stream, Adam for the rest."""
+
+    name: Literal["muon"] = setting(
+        "muon", "which optimizer trains", flag="", resume="same", compiled=True
+    )
+    momentum: Float = share(0.95, "Muon's decay of the momentum", flag="", compiled=True)
+    adam_lr: Float = positive(
+        1e-3, "peak learning rate of Adam, for what is no matrix", flag="", compiled=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LionConfig(_Common):
+    """Lion: the sign of an interpolated momentum."""
+
+    name: Literal["lion"] = setting(
+        "lion", "which optimizer trains", flag="", resume="same", compiled=True
+    )
+    momentum: Float = share(0.99, "Lion's decay of the momentum", flag="", compiled=True)
+    interpolation: Float = share(
+        0.9, "Lion's share of the momentum in the update", flag="", compiled=True
+    )
+
+
+OptimizerConfig = AdamWConfig | MuonConfig | LionConfig
+Optimizer = Annotated[OptimizerConfig, Field(discriminator="name")]
+OPTIMIZER_KINDS: dict[str, type] = {
+    "adamw": AdamWConfig,
+    "muon": MuonConfig,
+    "lion": LionConfig,
+}

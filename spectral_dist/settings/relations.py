@@ -1,0 +1,63 @@
+"""What settings ask of each other, beyond the range of each. Imports no JAX.
+
+Read `check_relations`. What a mixer asks of the model and the mesh stands with its own section.
+"""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+from spectral_dist.settings.mixers import MixersConfig
+from spectral_dist.settings.sections import AUTO_MESH, MeshConfig
+
+if TYPE_CHECKING:
+    from spectral_dist.settings.config import Config
+
+
+def mixer_names() -> tuple[str, ...]:
+    """Return what a layer pattern may name."""
+    return tuple(f.name for f in dataclasses.fields(cast(Any, MixersConfig)))
+
+
+def check_relations(config: "Config") -> None:
+    """Check what settings ask of each other.
+
+    Raises:
+      ValueError: names the setting, its value and the rule.
+    """
+    data, model, run = config.data, config.model, config.run
+    # A mesh that is still to be chosen asks for no more than one device does.
+    mesh = MeshConfig() if config.mesh.mesh == AUTO_MESH else config.mesh
+    if data.batch_size % (shards := math.prod(mesh.shape[:2])):
+        raise ValueError(
+            f"batch_size={data.batch_size}: must be a multiple of data x fsdp = {shards} of"
+            f" mesh={mesh.mesh}"
+        )
+    known = mixer_names()
+    for name in model.pattern:
+        if name not in known:
+            raise ValueError(
+                f"layer_pattern={model.layer_pattern!r}: {name!r} is not one of {', '.join(known)}"
+            )
+    for name in dict.fromkeys(model.pattern):
+        getattr(config.mixers, name).check(model, mesh)
+    if (warmup := cast(int, config.optimizer.warmup_steps)) > run.steps:
+        raise ValueError(f"warmup_steps={warmup}: must be at most steps={run.steps}")
+    _check_phases(config)
+
+
+def _check_phases(config: "Config") -> None:
+    names = [dataset.name for dataset in config.datasets]
+    for number, phase in enumerate(config.phases):
+        path = f"phases.{number}.weights"
+        for name, _ in phase.weights:
+            if name not in names:
+                there = ", ".join(map(str, names)) or "none"
+                raise ValueError(f"{path}.{name}: must name one of the datasets: {there}")
+        if sum(weight for _, weight in phase.weights) <= 0:
+            raise ValueError(f"{path}: at least one weight must be above 0")
+    total = sum(phase.steps for phase in config.phases)
+    if config.phases and total != config.run.steps:
+        raise ValueError(
+            f"phases: their steps sum to {total}; must be steps={config.run.steps} of the run"
+        )
