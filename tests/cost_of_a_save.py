@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from spectral_dist.command_line import load_config
+from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.state import init_state

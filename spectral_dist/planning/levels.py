@@ -12,7 +12,8 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
-from spectral_dist.command_line import Parser, configs_folder, run_main
+from spectral_dist.command_line import Parser, run_main
+from spectral_dist.flags import configs_folder
 from spectral_dist.planning.hardware import GPU_NAMES
 from spectral_dist.planning.processes import dry_run
 

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from spectral_dist.command_line import Parser, load_config, run_main
+from spectral_dist.command_line import Parser, run_main
+from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
 from spectral_dist.planning.compile import abstract_batch
 from spectral_dist.settings import Config

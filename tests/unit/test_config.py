@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spectral_dist.command_line import configs_folder
+from spectral_dist.flags import configs_folder
 from spectral_dist.settings import (
     AUTO_MESH,
     LIST_FLAGS,

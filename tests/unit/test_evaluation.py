@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.command_line import load_config
 from spectral_dist.data.mixture import long_windows, validation_windows
 from spectral_dist.data.tokens import TokenFile
+from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
 from spectral_dist.model.lm import define, init_params
 from spectral_dist.training.evaluation import MIN_WINDOWS, TOLERANCE, Evaluation, paired_bound

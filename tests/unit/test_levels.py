@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spectral_dist.command_line import configs_folder, load_config
+from spectral_dist.flags import configs_folder, load_config
 from spectral_dist.planning import levels
 from spectral_dist.planning.compile import cuda_plugin
 from spectral_dist.planning.levels import GIB, HEADS, LEVELS, ROWS, level_cells, main

@@ -139,7 +139,7 @@ def test_wandb_is_imported_in_one_place() -> None:
     [
         ("spectral_dist", ["jax", "numpy", "yaml"]),
         ("spectral_dist.data.weights", ["jax", "numpy", "grain", "yaml"]),
-        ("spectral_dist.config", ["jax", "numpy", "grain", "wandb", "rich"]),
+        ("spectral_dist.settings", ["jax", "numpy", "grain", "wandb", "rich"]),
         ("spectral_dist.command_line", ["jax", "numpy", "grain", "wandb", "rich"]),
         ("spectral_dist.data.text", ["jax"]),
         ("spectral_dist.data.tokens", ["jax"]),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from spectral_dist.command_line import load_config
+from spectral_dist.flags import load_config
 from spectral_dist.outputs import html_page
 from spectral_dist.outputs.html_page import draw_table
 from spectral_dist.planning.compile import Compiler, Program

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from spectral_dist.command_line import load_config
+from spectral_dist.flags import load_config
 from spectral_dist.planning import truth
 from spectral_dist.planning.measurement import forget_peak, measure, peak_bytes, resident_bytes
 from spectral_dist.planning.measurement import main as measurement_main

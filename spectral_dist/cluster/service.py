@@ -1,12 +1,12 @@
-"""The control service of a run with several processes: a process of its own beside the lead.
+"""The control service of a run of several processes, in a process of its own beside process 0.
 
 Owns two servers: a small table of texts (XML-RPC, of the standard library) through which processes
-report in, say that they are alive and agree on when to stop; and JAX's coordination service, which
-JAX itself needs. They live outside the lead, because JAX ends every process by an abort when its
-service goes: so the lead may die and the others still find out and say who it was.
+report in, send heartbeats, tell how they ended and agree on when to stop; and JAX's coordination
+service, which JAX itself needs. They are not inside process 0, because JAX aborts every process
+when its service goes: so process 0 may be lost, and the others still find out and say so.
 
-It ends after the lead, once nobody has called for a while. Started by `start.start_processes` as
-`python -m spectral_dist.cluster.control PORT COUNT`; read `main` first.
+It ends after process 0, once nobody has called for a while. Started by `start.start_processes` as
+`python -m spectral_dist.cluster.service PORT COUNT`; read `main` first.
 """
 
 import json
@@ -21,21 +21,19 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from xmlrpc.server import SimpleXMLRPCRequestHandler, SimpleXMLRPCServer
 
-# A process that lives calls every second.
+# Every process calls each second, so a service that hears nothing for so long is alone.
 _QUIET_SECONDS = 5.0
-# JAX's own timer is the last resort: the processes watch each other more closely.
-_HEARTBEAT_SECONDS = 3600
 
 
 class Table:
-    """Texts by key, for all processes; keys are paths like "beat/3"."""
+    """Texts by key, for all processes; keys are paths like "heartbeats/3"."""
 
     def __init__(self) -> None:
         """Begin empty."""
         self._values: dict[str, str] = {}
         self._lock = threading.Lock()
         self.called = time.monotonic()
-        self.closing = False  # the lead has gone: whoever comes now belongs to another start
+        self.closing = False  # process 0 has ended: who reports in now is of another start
 
     def put(self, key: str, value: str) -> bool:
         """Store a text."""
@@ -59,7 +57,7 @@ class Table:
         return json.dumps(found)
 
     def report(self, index: str, text: str) -> str:
-        """Store who a process is, the first that says so; return what all have said, as JSON.
+        """Store who a process is, unless one has its index already; return all of them, as JSON.
 
         Raises:
           ConnectionError: in the caller a Fault, where this service serves a run that has ended.
@@ -70,17 +68,17 @@ class Table:
             self._values.setdefault(f"here/{index}", text)
         return self.under("here")
 
-    def beat(self, index: str, text: str) -> str:
-        """Store a process's beat; return everybody's, and who has ended, as JSON."""
-        self.put(f"beats/{index}", text)
-        found = {name: json.loads(self.under(name)) for name in ("beats", "ended")}
+    def heartbeat(self, index: str, text: str) -> str:
+        """Store a process's heartbeat; return all of them, and who has ended, as JSON."""
+        self.put(f"heartbeats/{index}", text)
+        found = {name: json.loads(self.under(name)) for name in ("heartbeats", "ended")}
         return json.dumps(found)
 
 
 class _Handler(SimpleXMLRPCRequestHandler):
     protocol_version = "HTTP/1.1"  # one connection for all calls
     disable_nagle_algorithm = True
-    timeout = 60.0  # a connection that is silent so long belongs to nobody
+    timeout = 60.0  # ends the thread of a client that is gone
 
 
 class _Server(ThreadingMixIn, SimpleXMLRPCServer):
@@ -94,7 +92,7 @@ class _Server(ThreadingMixIn, SimpleXMLRPCServer):
         super().server_bind()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that breaks is the caller's matter."""
+        """Print nothing: the client sees that its connection broke, and acts on it."""
 
 
 def serve_table(port: int) -> tuple[SimpleXMLRPCServer, Table]:
@@ -114,16 +112,22 @@ def serve_table(port: int) -> tuple[SimpleXMLRPCServer, Table]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at now."""
+    """Return a port that nobody listens at now; another program may still take it first."""
     with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
         probe.bind(("::", 0))
         return probe.getsockname()[1]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until the lead has closed our standard input and nobody calls any more."""
+    """Serve until process 0 has ended, which closes our standard input, and nobody calls.
+
+    Writes one line to standard output: "ready", or why it cannot serve.
+
+    Returns:
+      1 where a later try may succeed, 2 where none will.
+    """
     port, count = int(argv[0]), int(argv[1])
-    # Signals to the process group are the lead's to answer.
+    # A signal to the process group is process 0's to answer; this service is needed until the end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -132,25 +136,22 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(f"port {port} cannot be listened at: {error.strerror}\n")
         return 1
     jax_port = free_port()
-    service = _start_jax_service(jax_port, count)
+    from spectral_dist.cluster import jax_service  # loads JAX: a taken port is reported without
+
+    try:
+        service = jax_service.start_service(jax_port, count)
+    except ValueError as error:
+        sys.stdout.write(f"{error}\n")
+        return 2
     table.put("jax_port", str(jax_port))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    sys.stdin.read()  # ends with the lead
+    sys.stdin.read()  # ends with process 0
     table.closing = True
     while time.monotonic() - table.called < _QUIET_SECONDS:
         time.sleep(0.5)
     del service
-    os._exit(0)  # JAX's service would wait for processes that are gone
-
-
-def _start_jax_service(port: int, count: int) -> Any:
-    # `recoverable`: a process that is lost is ours to speak of, and no reason to end the others.
-    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
-
-    return _jax.get_distributed_runtime_service(
-        f"[::]:{port}", count, heartbeat_timeout=_HEARTBEAT_SECONDS, recoverable=True
-    )
+    os._exit(0)  # the destructor of JAX's service would wait for processes that are gone
 
 
 if __name__ == "__main__":

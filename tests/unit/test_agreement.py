@@ -1,4 +1,4 @@
-"""What the processes of a run do alike: agree, and stop at the same place."""
+"""What the processes of a run do alike: agree, and stop at the same sync point."""
 
 import random
 import signal
@@ -7,19 +7,19 @@ from typing import Any, cast
 
 import pytest
 
-from spectral_dist.cluster.control import Table
-from spectral_dist.cluster.group import Processes
-from spectral_dist.cluster.place import Place
+from spectral_dist.cluster.agreement import Processes
+from spectral_dist.cluster.identity import Identity
+from spectral_dist.cluster.service import Table
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.cluster.start import start_processes
 from spectral_dist.command_line import LOST, Ending
 
 
-class Watching:
-    """Stands for a watch that never judges."""
+class Monitor:
+    """Stands for a monitor that never judges."""
 
     def __init__(self) -> None:
-        self.at_place, self.moves, self.phase = 0, 0, ""
+        self.sync_points, self.progress, self.phase = 0, 0, ""
 
     def name(self, index: int) -> str:
         return f"process {index}"
@@ -30,28 +30,28 @@ def together(count: int) -> list[Processes]:
     table = Table()
     found = []
     for index in range(count):
-        place = Place("here", 1, index, count, None, "job")
-        found.append(Processes(StopSignal(), place, table, cast(Any, Watching())))
+        identity = Identity("here", 1, index, count, None, "job")
+        found.append(Processes(StopSignal(), identity, table, cast(Any, Monitor())))
     return found
 
 
-def test_one_process_is_alone_and_the_lead() -> None:
+def test_one_process_is_alone_and_the_coordinator() -> None:
     stop = StopSignal()
     with start_processes(stop, 1.0, 1.0) as alone:
-        assert (alone.index, alone.count, alone.lead) == (0, 1, True)
+        assert (alone.index, alone.count, alone.is_coordinator) == (0, 1, True)
         alone.agree("settings", {"seed": 1})
         alone.enter("training")
-        alone.move()
+        alone.note_progress()
         assert not alone.should_stop()
         stop.ask(signal.SIGTERM)
         assert alone.should_stop()
         with pytest.raises(Ending, match="stopped by SIGTERM"):
-            alone.move()
+            alone.note_progress()
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_all_stop_at_the_same_place(seed: int) -> None:
-    """In any order in which nobody is more than one place ahead of the slowest."""
+def test_all_stop_at_the_same_sync_point(seed: int) -> None:
+    """In any order in which nobody is more than one sync point ahead of the slowest."""
     draw = random.Random(seed)
     processes = together(draw.randint(2, 4))
     asked_at = draw.randint(0, 60)
@@ -59,8 +59,8 @@ def test_all_stop_at_the_same_place(seed: int) -> None:
     stopped: dict[int, int] = {}
     for turn in range(1000):
         if turn == asked_at:
-            processes[0]._stop.ask(signal.SIGUSR1)  # the watch of the lead has heard of it
-        # At place p a process has read a result of place p - 2, so all have passed that.
+            processes[0]._stop.ask(signal.SIGUSR1)  # the coordinator's monitor has heard of it
+        # At sync point p a process has read a result of p - 2, so all have passed that.
         ready = [
             i for i in range(len(processes)) if i not in stopped and passed[i] - min(passed) < 2
         ]
@@ -97,7 +97,7 @@ def test_what_differs_is_named_everywhere() -> None:
     assert errors == ["settings: seed=1 in process 2, but 0 in process 0"] * 3
 
 
-def test_only_the_lead_makes_what_all_get() -> None:
+def test_only_the_coordinator_makes_what_all_get() -> None:
     made: list[int] = []
 
     def make(one: Processes) -> dict[str, str]:
@@ -108,7 +108,7 @@ def test_only_the_lead_makes_what_all_get() -> None:
     got: list[Any] = []
     threads = [
         threading.Thread(
-            target=lambda one=one: got.append(one.from_lead("mesh", lambda: make(one)))
+            target=lambda one=one: got.append(one.from_coordinator("mesh", lambda: make(one)))
         )
         for one in reversed(processes)
     ]
@@ -120,7 +120,7 @@ def test_only_the_lead_makes_what_all_get() -> None:
     assert got == [{"mesh": "1x2x1"}] * 3
 
 
-def test_a_lead_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coordinator_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:9")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")

@@ -1,4 +1,4 @@
-"""The control service: a table for all processes, that outlives the lead for a while."""
+"""The control service: a table for all processes, that outlives process 0 for a while."""
 
 import json
 import subprocess
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from spectral_dist.cluster.control import Table, free_port, serve_table
-from spectral_dist.cluster.place import Place
-from spectral_dist.cluster.watch import connect
+from spectral_dist.cluster.heartbeat import connect
+from spectral_dist.cluster.identity import Identity
+from spectral_dist.cluster.service import Table, free_port, serve_table
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture
 def clients(port: int) -> Iterator[tuple[Any, Any]]:
-    both = tuple(connect(Place("127.0.0.1", port, i, 2, None, "")) for i in range(2))
+    both = tuple(connect(Identity("127.0.0.1", port, i, 2, None, "")) for i in range(2))
     yield both
     for client in both:
         client("close")()
@@ -40,12 +40,12 @@ def test_texts_by_key_for_every_client(clients: Any) -> None:
     assert json.loads(one.under("a")) == {"0": "ğ <&> \u2028", "1": "x"}
 
 
-def test_a_beat_tells_everybodys_and_who_has_ended(clients: Any) -> None:
+def test_a_heartbeat_returns_everybodys_and_who_has_ended(clients: Any) -> None:
     one, two = clients
     two.put("ended/1", "gone")
-    two.beat("1", "first")
-    assert json.loads(one.beat("0", "second")) == {
-        "beats": {"0": "second", "1": "first"},
+    two.heartbeat("1", "first")
+    assert json.loads(one.heartbeat("0", "second")) == {
+        "heartbeats": {"0": "second", "1": "first"},
         "ended": {"1": "gone"},
     }
 
@@ -77,13 +77,13 @@ def test_only_what_is_meant_can_be_called() -> None:
         "get",
         "under",
         "report",
-        "beat",
+        "heartbeat",
     }
 
 
 def test_a_port_that_is_taken_is_named(port: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "spectral_dist.cluster.control", str(port), "2"],
+        [sys.executable, "-m", "spectral_dist.cluster.service", str(port), "2"],
         capture_output=True,
         text=True,
         check=False,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spectral_dist.cluster.place import Place, find_place, first_host
+from spectral_dist.cluster.identity import Identity, find_identity, first_host
 
 JAX = {
     "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234",
@@ -30,22 +30,22 @@ SLURM = {
     ],
 )
 def test_alone(environment: dict[str, str]) -> None:
-    assert find_place(environment) is None
+    assert find_identity(environment) is None
 
 
 def test_jax_variables_come_before_slurm() -> None:
-    assert find_place(SLURM | JAX) == Place("10.0.0.1", 1234, 3, 4, None, "10.0.0.1:1234")
-    here = find_place(JAX | {"JAX_LOCAL_DEVICE_IDS": "0,2"})
+    assert find_identity(SLURM | JAX) == Identity("10.0.0.1", 1234, 3, 4, None, "10.0.0.1:1234")
+    here = find_identity(JAX | {"JAX_LOCAL_DEVICE_IDS": "0,2"})
     assert here is not None
     assert here.local_devices == (0, 2)
-    there = find_place(JAX | {"JAX_COORDINATOR_ADDRESS": "[fe80::1]:99"})
+    there = find_identity(JAX | {"JAX_COORDINATOR_ADDRESS": "[fe80::1]:99"})
     assert there is not None
     assert (there.host, there.port) == ("fe80::1", 99)
 
 
 def test_slurm() -> None:
-    assert find_place(SLURM) == Place("gpu3", 61441, 3, 4, (1,), "4097.0.0")
-    other = find_place(SLURM | {"SLURM_RESTART_COUNT": "2", "JAX_COORDINATOR_PORT": "77"})
+    assert find_identity(SLURM) == Identity("gpu3", 61441, 3, 4, (1,), "4097.0.0")
+    other = find_identity(SLURM | {"SLURM_RESTART_COUNT": "2", "JAX_COORDINATOR_PORT": "77"})
     assert other is not None
     assert (other.port, other.job) == (77, "4097.0.2")
 
@@ -61,9 +61,9 @@ def test_slurm() -> None:
 def test_a_task_takes_its_gpu_only_where_it_sees_several(
     changed: dict[str, str], devices: tuple[int, ...] | None
 ) -> None:
-    place = find_place(SLURM | changed)
-    assert place is not None
-    assert place.local_devices == devices
+    here = find_identity(SLURM | changed)
+    assert here is not None
+    assert here.local_devices == devices
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_task_takes_its_gpu_only_where_it_sees_several(
 )
 def test_what_cannot_be_is_named(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        find_place(environment)
+        find_identity(environment)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
 def test_a_restarted_job_meets_at_another_port() -> None:
     ports = set()
     for restart in range(10):
-        place = find_place(SLURM | {"SLURM_RESTART_COUNT": str(restart)})
-        assert place is not None
-        assert 61440 <= place.port < 65536
-        ports.add(place.port)
+        here = find_identity(SLURM | {"SLURM_RESTART_COUNT": str(restart)})
+        assert here is not None
+        assert 61440 <= here.port < 65536
+        ports.add(here.port)
     assert len(ports) == 10

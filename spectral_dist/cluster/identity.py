@@ -1,7 +1,7 @@
-"""Which process this is, of how many, and where the lead is to be found.
+"""Which process of a run this is, of how many, and at which address process 0 is reached.
 
 Owns the environment variables of SLURM and of JAX that say so. Starts nothing, imports no JAX.
-Read `find_place`.
+Read `find_identity`.
 """
 
 import re
@@ -15,16 +15,16 @@ _JAX = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 @dataclass(frozen=True)
-class Place:
-    """One process of a run.
+class Identity:
+    """One process of a run, as the launcher or the scheduler numbered it.
 
     Attributes:
-      host: of the lead, process 0.
+      host: of process 0, the coordinator.
       port: of its control service.
       index: of this process, from 0.
       count: of processes.
       local_devices: the GPUs of this host that are this process's; None for all that are visible.
-      job: what the processes of one job share and no other job has.
+      job: the same text in all processes of a job, and in no other job.
     """
 
     host: str
@@ -34,12 +34,22 @@ class Place:
     local_devices: tuple[int, ...] | None
     job: str
 
+    @property
+    def address(self) -> str:
+        """Host and port of the control service, joined as in a URL."""
+        return join_address(self.host, self.port)
 
-def find_place(environment: Mapping[str, str]) -> Place | None:
-    """Return this process's place, or None where it is alone.
 
-    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it outright;
-    otherwise the variables that srun sets for each task of a step.
+def join_address(host: str, port: int) -> str:
+    """Return host:port; an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def find_identity(environment: Mapping[str, str]) -> Identity | None:
+    """Return the identity of this process, or None where it is alone.
+
+    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID come first, then the
+    variables that srun sets for each task of a step.
 
     Raises:
       ValueError: names the variable that is missing or is not what it should be.
@@ -51,7 +61,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     return None
 
 
-def _from_jax(environment: Mapping[str, str]) -> Place | None:
+def _from_jax(environment: Mapping[str, str]) -> Identity | None:
     for name in _JAX:
         if not environment.get(name):
             raise ValueError(f"{name}: must be set, because others of {', '.join(_JAX)} are")
@@ -69,10 +79,10 @@ def _from_jax(environment: Mapping[str, str]) -> Place | None:
         if not all(part.strip().isdigit() for part in given.split(",")):
             raise ValueError(f"JAX_LOCAL_DEVICE_IDS={given!r}: must be numbers joined by commas")
         devices = tuple(int(part) for part in given.split(","))
-    return Place(host.strip("[]"), int(port), index, count, devices, address)
+    return Identity(host.strip("[]"), int(port), index, count, devices, address)
 
 
-def _from_slurm(environment: Mapping[str, str]) -> Place:
+def _from_slurm(environment: Mapping[str, str]) -> Identity:
     for name in _SLURM:
         if not environment.get(name):
             raise ValueError(f"{name}: srun did not set it; start the tasks by srun")
@@ -86,7 +96,7 @@ def _from_slurm(environment: Mapping[str, str]) -> Place:
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     one = alone or (visible != "" and "," not in visible)
     step = environment.get("SLURM_STEP_ID", "0")
-    return Place(
+    return Identity(
         host=first_host(environment["SLURM_STEP_NODELIST"]),
         port=int(port),
         index=_number(environment, "SLURM_PROCID"),
