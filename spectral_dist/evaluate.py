@@ -6,7 +6,6 @@ the held-out part is read; of any other text, all of it. Read `main` first.
 
 import dataclasses
 import json
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import jax
 
+from spectral_dist.atomic_file import write_text
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.mesh import make_mesh
@@ -105,10 +105,8 @@ def _write_json(
         "seq_len": loaded.config.data.seq_len,
         "metrics": measured,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(found, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"json={str(path)!r}: cannot be written: {error.strerror}") from error
 

@@ -1,19 +1,36 @@
 """A lock on a path, held by one process of any host that sees it, and gone when that process is.
 
-Owns the lock file and what it says of its holder. The lock is the kernel's (`flock`, which NFS
-carries to other hosts), so that a killed process leaves none behind. Read `FileLock` first.
+Owns the lock file, what it says of its holder, and the wait for it. The lock is the kernel's
+(`flock`, which NFS carries to other hosts), so that a killed process leaves none behind.
+Read `held` first.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
+import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _LOOK_SECONDS, _TELL_SECONDS = 0.2, 2.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock, and what it said of itself."""
+
+    host: str = "?"
+    pid: int | str = "?"
+    job: str = ""
+
+    def __str__(self) -> str:
+        """How a message names it."""
+        return f"process {self.pid} on {self.host}"
 
 
 class FileLock:
@@ -49,19 +66,17 @@ class FileLock:
         if not same:
             os.close(descriptor)
             return False
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "job": self._job}
+        me = Holder(socket.gethostname(), os.getpid(), self._job)
         os.truncate(descriptor, 0)
-        os.write(descriptor, json.dumps(me).encode())
+        os.write(descriptor, json.dumps(dataclasses.asdict(me)).encode())
         self._descriptor = descriptor
         return True
 
-    def holder(self) -> dict[str, str | int]:
-        """Return host, pid and job of the holder, as far as they can be read."""
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                return found
-        return {}
+    def holder(self) -> Holder:
+        """Return the holder, as far as the lock file can be read."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return Holder(**json.loads(self.path.read_text(encoding="utf-8")))
+        return Holder()
 
     def release(self) -> None:
         """Give the lock back; nothing if it is not held."""
@@ -73,21 +88,23 @@ class FileLock:
 
 
 @contextlib.contextmanager
-def held(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock, waiting for it as long as its holder lives.
+def held(path: Path, waiting: Callable[[Holder], None], *, job: str = "") -> Iterator[None]:
+    """Hold a lock, waiting for it as long as its holder lives and `waiting` lets.
 
     Args:
       path: of the lock file.
-      waiting: called every two seconds of the wait.
+      waiting: called with the holder when the wait begins and every two seconds of it; raises to
+        give up.
+      job: what to say of this process beside host and number.
 
     Raises:
       OSError: if the folder cannot be written or knows no locks.
     """
-    lock, told = FileLock(path), 0.0
+    lock, told = FileLock(path, job), -math.inf
     while not lock.take():
         if time.monotonic() - told >= _TELL_SECONDS:
+            waiting(lock.holder())
             told = time.monotonic()
-            waiting()
         time.sleep(_LOOK_SECONDS)
     try:
         yield

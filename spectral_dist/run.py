@@ -20,7 +20,6 @@ from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.cluster.start import start_processes
 from spectral_dist.data.mixture import Batch, TrainRows, token_batches
-from spectral_dist.data.sample import build_sample
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs import Output
@@ -163,6 +162,8 @@ def open_sources(
 
     processes.enter("preparing text")
     if not config.datasets:
+        from spectral_dist.sample_text.build import build_sample  # nobody else loads a grammar
+
         paths = build_sample(SAMPLE_FOLDER, report=tell)
         datasets = tuple(DatasetConfig(name=path.stem, paths=(str(path),)) for path in paths)
         config = dataclasses.replace(config, datasets=datasets)

@@ -1,6 +1,7 @@
 """Building one token file from one text: the .bin, its manifest, and when they can be trusted.
 
-Owns the two formats of docs/formats.md. Also the worker process that `tokens.prepare` starts where
+Owns the two formats of docs/formats.md, and whose turn it is to build: one process's at a time, of
+this run or of another one. Also the worker process that `tokens.prepare` starts where
 several texts are to be built: `python -m spectral_dist.data.build SOURCE`, which writes one JSON
 object for each event on its standard output. Knows nothing of splits or batches, imports no JAX.
 Read `build` first, then `state_of`.
@@ -9,25 +10,26 @@ Read `build` first, then `state_of`.
 import contextlib
 import dataclasses
 import errno
-import glob
 import hashlib
 import json
 import os
-import secrets
-import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from spectral_dist.atomic_file import replacing, temporaries, write_text
 from spectral_dist.data.text import TextFacts, convert
+from spectral_dist.file_lock import Holder, held
+from spectral_dist.subprocesses import say
 
 FORMAT_VERSION = 1
+# Another process that builds is given up after so long a standstill.
+_STALLED_SECONDS = 600.0
 _CHECK_BLOCKS, _CHECK_BYTES = 16, 1 << 16
-_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +179,10 @@ def build(source: Path, progress: Callable[[int], None] = lambda done: None) -> 
                     raise changed
                 progress(done)
 
-            with _replacing(binary) as (file, temporary):
+            with replacing(binary) as file:
                 facts = convert(text, file.write, progress=watch)
                 file.flush()
-                crc = blocks_crc32(temporary)
+                crc = blocks_crc32(Path(file.name))
                 after = os.fstat(text.fileno())
                 if (after.st_size, after.st_mtime_ns) != (facts.source_bytes, before.st_mtime_ns):
                     raise changed
@@ -207,60 +209,60 @@ def _os_reason(error: OSError, binary: Path) -> str:
 
 
 def _write_manifest(manifest: Manifest, binary: Path) -> None:
-    with _replacing(manifest_path(binary)) as (file, _):
-        file.write(json.dumps(dataclasses.asdict(manifest), indent=2).encode() + b"\n")
+    write_text(manifest_path(binary), json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """Open a temporary file beside `path` that takes its place when the block ends well."""
-    _remove_abandoned(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file, temporary
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+def turn_to_build(texts: Iterable[Path], report: Callable[[str], None]) -> Iterator[None]:
+    """Hold the right to build some texts; wait while another process builds one of them.
+
+    Args:
+      texts: to build.
+      report: told every two seconds of a wait.
+
+    Raises:
+      ValueError: if that process makes no progress for a long time.
+    """
+    with contextlib.ExitStack() as turns:
+        for text in sorted(texts):  # in one order, so that no two processes wait for each other
+            binary = bin_path(text)
+            lock = binary.with_name(f".{binary.name}.lock")
+            # Where no lock can be had, the building itself says why, or works without.
+            with contextlib.suppress(OSError):
+                turns.enter_context(held(lock, _patience(text, report)))
+        yield
 
 
-def unfinished_bytes(binary: Path) -> int:
+def _patience(text: Path, report: Callable[[str], None]) -> Callable[[Holder], None]:
+    """Return what tells of a wait for a builder, and gives up one that stands still."""
+    binary = bin_path(text)
+    written, since = -1, time.monotonic()
+
+    def wait(builder: Holder) -> None:
+        nonlocal written, since
+        now = time.monotonic()
+        if (size := _unfinished_bytes(binary)) != written:
+            written, since = size, now
+        if now - since > _STALLED_SECONDS:
+            raise ValueError(
+                f"data_paths: {text}: {builder} has been building {binary.name} without progress"
+                f" for {now - since:.0f} s; end it and start again"
+            )
+        report(f"{text}: waiting for {builder}, which builds {binary.name}")
+
+    return wait
+
+
+def _unfinished_bytes(binary: Path) -> int:
     """Return the bytes of a .bin that are written so far, while it is being built."""
     with contextlib.suppress(OSError):
-        return sum(part.stat().st_size for part in _temporaries(binary))
+        return sum(part.stat().st_size for part in temporaries(binary))
     return 0
-
-
-def _temporaries(path: Path) -> Iterator[Path]:
-    return path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files that killed processes left; a live one writes all the time."""
-    with contextlib.suppress(OSError):
-        for left in _temporaries(path):
-            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-                left.unlink()
 
 
 def _work(source: Path) -> int:
     """Build one text for another process; tell it of the progress, the manifest or the error."""
-    # A stopped worker must remove its temporary file, so it ends by an exception. Ctrl-C reaches
-    # the whole group; the process that asked decides.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     told = 0
-
-    def say(event: dict[str, Any]) -> None:
-        try:
-            sys.stdout.write(json.dumps(event) + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:  # the process that asked has gone
-            sys.exit(1)
 
     def progress(done: int) -> None:
         nonlocal told

@@ -6,11 +6,8 @@ imports no JAX. Read `prepare` first.
 """
 
 import contextlib
-import json
 import os
 import queue
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +23,9 @@ from spectral_dist.data.build import (
     build,
     read_manifest,
     state_of,
+    turn_to_build,
 )
-from spectral_dist.data.turns import turn_to_build
+from spectral_dist.subprocesses import ModuleProcess
 
 Report = Callable[[str], None]
 # Below this many bytes in all, starting processes costs more than they save.
@@ -243,36 +241,24 @@ def _cores() -> int:
 def _run_workers(
     sources: Sequence[Path], count: int
 ) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """Build texts in `count` processes at a time; yield their events, each one's first is None.
-
-    A new interpreter for each, not a fork (JAX's threads would not survive one) and not
-    `multiprocessing` (whose children import the main module again, JAX included).
-    """
+    """Build texts in `count` processes at a time; yield their events, each one's first is None."""
     # The largest first: the last one to finish then is a small one.
     waiting = sorted(sources, key=lambda source: source.stat().st_size)
     events: queue.SimpleQueue[tuple[Path, dict[str, Any] | None]] = queue.SimpleQueue()
-    running: dict[Path, subprocess.Popen[bytes]] = {}
+    running: dict[Path, ModuleProcess] = {}
     finished: set[Path] = set()
 
-    def listen(source: Path, worker: subprocess.Popen[bytes]) -> None:
-        assert worker.stdout is not None
-        with worker.stdout:
-            for line in worker.stdout:
-                with contextlib.suppress(ValueError):
-                    events.put((source, json.loads(line)))
+    def listen(source: Path, worker: ModuleProcess) -> None:
+        for event in worker.events():
+            events.put((source, event))
         events.put((source, None))
 
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = os.environ | {"PYTHONPATH": path}
-    try:
+    with contextlib.ExitStack() as stopping:
         while waiting or running:
             while waiting and len(running) < count:
                 source = waiting.pop()
-                command = [sys.executable, "-m", "spectral_dist.data.build", str(source)]
-                worker = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
-                )
-                running[source] = worker
+                worker = ModuleProcess("spectral_dist.data.build", [str(source)])
+                running[source] = stopping.enter_context(worker)
                 threading.Thread(target=listen, args=(source, worker), daemon=True).start()
                 yield source, None
             source, event = events.get()
@@ -280,14 +266,9 @@ def _run_workers(
                 finished |= {source} if "manifest" in event else set()
                 yield source, event
                 continue
-            code = running.pop(source).wait()
+            ending = running.pop(source).ending()
             if source not in finished:
-                raise ValueError(f"data_paths: {source}: its worker process ended (exit {code})")
-    finally:
-        for worker in running.values():
-            worker.terminate()
-        for worker in running.values():
-            worker.wait()
+                raise ValueError(f"data_paths: {source}: its worker process {ending}")
 
 
 # ---- opening and splitting

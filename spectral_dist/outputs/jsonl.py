@@ -7,13 +7,13 @@ gives the records back.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from spectral_dist.atomic_file import write_bytes
 from spectral_dist.outputs import warn_on_stderr
 from spectral_dist.training.metrics import Record
 
@@ -108,15 +108,7 @@ def _drop_after(path: Path, resume_step: int) -> None:
             kept += line + b"\n"
     if kept == content:
         return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, kept)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

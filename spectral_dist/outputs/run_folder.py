@@ -18,11 +18,11 @@ from typing import Any
 
 import jax
 
-from spectral_dist.file_lock import FileLock
+from spectral_dist.atomic_file import write_text
+from spectral_dist.file_lock import Holder, held
 from spectral_dist.settings import Config
 from spectral_dist.settings.files import to_yaml
 
-_LOOK_SECONDS = 0.5
 _PACKAGES = (
     "spectral-dist",
     "jax",
@@ -53,8 +53,8 @@ def write_run_folder(
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "config.yaml", to_yaml(config))
-        _replace(folder / "environment.json", json.dumps(_environment(argv), indent=2) + "\n")
+        write_text(folder / "config.yaml", to_yaml(config))
+        write_text(folder / "environment.json", json.dumps(_environment(argv), indent=2) + "\n")
     except OSError as error:
         raise _unwritable(config, folder, error) from error
 
@@ -75,28 +75,26 @@ def locked(folder: Path, config: Config, report: Callable[[str], None]) -> Itera
       ValueError: if another process holds it, or the folder cannot be made or written.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
-    lock = FileLock(folder / ".lock", job)
-    until, waited = time.monotonic() + config.run.start_timeout, False
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while not lock.take():
-            holder = {"pid": "?", "host": "?", "job": ""} | lock.holder()
-            who = "process {pid} on {host}".format_map(holder)
-            if holder["job"] != job or not job or time.monotonic() > until:
-                raise ValueError(
-                    f"run_name={config.run.run_name!r}: {who} is training in {folder}; stop it, or"
-                    " choose another --run_name"
-                )
-            if not waited:
-                report(f"waiting for {who}, of the same job, to leave {folder}")
-            waited = True
-            time.sleep(_LOOK_SECONDS)
-    except OSError as error:
-        raise _unwritable(config, folder, error) from error
-    try:
+    until, told = time.monotonic() + config.run.start_timeout, False
+
+    def wait(holder: Holder) -> None:
+        nonlocal told
+        if holder.job != job or not job or time.monotonic() > until:
+            raise ValueError(
+                f"run_name={config.run.run_name!r}: {holder} is training in {folder}; stop it, or"
+                " choose another --run_name"
+            )
+        if not told:
+            report(f"waiting for {holder}, of the same job, to leave {folder}")
+        told = True
+
+    with contextlib.ExitStack() as holding:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            holding.enter_context(held(folder / ".lock", wait, job=job))
+        except OSError as error:
+            raise _unwritable(config, folder, error) from error
         yield
-    finally:
-        lock.release()
 
 
 def _unwritable(config: Config, folder: Path, error: OSError) -> ValueError:
@@ -153,9 +151,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

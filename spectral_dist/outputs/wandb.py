@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from spectral_dist.atomic_file import write_text
 from spectral_dist.outputs import warn_on_stderr
 from spectral_dist.settings import Config
 from spectral_dist.training.metrics import Record
@@ -223,9 +224,7 @@ def _run_id(folder: Path, resume: bool) -> str:
         if identity.isalnum():
             return identity
     identity = secrets.token_hex(8)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(identity + "\n", encoding="ascii")
-    os.replace(temporary, path)
+    write_text(path, identity + "\n")
     return identity
 
 

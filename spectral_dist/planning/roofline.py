@@ -123,11 +123,6 @@ class StepTime:
         """The whole: kernels and what is exposed of communication."""
         return self.kernel_seconds + self.exposed_seconds
 
-    @property
-    def total_flops(self) -> int:
-        """FLOPs of every type together."""
-        return sum(self.flops.values())
-
     def plus(self, other: "StepTime", times: int = 1) -> "StepTime":
         """Return this and then another, some times over."""
         return StepTime(

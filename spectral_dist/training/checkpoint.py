@@ -27,6 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
+from spectral_dist.atomic_file import replace_link
 from spectral_dist.training.commit import Commit
 from spectral_dist.training.manifest import (
     Unreadable,
@@ -334,10 +335,7 @@ class Checkpoints:
             if place >= len(steps):
                 path.unlink(missing_ok=True)
                 continue
-            temporary = self.folder / f"{link}.tmp"
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(str(steps[-1 - place]), target_is_directory=True)
-            os.replace(temporary, path)
+            replace_link(path, str(steps[-1 - place]))
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:

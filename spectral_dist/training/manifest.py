@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from spectral_dist.atomic_file import write_text
+
 MANIFEST = "checkpoint.json"
 # Written after the manifest, and of no use for reading (measured: the arrays are the same without).
 _UNLISTED = {MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"}
@@ -61,10 +63,7 @@ def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
     with ThreadPoolExecutor() as pool:
         sums = pool.map(lambda name: _sum(folder / name), names)
     body = {**fields, "files": {name: list(s) for name, s in zip(names, sums, strict=True)}}
-    with open(folder / MANIFEST, "w", encoding="ascii") as file:
-        json.dump({"crc32": _sum_of_json(body), **body}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(folder / MANIFEST, json.dumps({"crc32": _sum_of_json(body), **body}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import re
 from fractions import Fraction
 from random import Random
 
-from spectral_dist.data.arithmetic import _PROBLEMS, worksheet
+from spectral_dist.sample_text.arithmetic import _PROBLEMS, worksheet
 
 _SIDE = r"-?\d[\d /*+-]*"
 _STATEMENT = re.compile(rf"({_SIDE})=\s*({_SIDE})")

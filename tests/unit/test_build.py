@@ -188,17 +188,6 @@ def test_a_text_that_changes_while_it_is_read_is_refused(source: Path) -> None:
     assert entries(source.parent) == [source.name]
 
 
-def test_abandoned_temporary_files_are_removed_and_live_ones_are_not(source: Path) -> None:
-    old = source.with_name(f".{bin_path(source).name}.aaaa.tmp")
-    live = source.with_name(f".{bin_path(source).name}.bbbb.tmp")
-    for path in (old, live):
-        path.write_bytes(b"half")
-    os.utime(old, (1, 1))
-    build(source)
-    assert not old.exists()
-    assert live.exists()
-
-
 def test_the_worker_tells_of_its_manifest_or_its_error(source: Path) -> None:
     command = [sys.executable, "-m", "spectral_dist.data.build"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -1,5 +1,6 @@
 """A lock of one process, that goes with it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.file_lock import FileLock, held
+from spectral_dist.file_lock import FileLock, Holder, held
 
 HOLD = """
 import sys, time
@@ -35,8 +36,8 @@ def test_one_process_holds_it_and_a_killed_one_leaves_none_behind(tmp_path: Path
     with hold_elsewhere(path) as holder:
         mine = FileLock(path)
         assert not mine.take()
-        assert mine.holder()["pid"] == holder.pid
-        assert mine.holder()["job"] == "job 7"
+        assert mine.holder().pid == holder.pid
+        assert mine.holder().job == "job 7"
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         assert mine.take()  # though its file is still there
@@ -55,9 +56,9 @@ def test_it_can_be_taken_again_after_a_release(tmp_path: Path) -> None:
 
 def test_a_damaged_lock_file_names_nobody(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    for content in (b"", b"\xff", b"[1]"):
+    for content in (b"", b"\xff", b"[1]", b'{"what": 1}'):
         path.write_bytes(content)
-        assert FileLock(path).holder() == {}
+        assert FileLock(path).holder() == Holder()
     assert FileLock(path).take()
 
 
@@ -71,8 +72,8 @@ def test_waiting_for_it_tells_and_ends_with_the_holder(tmp_path: Path) -> None:
     with hold_elsewhere(path) as holder:
         threading.Timer(0.5, holder.kill).start()
         start = time.monotonic()
-        with held(path, lambda: told.append(1)):
+        with held(path, lambda holder: told.append(str(holder))):
             assert time.monotonic() - start > 0.3
             assert not FileLock(path).take()
-    assert told == [1]
+    assert told == [f"process {holder.pid} on {os.uname().nodename}"]
     assert FileLock(path).take()

@@ -84,7 +84,7 @@ def test_the_parts_of_a_step():
     assert step.exposed_seconds == pytest.approx(3 * 8.25 + 25.25)
     assert step.seconds == pytest.approx(5 + 6 + 1.5 + 3 * 8.25 + 25.25)
     assert step.flops == {"bf16": 20_000}
-    assert step.total_flops == 20_000
+    assert sum(step.flops.values()) == 20_000
     assert step.moved_bytes == 4400 + 3 * (2000 + 8)
     assert step.kernels == 1 + 3 * 2
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from spectral_dist.data.turkish import (
+from spectral_dist.sample_text.turkish import (
     capitalise,
     inflect,
     inflect_digits,
     lower,
     number_words,
 )
-from spectral_dist.data.turkish_lexicon import noun, verb
+from spectral_dist.sample_text.turkish_lexicon import noun, verb
 
 # root, suffix codes, expected form, one after another; `_` stands for a space inside a word
 NOMINAL = """

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
+from spectral_dist.atomic_file import write_text
 from spectral_dist.planning.compile import (
     INSTALL_HINT,
     Compiler,
@@ -374,10 +374,7 @@ def write_json(report: Report, path: str) -> None:
     Raises:
       ValueError: if the file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, target)
+        write_text(Path(path), json.dumps(to_json(report), indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"json={path!r}: cannot be written: {error.strerror}") from error

@@ -10,9 +10,10 @@ import gzip
 import hashlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
+
+from spectral_dist.atomic_file import write_bytes
 
 PACKAGE = Path(__file__).parents[2]
 
@@ -35,16 +36,9 @@ class Cache:
     def write(self, question: dict[str, Any], answer: dict[str, Any]) -> None:
         """Keep an answer, whole or not at all; a folder that cannot be written keeps nothing."""
         path = self._path(question)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(gzip.compress(json.dumps(answer).encode(), 6, mtime=0))
-                os.replace(temporary, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-                raise
+            write_bytes(path, gzip.compress(json.dumps(answer).encode(), 6, mtime=0))
 
     def _path(self, question: dict[str, Any]) -> Path:
         text = json.dumps(question | {"package": package_hash()}, sort_keys=True)

@@ -1,17 +1,16 @@
-"""Programs of this package, each run in a process of its own for the JSON that it writes.
+"""Programs that write their findings as JSON, each run in a process of its own.
 
-Owns the starting of them and what becomes of their errors. A process of its own begins with no
-memory in use and with its own environment, which JAX reads only once. Imports no JAX.
+Owns what becomes of their errors. A process of its own begins with no memory in use and with its
+own environment, which JAX reads only once. Imports no JAX.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from spectral_dist.subprocesses import ModuleProcess
 
 
 def run_module(
@@ -26,7 +25,7 @@ def run_module(
     Args:
       module: dotted name.
       words: of its command line.
-      environment: added to this process's own.
+      environment: variables that differ from this process's own.
       accept: exit codes that are no failure.
 
     Raises:
@@ -34,18 +33,11 @@ def run_module(
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "written.json"
-        done = subprocess.run(
-            [sys.executable, "-m", module, *words, f"--json={path}"],
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode not in accept or not path.is_file():
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise ValueError(f"{module} {' '.join(words)}: {lines[-1].removeprefix('error: ')}")
+        with ModuleProcess(module, [*words, f"--json={path}"], environment=environment) as process:
+            code = process.wait()
+        if code not in accept or not path.is_file():
+            reason = process.last_line or f"exit code {code}"
+            raise ValueError(f"{module} {' '.join(words)}: {reason.removeprefix('error: ')}")
         return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -3,7 +3,7 @@
 To be run by itself, where nothing else uses the GPU:
 
     python -m pytest tests/accelerator
-    python -m spectral_dist.planning.truth --gpu l4     # the table of the same
+    python -m benchmarks.dry_run_accuracy --gpu l4     # the table of the same
 """
 
 import shutil
@@ -11,9 +11,9 @@ import subprocess
 
 import pytest
 
+from benchmarks.dry_run_accuracy import cases, compare
 from spectral_dist.planning.compile import cuda_plugin
 from spectral_dist.planning.hardware import GPU_NAMES, find_gpu
-from spectral_dist.planning.truth import cases, compare
 
 
 def attached_gpu() -> str | None:

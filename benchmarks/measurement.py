@@ -1,9 +1,9 @@
 """A few training steps on the attached devices, for the memory and the time that they take.
 
-Owns what is measured and how. Started by `truth` in a process of its own; it reads no text, as no
-byte's value changes the memory or the time. Read `measure` first. By hand:
+Owns what is measured and how. Started by `dry_run_accuracy` in a process of its own; it reads no
+text, as no byte's value changes the memory or the time. Read `measure` first. By hand:
 
-    python -m spectral_dist.planning.measurement --config FILE --json measured.json
+    python -m benchmarks.measurement --config FILE --json measured.json
 """
 
 import ctypes
@@ -103,10 +103,10 @@ def _status(name: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Measure the configuration of the command line and write the result; return 0."""
-    parser = Parser(prog="python -m spectral_dist.planning.measurement", allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.measurement", allow_abbrev=False)
     parser.add_argument("--json", metavar="FILE", required=True, help="file to write it to")
     flags, rest = parser.read_some(argv)
-    config = load_config(rest, "spectral_dist.planning.measurement")
+    config = load_config(rest, "benchmarks.measurement")
     Path(flags.json).write_text(json.dumps(measure(config)) + "\n", encoding="utf-8")
     return 0
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.data import turns
-from spectral_dist.data.build import build
+from spectral_dist import file_lock
+from spectral_dist.data import build as module
+from spectral_dist.data.build import build, turn_to_build
 from spectral_dist.data.tokens import prepare
-from spectral_dist.data.turns import turn_to_build
 from spectral_dist.file_lock import FileLock
 
 
@@ -44,7 +44,8 @@ def test_a_text_that_was_built_meanwhile_is_not_built_again(text: Path) -> None:
 def test_a_builder_that_stands_still_is_given_up(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "_STALLED_SECONDS", 0.6)
+    monkeypatch.setattr(module, "_STALLED_SECONDS", 0.6)
+    monkeypatch.setattr(file_lock, "_TELL_SECONDS", 0.2)
     lock = FileLock(text.with_name(".a.bin.lock"))
     assert lock.take()
     part = text.with_name(".a.bin.0123.tmp")

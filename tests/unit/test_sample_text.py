@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
-from spectral_dist.data import sample
-from spectral_dist.data.sample import SEPARATOR, build_sample, library_files
-from spectral_dist.data.turkish_documents import turkish_document
-from spectral_dist.data.turkish_lexicon import lexicon, roots
+from spectral_dist.sample_text import build as sample
+from spectral_dist.sample_text.build import SEPARATOR, build_sample, library_files
+from spectral_dist.sample_text.turkish_documents import turkish_document
+from spectral_dist.sample_text.turkish_lexicon import lexicon, roots
 
 SIZE = 200_000
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks import dry_run_accuracy
+from benchmarks.dry_run_accuracy import CPU_CASES, GPU_CASES, Comparison, cases, compare, main
+from benchmarks.measurement import forget_peak, measure, peak_bytes, resident_bytes
+from benchmarks.measurement import main as measurement_main
 from spectral_dist.flags import load_config
-from spectral_dist.planning import truth
-from spectral_dist.planning.measurement import forget_peak, measure, peak_bytes, resident_bytes
-from spectral_dist.planning.measurement import main as measurement_main
-from spectral_dist.planning.truth import CPU_CASES, GPU_CASES, Comparison, cases, compare, main
 
 _FLAGS = """--hidden_dim=16 --head_dim=8 --num_layers=1 --layer_pattern=spectral --mlp_dim=32
     --num_poles=4 --chunk_size=8 --seq_len=16 --batch_size=8 --remat=none"""
@@ -93,8 +93,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(module=module, environment=environment)
         return {"device_kind": asked["kind"], "peak": 80 * MIB, "step_seconds": 2.0}
 
-    monkeypatch.setattr(truth, "dry_run", dry_run)
-    monkeypatch.setattr(truth, "run_module", run_module)
+    monkeypatch.setattr(dry_run_accuracy, "dry_run", dry_run)
+    monkeypatch.setattr(dry_run_accuracy, "run_module", run_module)
     return asked
 
 
@@ -140,6 +140,6 @@ def test_an_unknown_gpu_is_refused() -> None:
 def test_the_errors_sign_is_that_of_too_little_predicted() -> None:
     stream = io.StringIO()
     Console(file=stream, width=200).print(
-        truth.comparison_table([Comparison("--a", 90 * MIB, 100 * MIB, None, 1.0)])
+        dry_run_accuracy.comparison_table([Comparison("--a", 90 * MIB, 100 * MIB, None, 1.0)])
     )
     assert "-10.0%" in stream.getvalue()

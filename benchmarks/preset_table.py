@@ -1,4 +1,4 @@
-"""`python -m spectral_dist.planning.levels`: the presets on clusters of one kind of GPU, a table.
+"""`python -m benchmarks.preset_table`: the presets on clusters of one kind of GPU, a table.
 
 Owns which presets on which devices; each row is a dry run in a process of its own. The README holds
 what it prints. Read `main` first.
@@ -12,10 +12,10 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.processes import dry_run
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.flags import configs_folder
 from spectral_dist.planning.hardware import GPU_NAMES
-from spectral_dist.planning.processes import dry_run
 
 GIB = 2**30
 # Preset, and the flags that put it on other devices than its own. A preset's batch of a step,
@@ -37,7 +37,7 @@ HEADS = (
 
 def main(argv: Sequence[str]) -> int:
     """Make a dry run for each row and print the table in Markdown; return 0."""
-    parser = Parser(prog="python -m spectral_dist.planning.levels", allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.preset_table", allow_abbrev=False)
     parser.add_argument("--only", choices=LEVELS, help="one preset (default: all)")
     parser.add_argument("--gpu", default="l4", choices=GPU_NAMES, help="kind of GPU (default: l4)")
     flags = parser.read(argv)

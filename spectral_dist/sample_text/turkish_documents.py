@@ -6,10 +6,10 @@ last. Sentences are turkish_sentences.py's, files are sample.py's. Read `turkish
 
 from random import Random
 
-from spectral_dist.data.turkish import capitalise, inflect
-from spectral_dist.data.turkish_lexicon import roots
-from spectral_dist.data.turkish_reports import report
-from spectral_dist.data.turkish_sentences import Scene, sentences
+from spectral_dist.sample_text.turkish import capitalise, inflect
+from spectral_dist.sample_text.turkish_lexicon import roots
+from spectral_dist.sample_text.turkish_reports import report
+from spectral_dist.sample_text.turkish_sentences import Scene, sentences
 
 _OPENINGS = (  # and the suffix of the role in each
     ("bir zamanlar {home} {name} adında {adj} bir {role} yaşardı.", "3s"),

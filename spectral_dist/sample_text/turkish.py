@@ -8,7 +8,7 @@ must not know what a sentence means (turkish_documents.py). Read `inflect` first
 from dataclasses import dataclass
 from functools import lru_cache
 
-from spectral_dist.data.turkish_lexicon import Root, noun
+from spectral_dist.sample_text.turkish_lexicon import Root, noun
 
 # Letters with a choice: A = a/e, I = ı/i/u/ü, D = d/t, C = c/ç, K = a k that softens to ğ.
 # A letter in brackets is a buffer: a consonant is written after a vowel only, I and A after a

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import preset_table
+from benchmarks.preset_table import GIB, HEADS, LEVELS, ROWS, level_cells, main
 from spectral_dist.flags import configs_folder, load_config
-from spectral_dist.planning import levels
 from spectral_dist.planning.compile import cuda_plugin
-from spectral_dist.planning.levels import GIB, HEADS, LEVELS, ROWS, level_cells, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +72,7 @@ def test_the_command_makes_a_dry_run_for_each_row(
         asked.append(words)
         return a_report()
 
-    monkeypatch.setattr(levels, "dry_run", dry_run)
+    monkeypatch.setattr(preset_table, "dry_run", dry_run)
     assert main([]) == 0
     out = capsys.readouterr().out
     assert len(rows_of(out)) == len(asked) == len(ROWS)
@@ -123,4 +123,4 @@ def test_the_readmes_row_of_level_1_is_what_the_command_prints(
     tested = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     if f"jax=={metadata.version('jax')}" not in tested:
         pytest.skip("the README's figures are of the version of jax in requirements.txt")
-    assert row == readme_rows()[0], "python -m spectral_dist.planning.levels, into the README"
+    assert row == readme_rows()[0], "python -m benchmarks.preset_table, into the README"

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 
-from spectral_dist.data.arithmetic import worksheet
-from spectral_dist.data.turkish_documents import turkish_document
+from spectral_dist.atomic_file import write_bytes, write_text
 from spectral_dist.file_lock import held
+from spectral_dist.sample_text.arithmetic import worksheet
+from spectral_dist.sample_text.turkish_documents import turkish_document
 
 SOURCES = ("turkish", "code", "english", "math")
 SEPARATOR = "<|endoftext|>"
@@ -84,7 +85,10 @@ def build_sample(
     if _is_complete(folder, paths, recipe):
         return paths
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder / ".sample.lock", lambda: report(f"waiting for the text in {folder}")):
+    with held(
+        folder / ".sample.lock",
+        lambda holder: report(f"waiting for {holder}, which writes the text in {folder}"),
+    ):
         if not _is_complete(folder, paths, recipe):
             _build(folder, paths, seed, recipe, bytes_per_source, report)
     return paths
@@ -108,11 +112,11 @@ def _build(
         if not text:
             library = sysconfig.get_path("stdlib")
             raise ValueError(f"sample text: no Python sources with text for {source} in {library}")
-        _write(path, text)
+        write_bytes(path, text)
         sizes[path.name] = len(text)
         seconds = time.perf_counter() - start
         report(f"sample text: {path} ({len(text) / 1e6:.1f} MB in {seconds:.1f} s)")
-    _write(folder / "sample.json", json.dumps({**recipe, "sizes": sizes}, indent=2).encode())
+    write_text(folder / "sample.json", json.dumps({**recipe, "sizes": sizes}, indent=2))
 
 
 def _is_complete(folder: Path, paths: list[Path], recipe: dict[str, object]) -> bool:
@@ -154,17 +158,6 @@ def _join(documents: Iterable[str], limit: int) -> bytes:
         if size >= limit:
             break
     return f"{SEPARATOR}\n".encode().join(parts)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def library_files(library: Path) -> list[Path]:

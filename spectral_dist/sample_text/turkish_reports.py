@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from spectral_dist.data.turkish import capitalise, inflect, inflect_digits, number_words
-from spectral_dist.data.turkish_lexicon import Root, roots, verb
+from spectral_dist.sample_text.turkish import capitalise, inflect, inflect_digits, number_words
+from spectral_dist.sample_text.turkish_lexicon import Root, roots, verb
 
 
 @dataclass

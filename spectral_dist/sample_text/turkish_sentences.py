@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 
-from spectral_dist.data.turkish import capitalise, inflect, number_words
-from spectral_dist.data.turkish_lexicon import Root, noun, roots, verb
+from spectral_dist.sample_text.turkish import capitalise, inflect, number_words
+from spectral_dist.sample_text.turkish_lexicon import Root, noun, roots, verb
 
 # verb: its objects as group:case (`obj` is a direct object: definite, "bir ..." or counted), then
 # after @ the kind of place where it happens.

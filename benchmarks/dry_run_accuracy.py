@@ -1,4 +1,4 @@
-"""`python -m spectral_dist.planning.truth`: what a dry run predicts, beside what is measured.
+"""`python -m benchmarks.dry_run_accuracy`: what a dry run predicts, beside what is measured.
 
 On the processor the predicted and the measured peak of memory, summed over fake devices that live
 in one process; with `--gpu NAME`, on an attached GPU of that kind, the peak of one device and the
@@ -14,13 +14,13 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.processes import dry_run, run_module
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.flags import configs_folder
 from spectral_dist.planning.hardware import CPU, GPU_NAMES
-from spectral_dist.planning.processes import dry_run, run_module
 
 MIB = 2**20
-_MEASUREMENT = "spectral_dist.planning.measurement"
+_MEASUREMENT = "benchmarks.measurement"
 # The programs that the measurement runs.
 _RUN = ("train step", "initial state")
 
@@ -145,7 +145,7 @@ def _seconds(c: Comparison) -> tuple[str, str, str]:
 
 def main(argv: Sequence[str]) -> int:
     """Compare the configurations and print the table; return 0."""
-    parser = Parser(prog="python -m spectral_dist.planning.truth", allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.dry_run_accuracy", allow_abbrev=False)
     parser.add_argument(
         "--gpu", default=CPU, choices=(CPU, *GPU_NAMES), help="kind of the attached GPU, or cpu"
     )
