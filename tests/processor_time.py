@@ -47,7 +47,7 @@ class ProcessorTime:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file = report.nodeid.partition("::")[0]
-        used = dict(report.user_properties).get(_PROPERTY, (0, 0, 0))
+        used: Any = dict(report.user_properties).get(_PROPERTY, (0, 0, 0))
         for counter, more in zip(self._by_file.values(), used, strict=True):
             counter[file] += more
 

@@ -54,7 +54,8 @@ def start_warm(command: Sequence[str], **options: Any) -> "subprocess.Popen[Any]
     environment = options.get("env") or dict(os.environ)
     if not _can_fork(environment):
         return subprocess.Popen(command, **options)
-    return WarmProcess(command, **options | {"env": environment})
+    options["env"] = environment
+    return WarmProcess(command, **options)
 
 
 def _can_fork(environment: Mapping[str, str]) -> bool:
@@ -121,6 +122,7 @@ class WarmProcess(subprocess.Popen):  # type: ignore[type-arg]
         assert args[0] == sys.executable, args
         folder = os.path.abspath(cwd or ".")
         request = {"args": list(args)[1:], "cwd": folder, "env": dict(environment)}
+        self._collecting = threading.Lock()
         self._status, its_end = os.pipe()
         streams = [own if own != -1 else fd for fd, own in enumerate((stdin, stdout, stderr))]
         server = _start_server()[1]
@@ -150,6 +152,7 @@ class WarmProcess(subprocess.Popen):  # type: ignore[type-arg]
             if not self._ready(timeout):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             self._collect()
+        assert self.returncode is not None
         return self.returncode
 
     def _ready(self, timeout: float | None) -> bool:
@@ -158,7 +161,7 @@ class WarmProcess(subprocess.Popen):  # type: ignore[type-arg]
             return bool(selector.select(timeout))
 
     def _collect(self) -> None:
-        with self._waitpid_lock:  # several threads may have found it ready
+        with self._collecting:  # several threads may have found it ready
             if self.returncode is None:
                 status, used = _ENDED.unpack(self._read(_ENDED.size))
                 WarmProcess.all_cpu_seconds += used
