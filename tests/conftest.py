@@ -88,6 +88,13 @@ def warm_server() -> Iterator[None]:
     warm.stop_server()
 
 
+@pytest.fixture
+def mixed_types() -> Iterator[None]:
+    """Let Optax, which a test calls by itself, mix its integer counts with floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
     """Undo what a test did to the variables that the programs of later tests inherit."""
