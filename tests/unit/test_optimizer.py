@@ -11,6 +11,8 @@ from spectral_dist.settings import AdamWConfig, Config, from_flat, resolve
 from spectral_dist.training.optimizer import decays, learning_rate, make_optimizer
 from spectral_dist.training.state import model_spec
 
+pytestmark = pytest.mark.usefixtures("mixed_types")
+
 PEAK = 2e-3
 
 
