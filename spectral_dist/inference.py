@@ -15,17 +15,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.mesh import make_mesh
-from spectral_dist.model.lm import Params, SpectralLM, State, define
+from spectral_dist.model.lm import State
 from spectral_dist.model.sampling import sample
+from spectral_dist.params import Params
 from spectral_dist.settings import Config, MeshConfig
 from spectral_dist.training.checkpoint import Checkpoints, resolve
 from spectral_dist.training.resume import stored_config
-from spectral_dist.training.state import abstract_state
+from spectral_dist.training.state import abstract_state, model_spec
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,12 @@ class LoadedRun:
           ValueError: if a layer is full attention, whose state would grow with the text.
         """
         with jax.set_mesh(self.mesh):
-            return self._module(self.params).init_state(batch)
-
-    @cached_property
-    def _definition(self) -> nnx.GraphDef[SpectralLM]:
-        return define(self.config)
-
-    def _module(self, params: Params) -> SpectralLM:
-        return nnx.merge(self._definition, nnx.State(params))
+            return model_spec(self.config).bind(self.params).init_state(batch)
 
     @cached_property
     def _forward(self) -> Any:
-        return jax.jit(lambda params, tokens_BT, state: self._module(params)(tokens_BT, state))
+        spec = model_spec(self.config)
+        return jax.jit(lambda params, tokens_BT, state: spec.bind(params)(tokens_BT, state))
 
 
 def load_run(
@@ -195,13 +190,14 @@ class Generator:
         check_sampling(max_new_tokens, temperature, seed)
         run = self.run
         tokens = sample(
-            run.config,
+            model_spec(run.config),
             run.params,
             prompt.encode(errors="replace"),
+            end=find_tokenizer(run.config).end,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             key=jax.random.key(seed),
-            rows=math.prod(run.mesh.devices.shape[:2]),  # one for each shard of the batch
+            copies=math.prod(run.mesh.devices.shape[:2]),  # one for each shard of the batch
         )
         return _characters(tokens, run.mesh)
 

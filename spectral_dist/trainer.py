@@ -29,13 +29,13 @@ from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.data.mixture import Batch
 from spectral_dist.inference import Generator, LoadedRun
 from spectral_dist.mesh import make_mesh
-from spectral_dist.model.lm import Params
 from spectral_dist.outputs import Output
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.run_folder import locked, write_run_folder
 from spectral_dist.outputs.summary import Saved
 from spectral_dist.outputs.wandb import WandbMirror
+from spectral_dist.params import Params
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation

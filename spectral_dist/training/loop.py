@@ -67,18 +67,19 @@ def train(
         # A value that crosses unasked between host and devices makes every step wait for it.
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, batch.tokens)
-            record = None if pending is None else _read(*pending, config, throughput)
+            record = None if pending is None else _read(*pending, config, tokens, throughput)
         throughput.add(1, tokens, data_wait=waited)
         pending = (batch.step + 1, metrics)
         yield Progress(batch.step + 1, state, record)
     if pending is not None:
-        yield Progress(pending[0], state, _read(*pending, config, throughput, last=True))
+        yield Progress(pending[0], state, _read(*pending, config, tokens, throughput, last=True))
 
 
 def _read(
     step: int,
     on_device: dict[str, jax.Array],
     config: Config,
+    tokens: int,
     throughput: Throughput,
     last: bool = False,
 ) -> Record | None:
@@ -97,7 +98,7 @@ def _read(
     loss = values.pop("loss")
     metrics = {
         "train/loss": loss,
-        "train/bits_per_byte": loss / LN2,
+        "train/bits_per_byte": loss * (tokens / values.pop("bytes")) / LN2,
         "train/grad_norm": values.pop("grad_norm"),
         "train/skipped_steps": values.pop("skipped"),
         "optimizer/learning_rate": values.pop("learning_rate"),

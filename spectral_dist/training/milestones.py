@@ -10,15 +10,15 @@ import jax
 
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.model.flops import flops_per_token
-from spectral_dist.model.lm import Params
 from spectral_dist.outputs import Output
+from spectral_dist.params import Params
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation, Interrupted
 from spectral_dist.training.loop import Progress
 from spectral_dist.training.metrics import Record, Throughput, memory_bytes, mfu
 from spectral_dist.training.resume import describe
-from spectral_dist.training.state import TrainState
+from spectral_dist.training.state import TrainState, model_spec
 
 Figure = Callable[[Record, TrainState], Mapping[str, float]]
 """Returns metrics to add to the record of a logged step, by group/name_with_unit.
@@ -30,7 +30,10 @@ process alike, it may compute on the devices; what it returns is on the host.
 
 def mfu_figure(config: Config) -> Figure:
     """Return the figure perf/mfu, for devices whose peak is known."""
-    flops, dtype = flops_per_token(config, config.data.seq_len), config.model.compute_dtype
+    flops, dtype = (
+        flops_per_token(model_spec(config), config.data.seq_len),
+        config.model.compute_dtype,
+    )
 
     def figure(record: Record, state: TrainState) -> Mapping[str, float]:
         del state
