@@ -6,17 +6,12 @@ settings of the model must be the same; everything else may change, and is told.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
-from jax.sharding import Mesh
-
 from spectral_dist.data.tokens import TokenFile
-from spectral_dist.params import Params
 from spectral_dist.settings import SETTINGS, Config, from_flat, resolve
 from spectral_dist.training.checkpoint import Checkpoints
-from spectral_dist.training.checkpoint import resolve as find_checkpoint
-from spectral_dist.training.state import TrainState, abstract_state
+from spectral_dist.training.state import TrainState
 
 
 def describe(config: Config, files: Sequence[TokenFile], next_row: int) -> dict[str, Any]:
@@ -132,53 +127,6 @@ def resume(
             "the order of the data is another one from here on: some rows may come twice or never"
         )
     return state, step, int(description["next_row"])
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedRun:
-    """A trained model.
-
-    Attributes:
-      config: the settings it was trained with.
-      params: its parameters, on the mesh it was loaded onto.
-      step: completed steps.
-      description: what its checkpoint says.
-    """
-
-    config: Config
-    params: Params
-    step: int
-    description: dict[str, Any]
-
-
-def load_run(checkpoint_dir: str, run_name: str, checkpoint: str, mesh: Mesh) -> LoadedRun:
-    """Load one checkpoint of a run onto a mesh, changing nothing.
-
-    Args:
-      checkpoint_dir: folder of the runs.
-      run_name: the run.
-      checkpoint: checkpoint_0 (latest), checkpoint_1 (previous) or a step.
-      mesh: of any shape.
-
-    Raises:
-      ValueError: if there is no such run or checkpoint, or it cannot be read.
-    """
-    folder = Path(checkpoint_dir) / run_name
-    if not run_name or not folder.is_dir():
-        there = sorted(p.name for p in Path(checkpoint_dir).glob("*") if p.is_dir())
-        raise ValueError(
-            f"run_name={run_name!r}: no such run in {checkpoint_dir};"
-            f" there: {', '.join(there) or 'none'}"
-        )
-    step = find_checkpoint(folder, checkpoint)
-    checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)
-    try:
-        description = checkpoints.describe(step)
-        config = stored_config(description)
-        state, _ = checkpoints.restore(abstract_state(config, mesh), step)
-    finally:
-        checkpoints.close()
-    return LoadedRun(config, state.params, step, description)
 
 
 def _short(value: Any) -> str:

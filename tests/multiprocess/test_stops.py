@@ -53,14 +53,14 @@ class Phase:
 
 PHASES = {
     "compile": Phase(
-        announced("spectral_dist.run", "compile_step", "compiling"),
+        announced("spectral_dist.trainer", "compile_step", "compiling"),
         "now: compiling",
         nothing_to_save=True,
         environment=(("JAX_ENABLE_COMPILATION_CACHE", "false"),),
     ),
     "step": Phase("pass", "  loss "),
     "evaluation": Phase(
-        announced("spectral_dist.run", "Evaluation.by_source", "evaluating"),
+        announced("spectral_dist.trainer", "Evaluation.by_source", "evaluating"),
         "now: evaluating",
         flags=("--eval_windows", "400"),
     ),

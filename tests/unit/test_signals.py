@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -97,3 +98,18 @@ def test_the_handlers_of_before_come_back() -> None:
     with pytest.raises(OSError, match="disk"):
         fails()
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_in_another_thread_signals_are_left_alone() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    seen: list[object] = []
+
+    def elsewhere() -> None:
+        with StopSignal() as stop, stop.interruptible("compiling"):
+            seen.append(stop.received)
+            seen.extend(signal.getsignal(number) for number in SIGNALS)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [None, *before]
