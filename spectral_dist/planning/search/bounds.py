@@ -27,7 +27,7 @@ from spectral_dist.planning.hlo.collectives import (
 from spectral_dist.planning.roofline import Rates
 from spectral_dist.settings import Config, MixersConfig, ModelConfig
 from spectral_dist.training.loss import loss_sums
-from spectral_dist.training.optimizer import make_optimizer
+from spectral_dist.training.optimizers import make_optimizer
 
 _FLOAT32 = 4
 # How often a micro-batch passes over all weights at most: forward, again, twice backward; copies.
@@ -93,8 +93,9 @@ def find_shapes(config: Config) -> Shapes:
         Parameter("/".join(str(key.key) for key in path), a, leaf.shape)
         for (path, leaf), a in zip(named, jax.tree.leaves(axes, is_leaf=is_axes), strict=True)
     ]
-    arrays = sum(leaf.ndim > 0 for leaf in jax.tree.leaves(moments))
-    return Shapes(tuple(found), 1 + arrays // len(found))
+    # By elements: an optimizer may keep one array beside some parameters and two beside others.
+    elements = sum(leaf.size for leaf in jax.tree.leaves(moments))
+    return Shapes(tuple(found), 1 + elements // sum(math.prod(p.shape) for p in found))
 
 
 def memory_bound(config: Config, shapes: Shapes) -> int:
