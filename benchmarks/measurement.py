@@ -48,7 +48,7 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, Any]:
         init = make_init(config, mesh).lower(jax.eval_shape(lambda: jax.random.key(0))).compile()
         step = make_train_step(config, mesh).lower(abstract_state(config, mesh), batch).compile()
         key = jax.random.key(config.run.seed)
-        values = np.random.default_rng(0).integers(32, 127, batch.shape, np.uint8)
+        values = np.random.default_rng(0).integers(32, 127, batch.shape, batch.dtype)
         tokens = jax.device_put(values, batch.sharding).block_until_ready()
         give_back()
         before = resident_bytes()

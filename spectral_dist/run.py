@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.cluster.start import start_processes
 from spectral_dist.data.mixture import Batch, TrainRows, token_batches
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs import Output
@@ -217,7 +217,8 @@ def compile_step(
     started = time.perf_counter()
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(config, mesh))
+    dtype = find_tokenizer(config).dtype
+    tokens = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(config, mesh))
     compiled = make_train_step(config, mesh).lower(abstract, tokens).compile()
     seconds = time.perf_counter() - started
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))

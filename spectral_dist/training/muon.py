@@ -26,7 +26,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STACKED = ("layers", "branches")
 
 
-def is_matrix(axes: Axes) -> bool:
+def is_residual_matrix(axes: Axes) -> bool:
     """Say whether Muon updates a parameter: a matrix that reads or writes the residual stream.
 
     The embedding and the head are not, though they are matrices: their rows and columns stand for
@@ -62,7 +62,7 @@ def orthogonalize(
     weight decay serve both (Liu et al. 2025, section 2.2).
 
     Args:
-      updates: float32 arrays of which `is_matrix` holds, [layers, D, branches, C] or less.
+      updates: float32 arrays of which `is_residual_matrix` holds, [layers, D, branches, C] or less.
       axes: their logical axes.
       steps: of Newton-Schulz.
 

@@ -12,7 +12,7 @@ import jax
 import optax
 
 from spectral_dist.mesh import Axes
-from spectral_dist.model.lm import Params
+from spectral_dist.params import Params, is_matrix
 from spectral_dist.settings import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
 from spectral_dist.training import muon as muon_direction
 
@@ -45,7 +45,7 @@ def muon(settings: MuonConfig, axes: Params) -> optax.GradientTransformation:
     2025, arXiv:2502.16982: its updates are as large as Adam's, so that lr and weight_decay keep
     their meaning. Adam's parameters learn at adam_lr, on the same schedule.
     """
-    matrices = _each(muon_direction.is_matrix, axes)
+    matrices = _each(muon_direction.is_residual_matrix, axes)
     others = jax.tree.map(lambda matrix: not matrix, matrices)
 
     def orthogonalize(updates: Any, params: Any) -> Any:
@@ -94,11 +94,12 @@ def make_optimizer(settings: OptimizerConfig, axes: Params) -> optax.GradientTra
 
 
 def decays(axes: Axes) -> bool:
-    """Say whether weight decay applies: to matrices on the residual stream, but the embedding.
+    """Say whether weight decay applies: to the matrices that multiply the residual stream.
 
-    Norms, filter coefficients, convolutions and skips are not decayed (model.md, starting point).
+    The head is one of them, the embedding is not. Norms, filter coefficients, convolutions and
+    skips are not decayed (model.md, starting point).
     """
-    return "embed" in axes and axes[0] != "vocab"
+    return is_matrix(axes)
 
 
 def _each(rule: Callable[[Axes], bool], axes: Params) -> Params:

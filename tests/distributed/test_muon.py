@@ -11,11 +11,10 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from spectral_dist.model.lm import logical_axes
 from spectral_dist.settings import Config, with_values
-from spectral_dist.training.muon import is_matrix
+from spectral_dist.training.muon import is_residual_matrix
 from spectral_dist.training.optimizers import make_optimizer
-from spectral_dist.training.state import abstract_state
+from spectral_dist.training.state import abstract_state, model_spec
 
 Read = Callable[[str], list[Any]]
 MakeConfig = Callable[..., Config]
@@ -31,7 +30,7 @@ def compile_update(config: Config, mesh: Mesh) -> Any:
     """Return the compiled update alone: (gradients, state, parameters) -> (updates, state)."""
     state = abstract_state(config, mesh)
     where = jax.tree.map(lambda s: s.sharding, (state.params, state.moments))
-    optimizer = make_optimizer(config.optimizer, logical_axes(config))
+    optimizer = make_optimizer(config.optimizer, model_spec(config).axes)
     with jax.set_mesh(mesh):
         update = jax.jit(optimizer.update, out_shardings=where)
         return update.lower(state.params, state.moments, state.params).compile()
@@ -43,18 +42,18 @@ def optax_muon(config: Config) -> Any:
     Momentum is Jordan's (optax.trace); optax's own would weigh the newest gradient a little more.
     """
     settings: Any = config.optimizer
-    axes = logical_axes(config)
+    axes = model_spec(config).axes
 
     def each(rule: Callable[[tuple[str, ...]], Any]) -> Any:
         return jax.tree.map(rule, axes, is_leaf=lambda node: isinstance(node, tuple))
 
     def numbers(names: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
         sides = [i for i, name in enumerate(names) if name not in ("layers", "branches")]
-        return optax.contrib.MuonDimensionNumbers(*sides) if is_matrix(names) else None
+        return optax.contrib.MuonDimensionNumbers(*sides) if is_residual_matrix(names) else None
 
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
-        optax.masked(optax.trace(settings.momentum, nesterov=True), each(is_matrix)),
+        optax.masked(optax.trace(settings.momentum, nesterov=True), each(is_residual_matrix)),
         optax.contrib.muon(
             1.0,
             beta=0.0,

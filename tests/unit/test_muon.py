@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from spectral_dist.training.muon import is_matrix, newton_schulz, orthogonalize
+from spectral_dist.training.muon import is_residual_matrix, newton_schulz, orthogonalize
 
 # Weights that read and write the residual stream, single and stacked, tall and wide.
 SHAPES = {
@@ -75,7 +75,7 @@ def test_an_update_is_as_large_as_adams(directions: list[jax.Array]) -> None:
 
 
 def test_which_parameters_are_matrices() -> None:
-    assert all(is_matrix(axes) for axes in SHAPES)
+    assert all(is_residual_matrix(axes) for axes in SHAPES)
     others = [("vocab", "embed"), ("embed", "vocab"), ("norm",), ("layers", "norm")]
     others += [("poles", "thin_channels"), ("taps", "branches", "thin_channels")]
-    assert not any(is_matrix(axes) for axes in others)
+    assert not any(is_residual_matrix(axes) for axes in others)

@@ -223,7 +223,8 @@ def test_warnings_of_the_compiler_are_shown() -> None:
 def test_every_text_is_escaped() -> None:
     array = Array(HOSTILE, (1,), HOSTILE, HOSTILE, 1)
     config = dataclasses.replace(
-        a_report().config, run=dataclasses.replace(a_report().config.run, run_name=HOSTILE)
+        a_report().config,
+        run=dataclasses.replace(a_report().config.run, run_name=HOSTILE.replace("/", "")),
     )
     program = Program(HOSTILE, 8, 0, 0, 1, 0, "", 0.0, (HOSTILE,))
     time = dataclasses.replace(a_report().prediction, notes=(HOSTILE,))

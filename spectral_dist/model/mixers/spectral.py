@@ -2,6 +2,9 @@
 
     y[t, d] = sum_{s <= t} response[t - s] . coefficients[:, d] u[s, d] + skip[d] u[t, d]
 
+A state space model: x[t] = A x[t-1] + B u[t], y[t] = C x[t] + D u[t], with A and B fixed
+(filters.py), C (coefficients) and D (skip) learned for each channel; response[t] = A^t B.
+
 One function, computed three ways that agree: in chunks (training), by FFT (the oracle), token by
 token (generation). All three take and return the state [B, N, D], so a sequence may come in pieces.
 Only the coefficients and the skip are learned. Read `mix_chunked` first, then `SpectralMixer`.
@@ -18,9 +21,9 @@ from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32
 from spectral_dist.mesh import local
-from spectral_dist.model.filters import FilterBank, balanced_poles
 from spectral_dist.model.layers import fan_in, parameter, rms_norm
-from spectral_dist.settings import Config, SpectralConfig
+from spectral_dist.model.mixers.filters import FilterBank, balanced_poles
+from spectral_dist.settings import ModelConfig, SpectralConfig
 
 MixForm = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -182,13 +185,13 @@ def causal_convolution(
     return jnp.asarray(y_BT3D), padded[:, time:]
 
 
-def choose_form(config: SpectralConfig, bank: FilterBank) -> MixForm:
+def choose_form(settings: SpectralConfig, bank: FilterBank) -> MixForm:
     """Return the computation that `spectral_form` names."""
     return {
-        "chunked": partial(mix_chunked, bank=bank, chunk_size=config.chunk_size),
+        "chunked": partial(mix_chunked, bank=bank, chunk_size=settings.chunk_size),
         "fft": partial(mix_fft, bank=bank),
         "recurrent": partial(mix_recurrent, bank=bank),
-    }[config.form]
+    }[settings.form]
 
 
 class SpectralMixer(nnx.Module):
@@ -198,15 +201,16 @@ class SpectralMixer(nnx.Module):
     local shards. The one reduction comes after w_out.
     """
 
-    def __init__(self, config: Config, rngs: nnx.Rngs) -> None:
+    def __init__(self, model: ModelConfig, settings: SpectralConfig, rngs: nnx.Rngs) -> None:
         """Declare w_in [D, 3, D], taps [K, 3, D], coefficients [N, D], skip [D], w_out [D, D]."""
-        model, own = config.model, config.mixers.spectral
-        dim, poles, width = model.hidden_dim, own.num_poles, own.conv_width
-        assert own.tau_max is not None
-        bank = balanced_poles(poles, own.tau_min, own.tau_max)
-        self.form = choose_form(own, bank)
+        dim, poles, width = model.hidden_dim, settings.num_poles, settings.conv_width
+        assert settings.tau_max is not None
+        bank = balanced_poles(poles, settings.tau_min, settings.tau_max)
+        self.form = choose_form(settings, bank)
+        # One token at a time needs no chunk: the recurrent form has the least to do.
         self.recurrent = partial(mix_recurrent, bank=bank)
         self.shape = (poles, width, dim, model.head_dim)
+        self.chunk_size = settings.chunk_size
         thin = "thin_channels"
 
         def identity_taps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -225,6 +229,12 @@ class SpectralMixer(nnx.Module):
         self.w_out = parameter(
             rngs, (dim, dim), ("channels", "embed"), fan_in(dim, model.num_layers)
         )
+
+    def flops(self, seq_len: int) -> float:
+        """Return forward FLOPs for a token by the chunked form, whatever the sequence's length."""
+        del seq_len
+        poles, _, dim, _ = self.shape
+        return float((2 * (self.chunk_size + poles) + 4 * poles) * dim)  # see mix_chunked
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> SpectralState:
         """Return the state before the first token."""
@@ -270,7 +280,7 @@ class SpectralMixer(nnx.Module):
         coefficients_ND: Float32[Array, "N D"],
         skip_D: Float32[Array, " D"],
     ) -> tuple[Float[Array, "B T D"], SpectralState]:
-        """Everything between the projections, on one device's rows and channels."""
+        """Everything between the projections, on one device's sequences and channels."""
         batch, time, _, channels = projected_BT3D.shape
         qkv_BT3D, conv = causal_convolution(projected_BT3D, state.conv, taps_K3D)
         query, key, value = qkv_BT3D[:, :, 0], qkv_BT3D[:, :, 1], qkv_BT3D[:, :, 2]

@@ -1,8 +1,10 @@
-"""The constants of the spectral mixer: a bank of decaying exponentials in an orthonormal basis.
+"""The state space (A, B, C, D) of the spectral mixer: decaying exponentials, orthonormal.
 
 All in float64 on the host, once, at build time: with poles this close the Gram matrix of the raw
 exponentials has a condition number of 1e6 and more, and float32 would lose the last of them.
-Nothing here is learned and nothing here knows JAX. Read `balanced_poles` first.
+A (transition) and B (drive) are here, fixed and shared by all channels; C (coefficients) and D
+(skip) are learned, for each channel, in spectral.py. Nothing here is learned and nothing here knows
+JAX. Read `balanced_poles` first.
 """
 
 from dataclasses import dataclass
@@ -17,11 +19,11 @@ Float64 = NDArray[np.float64]
 class FilterBank:
     """A linear system with N states, orthonormal impulse responses and unit gain.
 
-    state[t] = transition @ state[t-1] + drive * u[t], all float64.
+    x[t] = A x[t-1] + B u[t], all float64.
 
     Attributes:
-      transition_NN: A, with ||A||_2 = 1 and A A^T + b b^T = I.
-      drive_N: b.
+      transition_NN: A, with ||A||_2 = 1 and A A^T + B B^T = I.
+      drive_N: B, one column.
       cholesky_NN: R, lower triangular; row n holds the coefficients of the n-th exponential,
         b_n a_n^t = sum_m R[n, m] response[t, m].
       taus_N: time constants in tokens, ascending.
