@@ -20,6 +20,8 @@ from spectral_dist.training.optimizers import OPTIMIZERS, decays, make_optimizer
 from spectral_dist.training.schedule import learning_rate
 from spectral_dist.training.state import model_spec
 
+pytestmark = pytest.mark.usefixtures("mixed_types")
+
 PEAK = 2e-3
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from spectral_dist.cluster.signals import SIGNALS, StopSignal, exit_code
 from spectral_dist.command_line import STOPPED, Ending
+from tests.waiting import finish
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -64,7 +65,7 @@ with StopSignal() as stop, stop.interruptible("compiling"):
         assert child.stdout is not None
         assert child.stdout.readline() == "deep\n"
         child.send_signal(signal.SIGTERM)
-        out, _ = child.communicate(timeout=30)
+        out, _ = finish(child)
     assert child.returncode == STOPPED
     assert out.startswith("stopped by SIGTERM while compiling")
 
