@@ -16,6 +16,8 @@ from spectral_dist.training.muon import is_residual_matrix
 from spectral_dist.training.optimizers import make_optimizer
 from spectral_dist.training.state import abstract_state, model_spec
 
+pytestmark = pytest.mark.usefixtures("mixed_types")
+
 Read = Callable[[str], list[Any]]
 MakeConfig = Callable[..., Config]
 MakeMesh = Callable[[Config], Mesh]

@@ -53,6 +53,7 @@ def test_no_gradient_gives_no_direction() -> None:
     assert not np.any(iterate(np.zeros((8, 40), np.float32)))
 
 
+@pytest.mark.usefixtures("mixed_types")
 def test_every_matrix_of_a_stack_is_what_optax_makes_of_it(
     updates: list[jax.Array], directions: list[jax.Array]
 ) -> None:
