@@ -1,7 +1,8 @@
 """What a checkpoint says of its run, and what a run that resumes from it may change.
 
 Owns the description stored with every checkpoint and the comparison with the settings of today. The
-settings of the model must be the same; everything else may change, and is told. Read `resume`.
+settings of the model and the name of the optimizer must be the same; everything else may change,
+and is told. Read `resume`.
 """
 
 import dataclasses
@@ -98,6 +99,31 @@ def _reorders(name: str) -> bool:
     return name != "data_paths"  # the same text under another path is the same text
 
 
+def check_optimizer(config: Config, description: dict[str, Any]) -> None:
+    """Refuse a checkpoint that another optimizer wrote: its state means nothing to this one.
+
+    Raises:
+      ValueError: names both.
+    """
+    # Checkpoints older than the choice name none: theirs is the default, adamw.
+    now, then = config.optimizer.name, stored_config(description).optimizer.name
+    if now != then:
+        raise ValueError(
+            f"optimizer.name={now}: run_name={config.run.run_name!r} was trained with {then}, whose"
+            f" state is of no use to {now}; use --optimizer.name={then}, or another --run_name"
+        )
+
+
+def check_run(config: Config, description: dict[str, Any]) -> None:
+    """Refuse a checkpoint that these settings cannot go on from.
+
+    Raises:
+      ValueError: names each setting that differs, with both values.
+    """
+    check_optimizer(config, description)
+    check_model(config, description)
+
+
 def resume(
     checkpoints: Checkpoints,
     abstract: TrainState,
@@ -108,9 +134,10 @@ def resume(
     """Return the state, its step and the next row from the newest readable checkpoint, or None.
 
     Raises:
-      ValueError: if the model changed, or there are checkpoints and none can be read.
+      ValueError: if the model or the optimizer changed, or there are checkpoints and none can be
+        read.
     """
-    found = checkpoints.restore_latest(abstract, lambda stored: check_model(config, stored))
+    found = checkpoints.restore_latest(abstract, lambda stored: check_run(config, stored))
     if found is None:
         return None
     state, description = found

@@ -20,7 +20,8 @@ from spectral_dist.mesh import RULES, constrain_like, sharding
 from spectral_dist.params import Params
 from spectral_dist.settings import Config
 from spectral_dist.training.loss import loss_sums, token_cross_entropy
-from spectral_dist.training.optimizer import learning_rate, make_optimizer
+from spectral_dist.training.optimizers import make_optimizer
+from spectral_dist.training.schedule import learning_rate
 from spectral_dist.training.state import TrainState, abstract_state, model_spec
 
 Metrics = dict[str, jax.Array]
