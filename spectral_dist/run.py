@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spectral_dist.cluster.group import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.cluster.start import start_processes
-from spectral_dist.data.mixture import Batch, TrainRows, token_batches
+from spectral_dist.data.mixture import Batch, TrainSequences, token_batches
+from spectral_dist.data.phases import phases_of
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs import Output
@@ -170,12 +171,12 @@ def open_sources(
         report(message)
     files = prepare(
         [dataset.paths[0] for dataset in config.datasets],
+        names=[str(dataset.name) for dataset in config.datasets],
+        tokenizer=config.data.tokenizer,
         validation_fraction=config.data.validation_fraction,
         min_tokens=config.data.seq_len + 1,
         report=tell,
     )
-    named = zip(files, config.datasets, strict=True)
-    files = [dataclasses.replace(f, name=str(d.name)) for f, d in named]
     processes.move()
     weighted = zip(config.datasets, weights, strict=True)
     datasets = tuple(dataclasses.replace(d, weight=weight) for d, weight in weighted)
@@ -191,12 +192,12 @@ def open_batches(
     """Return the batches of the steps that are left, made ready ahead."""
     data, run = config.data, config.run
     return token_batches(
-        TrainRows(files, normalise_weights(config.datasets)[0], data.seq_len, run.seed),
+        TrainSequences(files, phases_of(config, step, row), data.seq_len, run.seed),
         accum_steps=data.accum_steps,
         batch_size=data.batch_size,
         sharding=batch_sharding(config, mesh),
         start_step=step,
-        start_row=row,
+        start_sequence=row,
         steps=run.steps,
         prefetch_steps=data.prefetch_steps,
     )
@@ -215,7 +216,8 @@ def compile_step(
     started = time.perf_counter()
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(config, mesh))
+    dtype = find_tokenizer(config).dtype
+    tokens = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(config, mesh))
     compiled = make_train_step(config, mesh).lower(abstract, tokens).compile()
     seconds = time.perf_counter() - started
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))

@@ -14,7 +14,7 @@ import jax
 from spectral_dist.config import from_flat, resolve
 from spectral_dist.data.sample import build_sample
 
-from spectral_dist.data.mixture import TrainRows, token_batches
+from spectral_dist.data.mixture import TrainSequences, token_batches
 from spectral_dist.data.tokens import prepare
 from spectral_dist.mesh import make_mesh
 from spectral_dist.training.evaluation import Evaluation
@@ -103,12 +103,12 @@ def train_and_evaluate(case: Case, texts: list[Path], changes: Mapping[str, Any]
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
     with jax.set_mesh(mesh):
         batches = token_batches(
-            TrainRows(files, data.data_weights, data.seq_len, run.seed),
+            TrainSequences(files, [(0, data.data_weights)], data.seq_len, run.seed),
             accum_steps=data.accum_steps,
             batch_size=data.batch_size,
             sharding=batch_sharding(config, mesh),
             start_step=0,
-            start_row=0,
+            start_sequence=0,
             steps=run.steps,
             prefetch_steps=data.prefetch_steps,
         )
