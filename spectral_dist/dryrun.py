@@ -10,7 +10,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from spectral_dist.command_line import Parser, load_config, run_main
+from spectral_dist.command_line import Parser, run_main
+from spectral_dist.flags import load_config
 from spectral_dist.settings import AUTO_MESH, Config
 
 DOES_NOT_FIT = 3

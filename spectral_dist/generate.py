@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import jax
 
 from spectral_dist.command_line import Parser, run_main
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.mesh import make_mesh
 from spectral_dist.model.sampling import sample
 from spectral_dist.training.resume import load_run
+from spectral_dist.training.state import model_spec
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,9 +44,10 @@ def main(argv: Sequence[str]) -> int:
     with jax.set_mesh(mesh):
         loaded = load_run(flags.checkpoint_dir, flags.run_name, flags.checkpoint, mesh)
         text = sample(
-            loaded.config,
+            model_spec(loaded.config),
             loaded.params,
             flags.prompt.encode(errors="replace"),
+            end=find_tokenizer(loaded.config).end,
             max_new_tokens=flags.max_new_tokens,
             temperature=flags.temperature,
             key=jax.random.key(flags.seed),

@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import IO
 
-from spectral_dist.command_line import LOST, Parser, load_config, run_main
+from spectral_dist.command_line import LOST, Parser, run_main
+from spectral_dist.flags import load_config
 
 PROGRAMS = ("train",)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

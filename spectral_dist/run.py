@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from spectral_dist.cluster.group import Processes
+from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.cluster.start import start_processes
 from spectral_dist.data.mixture import Batch, TrainSequences, token_batches
@@ -75,14 +75,14 @@ def run(config: Config, argv: Sequence[str], stop: StopSignal) -> int:
 
 def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: Processes) -> int:
     """Train, in every process of a run alike; return the exit code."""
-    console = Console(config.run.steps, enabled=processes.lead)
+    console = Console(config.run.steps, enabled=processes.is_coordinator)
     config = settle_mesh(config, stop, processes, console.note)
     mesh = make_mesh(config.mesh.shape)
     config, files = open_sources(config, console.note, processes)
     folder = Path(config.run.checkpoint_dir) / config.run.run_name
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
-        if processes.lead:
+        if processes.is_coordinator:
             closing.enter_context(locked(folder, config, console.note))
         processes.agree("folder", {})
         checkpoints = Checkpoints(folder, keep=config.run.keep, warn=console.warn)
@@ -91,7 +91,7 @@ def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: 
         with stop.interruptible("reading the checkpoint"):
             processes.enter("reading the checkpoint")
             restored = resume(checkpoints, abstract, config, files, console.note)
-            write_run_folder(folder, config, argv, enabled=processes.lead)
+            write_run_folder(folder, config, argv, enabled=processes.is_coordinator)
             state, step, row = restored or (init_state(config, mesh), 0, 0)
         with stop.interruptible("compiling"):
             processes.enter("compiling", waits=False)
@@ -104,7 +104,7 @@ def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: 
         )
 
         outputs: list[Output] = [console]
-        if processes.lead:
+        if processes.is_coordinator:
             outputs.append(MetricsFile(folder / "metrics.jsonl", step, warn=console.warn))
             outputs.append(WandbMirror(config, folder, resume=step > 0))
         for output in outputs:
@@ -120,7 +120,7 @@ def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: 
         checkpoints.close()
         console.close()
         stopped = stop.received if processes.should_stop() else None
-        if stopped is None and processes.lead:
+        if stopped is None and processes.is_coordinator:
             console.show_tables(milestones.measured)
             if processes.count == 1:
                 show_sample(config, files, progress.state.params, console)
@@ -132,7 +132,7 @@ def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: 
 def settle_mesh(
     config: Config, stop: StopSignal, processes: Processes, report: Callable[[str], None]
 ) -> Config:
-    """Return the settings with a mesh for the attached devices where it is `auto`: the lead's."""
+    """Return the settings with a mesh for the attached devices where it is `auto`: process 0's."""
     if config.mesh.mesh != AUTO_MESH:
         return config
     from spectral_dist.planning.search.choice import (  # nobody else pays for it
@@ -142,11 +142,13 @@ def settle_mesh(
 
     def tell(text: str) -> None:
         report(text)
-        processes.move()
+        processes.note_progress()
 
     cluster = attached()
     with stop.interruptible("choosing the mesh"):
-        chosen = processes.from_lead("mesh", lambda: choose_mesh(config, cluster, tell).flat())
+        chosen = processes.from_coordinator(
+            "mesh", lambda: choose_mesh(config, cluster, tell).flat()
+        )
     return resolve(from_flat(chosen))
 
 
@@ -157,7 +159,7 @@ def open_sources(
 
     def tell(text: str) -> None:
         report(text)
-        processes.move()
+        processes.note_progress()
 
     processes.enter("preparing text")
     if not config.datasets:
@@ -177,7 +179,7 @@ def open_sources(
         min_tokens=config.data.seq_len + 1,
         report=tell,
     )
-    processes.move()
+    processes.note_progress()
     weighted = zip(config.datasets, weights, strict=True)
     datasets = tuple(dataclasses.replace(d, weight=weight) for d, weight in weighted)
     config = dataclasses.replace(config, datasets=datasets)

@@ -8,7 +8,8 @@ in `run`.
 from collections.abc import Sequence
 
 from spectral_dist.cluster.signals import StopSignal
-from spectral_dist.command_line import load_config, run_main
+from spectral_dist.command_line import run_main
+from spectral_dist.flags import load_config
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,9 +1,9 @@
-"""Signals: asked to stop, a run finishes what it must, saves and leaves.
+"""Preemption: a run that a signal asks to stop saves a checkpoint and ends with its exit code.
 
 Owns the handlers of SIGINT, SIGTERM and SIGUSR1, and what a signal does in each phase. Where there
-is work to save, it is only noted, and the run looks at `received` at its next safe point. Where
-there is none (`interruptible`), the process ends at once, even while the main thread is deep inside
-the compiler. Read `StopSignal` first.
+is work to save, it is only noted, and the run looks at `received` between two steps. Where there is
+none (`interruptible`), the process ends at once, even while the main thread is deep inside the
+compiler. Read `StopSignal` first.
 """
 
 import contextlib

@@ -1,44 +1,43 @@
-"""How much arithmetic the model is: the figure that model FLOPs utilisation stands on.
+"""How much arithmetic the model is: the figure that model FLOPs utilisation (MFU) stands on.
 
-Counts what the definition asks for, forward and backward, and nothing that is computed twice.
+Nothing is written down twice: the matrices are counted from the description of the parameters, and
+every mixer declares what it costs beside them. Read `flops_per_token` first.
 """
 
-from spectral_dist.model.lm import VOCAB_SIZE
-from spectral_dist.settings import Config, ModelConfig
+from spectral_dist.model.lm import SpectralLM
+from spectral_dist.params import ModelSpec
 
 
-def parameter_count(whole: Config) -> int:
-    """Return the number of matrix parameters: what a token is multiplied by, the head included."""
-    config = whole.model
-    assert config.mlp_dim is not None
-    assert config.num_kv_heads is not None
-    dim = config.hidden_dim
-    spectral = 4 * dim * dim
-    attention = 2 * dim * dim + 2 * dim * config.num_kv_heads * config.head_dim
-    mixers = sum(spectral if name == "spectral" else attention for name in _layers(config))
-    return mixers + config.num_layers * 3 * dim * config.mlp_dim + dim * VOCAB_SIZE
+def flops_per_token(spec: ModelSpec[SpectralLM], seq_len: int) -> float:
+    """Return FLOPs for a token of training, forward and backward, nothing computed twice.
 
-
-def flops_per_token(whole: Config, seq_len: int) -> float:
-    """Return FLOPs for a token of training: 6 for a matrix parameter, and the mixers' own.
+    6 for each element of a matrix that the token is multiplied by (2 forward, 4 backward), and 3
+    times what the mixers do forward beside that.
 
     Args:
-      whole: the settings.
+      spec: the model.
       seq_len: T, which full attention depends on.
     """
-    config, mixers = whole.model, whole.mixers
-    mixing = 0.0
-    for name in _layers(config):
-        if name == "spectral":  # see mix_chunked
-            per_channel = 2 * (mixers.spectral.chunk_size + mixers.spectral.num_poles)
-            per_channel += 4 * mixers.spectral.num_poles
-            mixing += per_channel * config.hidden_dim
-        else:  # scores and weighted values, over the keys that a query sees on average
-            seen = min(mixers.window.window, seq_len) if name == "window" else (seq_len + 1) / 2
-            mixing += 4 * seen * config.hidden_dim
-    return 6.0 * parameter_count(whole) + 3 * mixing
+    return 6.0 * spec.matrix_size + 3 * spec.bind(spec.shapes).mixing_flops(seq_len)
 
 
-def _layers(config: ModelConfig) -> list[str]:
-    pattern = config.pattern
-    return [pattern[i % len(pattern)] for i in range(config.num_layers)]
+def dense_flops(spec: ModelSpec[SpectralLM], remat: str) -> int:
+    """Return FLOPs of the products with matrices for a token, those done again included.
+
+    6 for each element. Where activation checkpointing keeps nothing, 2 more for those of the
+    layers, but for the MLP's last product: its result feeds no derivative.
+
+    Args:
+      spec: the model.
+      remat: what the backward pass computes again.
+    """
+    total = 6 * spec.matrix_size
+    if remat != "full":
+        return total
+    for parameter in spec.parameters:
+        # Only where a loop keeps the two passes apart: for a single block, which is no loop, the
+        # compiler may find that both compute the same.
+        in_a_loop = parameter.axes[0] == "layers" and parameter.shape[0] > 1
+        if in_a_loop and parameter.is_matrix and parameter.axes[-2:] != ("mlp", "embed"):
+            total += 2 * parameter.size
+    return total

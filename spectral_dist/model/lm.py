@@ -1,10 +1,11 @@
-"""The language model: bytes in, logits of the next byte out.
+"""The language model: tokens in, logits of the next token out.
 
-Layers repeat a pattern of mixers. Whole repeats are stacked and run by one scan, so that compile
-time does not grow with depth; what is left of the pattern follows as single layers. Knows nothing
-of data, loss or training. Read `SpectralLM.__call__` first.
+Blocks of layers repeat a pattern of mixers. Whole repeats are stacked and run by one scan, so that
+compile time does not grow with depth; what is left of the pattern follows as single layers. Knows
+nothing of data, loss or training. Read `SpectralLM.__call__` first.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32, Integer
-from spectral_dist.mesh import Axes, constrain
-from spectral_dist.model.attention import Attention
+from spectral_dist.mesh import constrain
 from spectral_dist.model.layers import RMSNorm, SwiGLU, normal, parameter
-from spectral_dist.model.spectral import SpectralMixer
-from spectral_dist.settings import Config
+from spectral_dist.model.mixers import MIXERS
+from spectral_dist.params import ModelSpec, make_spec
+from spectral_dist.settings import Config, MixersConfig, ModelConfig
 
-VOCAB_SIZE = 256
-
-Params = dict[str, Any]
-State = Any
+State = Any  # of a layer: what its mixer's init_state returns; of blocks and the model: dicts of it
 LayerCall = Callable[[jax.Array, State], tuple[jax.Array, State]]
 
 REMAT_POLICIES = {
@@ -33,7 +31,7 @@ REMAT_POLICIES = {
 
 
 def make_checkpoint(remat: str, *, prevent_cse: bool) -> Callable[[LayerCall], LayerCall]:
-    """Return what makes the backward pass of a layer compute again what `remat` says."""
+    """Return activation checkpointing for a layer: what `remat` names is computed again."""
     if remat == "none":
         return lambda layer: layer
     policy = REMAT_POLICIES[remat]
@@ -42,23 +40,18 @@ def make_checkpoint(remat: str, *, prevent_cse: bool) -> Callable[[LayerCall], L
     )
 
 
-def make_mixer(name: str, config: Config, rngs: nnx.Rngs) -> SpectralMixer | Attention:
-    """Build the mixer that a name in the layer pattern stands for."""
-    if name == "spectral":
-        return SpectralMixer(config, rngs)
-    window = config.mixers.window.window if name == "window" else None
-    return Attention(config.model, window, rngs)
-
-
 class Layer(nnx.Module):
     """A mixer along time, then a SwiGLU at every position, each on the normalised residual."""
 
-    def __init__(self, mixer: str, config: Config, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, mixer: str, model: ModelConfig, mixers: MixersConfig, rngs: nnx.Rngs
+    ) -> None:
         """Declare the two norms, the mixer and the MLP."""
-        model = config.model
         assert model.mlp_dim is not None
+        # In this order, here and below: each parameter draws the next key of `rngs`, so another
+        # order would mean other initial values for the same seed.
         self.mixer_norm = RMSNorm(model.hidden_dim, "norm", rngs)
-        self.mixer = make_mixer(mixer, config, rngs)
+        self.mixer = MIXERS[mixer](model, getattr(mixers, mixer), rngs)
         self.mlp_norm = RMSNorm(model.hidden_dim, "norm", rngs)
         self.mlp = SwiGLU(model.hidden_dim, model.mlp_dim, model.num_layers, rngs)
 
@@ -72,25 +65,33 @@ class Layer(nnx.Module):
         return x_BTD, state
 
 
-class Group(nnx.Module):
+class Block(nnx.Module):
     """Consecutive layers: one repeat of the pattern, or what is left of it at the end."""
 
     def __init__(
-        self, mixers: tuple[str, ...], config: Config, rngs: nnx.Rngs, *, scanned: bool
+        self,
+        pattern: tuple[str, ...],
+        model: ModelConfig,
+        mixers: MixersConfig,
+        rngs: nnx.Rngs,
+        *,
+        scanned: bool,
     ) -> None:
-        """Declare the layers, named by their place in the group.
+        """Declare the layers, named by their place in the block.
 
         Args:
-          mixers: of the layers.
-          config: the model's.
+          pattern: names of the layers' mixers.
+          model: the settings.
+          mixers: the settings of each mixer.
           rngs: of the initial values.
-          scanned: whether a scan runs the group; then nothing need keep the backward pass from
+          scanned: whether a scan runs the block; then nothing need keep the backward pass from
             being merged with the forward pass, which the scan's two loops keep apart.
         """
-        self.checkpoint = make_checkpoint(config.model.remat, prevent_cse=not scanned)
-        self.names = tuple(f"layer_{i}" for i in range(len(mixers)))
-        for name, mixer in zip(self.names, mixers, strict=True):
-            setattr(self, name, Layer(mixer, config, rngs))
+        self.checkpoint = make_checkpoint(model.remat, prevent_cse=not scanned)
+        self.pattern = pattern
+        self.names = tuple(f"layer_{i}" for i in range(len(pattern)))
+        for name, mixer in zip(self.names, pattern, strict=True):
+            setattr(self, name, Layer(mixer, model, mixers, rngs))
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], state: dict[str, State] | None
@@ -106,40 +107,56 @@ class Group(nnx.Module):
         """Return each mixer's state before the first token."""
         return {name: getattr(self, name).mixer.init_state(batch, dtype) for name in self.names}
 
+    def growing(self, dtype: jnp.dtype) -> set[str]:
+        """Return the names of the mixers whose state grows with the text."""
+        states = jax.eval_shape(lambda: self.init_state(1, dtype))
+        return {
+            mixer
+            for name, mixer in zip(self.names, self.pattern, strict=True)
+            if states[name] is None
+        }
+
+    def mixing_flops(self, seq_len: int) -> float:
+        """Return the forward FLOPs of the mixers for a token, their matrices left out."""
+        return float(sum(getattr(self, name).mixer.flops(seq_len) for name in self.names))
+
 
 class SpectralLM(nnx.Module):
-    """Embedding, layers, norm, head.
+    """Embedding, blocks of layers, norm, head.
 
     Sharding: activations [B, T, D] over (data, fsdp) | None | None; parameters as they declare.
     """
 
-    def __init__(self, config: Config, rngs: nnx.Rngs) -> None:
-        """Declare embed [V, D], the stacked repeats, the rest, the final norm and head [D, V]."""
-        model = config.model
+    def __init__(
+        self, model: ModelConfig, mixers: MixersConfig, vocab_size: int, rngs: nnx.Rngs
+    ) -> None:
+        """Declare embed [V, D], the stacked blocks, the rest, the final norm and head [D, V]."""
         dim, pattern = model.hidden_dim, model.pattern
         self.dtype = jnp.dtype(model.compute_dtype)
+        self.vocab_size = vocab_size
         self.repeats = model.num_layers // len(pattern)
         rest = pattern[: model.num_layers % len(pattern)]
-        self.embed = parameter(rngs, (VOCAB_SIZE, dim), ("vocab", "embed"), normal(1.0))
+        self.embed = parameter(rngs, (vocab_size, dim), ("vocab", "embed"), normal(1.0))
+        # The attributes' names are the parameters' in every checkpoint: "groups" are the blocks.
         if self.repeats:
             make = nnx.vmap(
-                lambda r: Group(pattern, config, r, scanned=True), in_axes=0, out_axes=0
+                lambda r: Block(pattern, model, mixers, r, scanned=True), in_axes=0, out_axes=0
             )
             self.groups = make(rngs.split(self.repeats))
         if rest:
-            self.rest = Group(rest, config, rngs, scanned=False)
+            self.rest = Block(rest, model, mixers, rngs, scanned=False)
         self.norm = RMSNorm(dim, "norm", rngs)
-        # Small, so that the first loss is that of even odds: ln 256 (Yang et al. 2022,
+        # Small, so that the first loss is that of even odds: ln V (Yang et al. 2022,
         # arXiv:2203.03466, table 8: the readout starts at 1 / width).
-        self.head = parameter(rngs, (dim, VOCAB_SIZE), ("embed", "vocab"), normal(1.0 / dim))
+        self.head = parameter(rngs, (dim, vocab_size), ("embed", "vocab"), normal(1.0 / dim))
 
     def __call__(
         self, tokens_BT: Integer[Array, "B T"], state: State = None
     ) -> tuple[Float32[Array, "B T V"], State]:
-        """Return the logits of each next byte, and the state after the last one.
+        """Return the logits of each next token, and the state after the last one.
 
         Args:
-          tokens_BT: bytes.
+          tokens_BT: each in [0, V).
           state: what `init_state` or an earlier call returned; None at the start of a sequence.
         """
         # float32 means float32: some devices would otherwise multiply in a shorter format.
@@ -148,19 +165,20 @@ class SpectralLM(nnx.Module):
             return self._forward(tokens_BT, state)
 
     def _forward(self, tokens_BT: jax.Array, state: State) -> tuple[jax.Array, State]:
-        # A product with one-hot rows, not a gather: with 256 bytes it costs next to nothing, it is
-        # partitioned like any product, and its transpose is a product too, not a scatter.
-        one_hot = jax.nn.one_hot(tokens_BT, VOCAB_SIZE, dtype=self.dtype)
+        # A product with one-hot vectors, not a gather: it is partitioned like any product, and its
+        # transpose is a product too, not a scatter. With 256 bytes it costs next to nothing; with
+        # a large vocabulary as much as the head.
+        one_hot = jax.nn.one_hot(tokens_BT, self.vocab_size, dtype=self.dtype)
         x_BTD = constrain(one_hot @ self.embed[...].astype(self.dtype), "batch", "time", "width")
         after: dict[str, State] = {}
         if self.repeats:
             definition, stacked = nnx.split(self.groups)
 
-            def group(x: jax.Array, item: tuple[Any, State]) -> tuple[jax.Array, State]:
+            def block(x: jax.Array, item: tuple[Any, State]) -> tuple[jax.Array, State]:
                 return nnx.merge(definition, item[0])(x, item[1])
 
             before = None if state is None else state["groups"]
-            x_BTD, after["groups"] = jax.lax.scan(group, x_BTD, (stacked, before))
+            x_BTD, after["groups"] = jax.lax.scan(block, x_BTD, (stacked, before))
         if hasattr(self, "rest"):
             x_BTD, after["rest"] = self.rest(x_BTD, None if state is None else state["rest"])
         normed = self.norm(x_BTD)
@@ -168,6 +186,7 @@ class SpectralLM(nnx.Module):
             "btd,dv->btv",
             normed,
             self.head[...].astype(self.dtype),
+            # The softmax wants float32 logits, whatever the operands are.
             preferred_element_type=jnp.float32,
         )
         return logits_BTV, after
@@ -176,10 +195,16 @@ class SpectralLM(nnx.Module):
         """Return the state before the first token, for generation: constant in size.
 
         Raises:
-          ValueError: if a layer is full attention, whose state would grow with the text.
+          ValueError: if the state of a layer, such as full attention, grows with the text.
         """
+        if self.growing:
+            raise ValueError(
+                f"layer_pattern: the state of {', '.join(sorted(self.growing))} grows with the"
+                " text; generation needs mixers whose state does not, such as spectral and window"
+            )
         state: dict[str, State] = {}
         if self.repeats:
+            # The blocks of the stack are alike: the state of one, repeated, is that of all.
             first = nnx.merge(*_first_of_stack(self.groups))
             one = first.init_state(batch, self.dtype)
             state["groups"] = jax.tree.map(
@@ -187,12 +212,21 @@ class SpectralLM(nnx.Module):
             )
         if hasattr(self, "rest"):
             state["rest"] = self.rest.init_state(batch, self.dtype)
-        if any(mixer is None for part in state.values() for mixer in part.values()):
-            raise ValueError(
-                "layer_pattern: has full attention, whose state grows with the text;"
-                " generation needs spectral and window layers only"
-            )
         return state
+
+    @property
+    def growing(self) -> set[str]:
+        """The names of the mixers whose state grows with the text: none of them can generate."""
+        return {name for block, _ in self._blocks() for name in block.growing(self.dtype)}
+
+    def mixing_flops(self, seq_len: int) -> float:
+        """Return the forward FLOPs of all mixers for a token, their matrices left out."""
+        return float(sum(n * block.mixing_flops(seq_len) for block, n in self._blocks()))
+
+    def _blocks(self) -> list[tuple[Block, int]]:
+        """Return each kind of block, and how many of it there are."""
+        stacked = [(self.groups, self.repeats)] if self.repeats else []
+        return stacked + ([(self.rest, 1)] if hasattr(self, "rest") else [])
 
 
 def _first_of_stack(stack: nnx.Module) -> tuple[Any, Any]:
@@ -200,33 +234,16 @@ def _first_of_stack(stack: nnx.Module) -> tuple[Any, Any]:
     return definition, jax.tree.map(lambda p: p[0], stacked)
 
 
-def define(config: Config) -> nnx.GraphDef[SpectralLM]:
-    """Return the model's definition: `nnx.merge(definition, nnx.State(params))` is the model."""
-    return nnx.split(_abstract(config), nnx.Param)[0]
+def describe_model(config: Config, vocab_size: int) -> ModelSpec[SpectralLM]:
+    """Return the description of a language model, built once for the same settings.
 
-
-def init_params(config: Config, key: jax.Array) -> Params:
-    """Return the initial parameters, a plain nested dict of float32 arrays.
-
-    Their values depend on (config, key) alone, whatever the mesh.
+    Args:
+      config: the settings, resolved; those of the model and of the mixers matter, no other.
+      vocab_size: V; tokens are in [0, V).
     """
-    _, state = nnx.split(SpectralLM(config, nnx.Rngs(params=key)), nnx.Param)
-    return nnx.to_pure_dict(state)
+    return _describe(config.model, config.mixers, vocab_size)
 
 
-def _abstract(config: Config) -> SpectralLM:
-    return nnx.eval_shape(lambda: SpectralLM(config, nnx.Rngs(params=jax.random.key(0))))
-
-
-def logical_axes(config: Config) -> Params:
-    """Return the logical axes of every parameter, in a dict like the parameters'."""
-    _, state = nnx.split(_abstract(config), nnx.Param)
-
-    def axes(variable: nnx.Variable[Any]) -> Axes:
-        declared: Axes = variable.get_metadata("axes")
-        stacked = len(variable.get_value().shape) > len(declared)
-        return ("layers", *declared) if stacked else declared
-
-    return nnx.to_pure_dict(
-        jax.tree.map(axes, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    )
+@functools.lru_cache
+def _describe(model: ModelConfig, mixers: MixersConfig, vocab_size: int) -> ModelSpec[SpectralLM]:
+    return make_spec(lambda rngs: SpectralLM(model, mixers, vocab_size, rngs))

@@ -1,62 +1,61 @@
-"""Text from the model, byte by byte, by the recurrent form: constant memory, constant time."""
+"""Generation: token by token, by the recurrent form, in constant memory and constant time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from spectral_dist.model.lm import Params, SpectralLM, State, define
-from spectral_dist.settings import Config
+from spectral_dist.model.lm import SpectralLM, State
+from spectral_dist.params import ModelSpec, Params
 
 
 def sample(
-    config: Config,
+    spec: ModelSpec[SpectralLM],
     params: Params,
-    prompt: bytes,
+    prompt: Sequence[int],
     *,
+    end: int,
     max_new_tokens: int,
     temperature: float,
     key: jax.Array,
-    rows: int = 1,
+    copies: int = 1,
 ) -> Iterator[int]:
-    """Yield the bytes that follow a prompt, until byte 0 (the document's end) or the limit.
+    """Yield the tokens that follow a prompt, until the document's end or the limit.
 
     Args:
-      config: the model.
+      spec: the model.
       params: its parameters.
-      prompt: text in UTF-8, read after a document's end, as a document's start is in training.
-      max_new_tokens: limit, in bytes.
-      temperature: of the softmax; 0 takes the likeliest byte.
+      prompt: tokens, read after a document's end, as a document's start is in training.
+      end: the token that ends a document.
+      max_new_tokens: limit.
+      temperature: of the softmax; 0 takes the likeliest token.
       key: of the draws; the same key, prompt and parameters give the same text.
-      rows: copies computed side by side, of which the first is returned: a mesh with several shards
-        of the batch needs one row for each.
+      copies: of the sequence, computed side by side, of which the first is returned: a mesh with
+        several shards of the batch needs one for each.
 
     Raises:
       ValueError: if the model has full attention, whose state would grow.
     """
-    definition = define(config)
 
     @jax.jit
     def advance(
         params: Params, tokens_BT: jax.Array, state: State, index: jax.Array
     ) -> tuple[jax.Array, State]:
-        model: SpectralLM = nnx.merge(definition, nnx.State(params))
-        logits_BTV, state = model(tokens_BT, state)
+        logits_BTV, state = spec.bind(params)(tokens_BT, state)
         last_V = logits_BTV[0, -1]
         if temperature == 0:
             choice = jnp.argmax(last_V)
         else:
+            # One key for all draws would give the same noise each time.
             draw = jax.random.fold_in(key, index)
             choice = jax.random.categorical(draw, last_V / temperature)
-        return jnp.full((rows, 1), choice, jnp.int32), state
+        return jnp.full((copies, 1), choice, jnp.int32), state
 
-    model: SpectralLM = nnx.merge(definition, nnx.State(params))
-    state = model.init_state(rows)
-    tokens_BT = jnp.tile(jnp.asarray([[0, *prompt]], jnp.int32), (rows, 1))
+    state = spec.bind(params).init_state(copies)
+    tokens_BT = jnp.tile(jnp.asarray([[end, *prompt]], jnp.int32), (copies, 1))
     for index in range(max_new_tokens):
         tokens_BT, state = advance(params, tokens_BT, state, jnp.int32(index))
-        byte = int(tokens_BT[0, 0])
-        if byte == 0:
+        token = int(tokens_BT[0, 0])
+        if token == end:
             return
-        yield byte
+        yield token

@@ -62,7 +62,7 @@ class Console:
         Args:
           total_steps: length of the run, in steps.
           stream: where to print; standard output by default.
-          enabled: False prints nothing, for the processes that are not the lead.
+          enabled: False prints nothing, for the processes that are not the coordinator.
         """
         self._total = total_steps
         self._step_seconds: float | None = None

@@ -44,7 +44,7 @@ def write_run_folder(
       folder: of the run; made if missing.
       config: resolved.
       argv: the command line.
-      enabled: False writes nothing, for the processes that are not the lead.
+      enabled: False writes nothing, for the processes that are not the coordinator.
 
     Raises:
       ValueError: if the folder cannot be made or written.

@@ -12,30 +12,34 @@ import jax
 
 from spectral_dist.cluster.signals import exit_code
 from spectral_dist.command_line import UNSAVED
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile
-from spectral_dist.model.lm import Params
 from spectral_dist.model.sampling import sample
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.report import write_report
+from spectral_dist.params import Params
 from spectral_dist.settings import Config
+from spectral_dist.training.state import model_spec
 
 SAMPLE_BYTES = 400
 
 
 def show_sample(config: Config, files: list[TokenFile], params: Params, console: Console) -> None:
     """Print what the model writes after the beginning of a held-out text."""
-    if "attention" in config.model.pattern:  # its state would grow with the text
+    spec = model_spec(config)
+    if spec.bind(spec.shapes).growing:  # a state that grows with the text: not for generation
         return
     prompt = bytes(files[0].validation[:64]).split(b"\0")[0]
     prompt = prompt.decode("utf-8", "ignore").encode()
     text = sample(
-        config,
+        spec,
         params,
         prompt,
+        end=find_tokenizer(config).end,
         max_new_tokens=SAMPLE_BYTES,
         temperature=0.8,
         key=jax.random.key(config.run.seed),
-        rows=math.prod(config.mesh.shape[:2]),  # one for each shard of the batch
+        copies=math.prod(config.mesh.shape[:2]),  # one for each shard of the batch
     )
     console.show_sample(prompt, bytes(text))
 

@@ -20,14 +20,14 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.mesh import RULES, make_mesh
 from spectral_dist.planning.hardware import Gpu
 from spectral_dist.settings import Config
-from spectral_dist.training.evaluation import rows_at_once
+from spectral_dist.training.evaluation import sequences_at_once
 from spectral_dist.training.state import TrainState, abstract_state, make_init
 from spectral_dist.training.step import batch_sharding, make_eval_step, make_train_step
 
@@ -223,10 +223,11 @@ def compile_programs(config: Config, mesh: Mesh) -> Iterator[Program]:
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Return the tokens of one step, [A, B, T + 1] uint8, where they lie."""
+    """Return the tokens of one step, [A, B, T + 1], where they lie."""
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
-    return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(config, mesh))
+    dtype = find_tokenizer(config).dtype
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(config, mesh))
 
 
 def evaluation_shapes(
@@ -234,10 +235,11 @@ def evaluation_shapes(
 ) -> Iterator[tuple[str, jax.ShapeDtypeStruct, int]]:
     """Give name, tokens [B, T + 1] and targets of each evaluation step, shortest context first."""
     seq_len = config.data.seq_len
-    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    sequences = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    dtype = find_tokenizer(config).dtype
     for k in sorted({1, *config.evaluation.eval_lengths}):
-        shape = (rows_at_once(config, mesh, k), k * seq_len + 1)
-        tokens = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows)
+        shape = (sequences_at_once(config, mesh, k), k * seq_len + 1)
+        tokens = jax.ShapeDtypeStruct(shape, dtype, sharding=sequences)
         yield f"evaluation {k}x", tokens, seq_len
 
 

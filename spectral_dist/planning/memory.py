@@ -13,11 +13,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from spectral_dist.model.lm import init_params
 from spectral_dist.planning.compile import Program, abstract_batch, leaf_bytes
 from spectral_dist.planning.hardware import Gpu
 from spectral_dist.settings import Config
-from spectral_dist.training.state import abstract_state
+from spectral_dist.training.state import abstract_state, model_spec
 
 GIB = 2**30
 MIB = 2**20
@@ -103,8 +102,7 @@ def arguments(config: Config, mesh: Mesh) -> list[Array]:
 
 def parameter_count(config: Config) -> int:
     """Return the elements of all parameters together."""
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return model_spec(config).size
 
 
 def _describe(path: Any, leaf: jax.ShapeDtypeStruct) -> Array:

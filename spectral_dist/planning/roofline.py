@@ -41,6 +41,7 @@ from spectral_dist.planning.hlo.parse import (
 )
 from spectral_dist.settings import Config
 from spectral_dist.training.metrics import mfu
+from spectral_dist.training.state import model_spec
 
 # Assumed, of every GPU: kernels that follow each other in a stream, and the start of a ring.
 _KERNEL_SECONDS = 2e-6
@@ -122,11 +123,6 @@ class StepTime:
     def seconds(self) -> float:
         """The whole: kernels and what is exposed of communication."""
         return self.kernel_seconds + self.exposed_seconds
-
-    @property
-    def total_flops(self) -> int:
-        """FLOPs of every type together."""
-        return sum(self.flops.values())
 
     def plus(self, other: "StepTime", times: int = 1) -> "StepTime":
         """Return this and then another, some times over."""
@@ -254,7 +250,7 @@ def predict(text: str, config: Config, gpu: Gpu | None, devices_per_host: int) -
     rate = tokens / step.seconds
     used = None
     if gpu is not None:
-        per_token = flops_per_token(config, data.seq_len)
+        per_token = flops_per_token(model_spec(config), data.seq_len)
         used = mfu(rate, per_token, gpu.device_kind, devices, config.model.compute_dtype)
     notes = [f"loop {name} counts once: its length is unknown" for name in unknown_loops(program)]
     notes += [f"FLOPs of {name} are not counted" for name in uncounted_calls(program)]

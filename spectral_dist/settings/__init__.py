@@ -14,7 +14,12 @@ from spectral_dist.settings.config import (
     with_values,
 )
 from spectral_dist.settings.datasets import normalise_weights
-from spectral_dist.settings.mixers import MixersConfig, SpectralConfig, WindowConfig
+from spectral_dist.settings.mixers import (
+    AttentionConfig,
+    MixersConfig,
+    SpectralConfig,
+    WindowConfig,
+)
 from spectral_dist.settings.optimizers import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
 from spectral_dist.settings.sections import (
     AUTO_MESH,
@@ -38,6 +43,7 @@ __all__ = [
     "SECTIONS",
     "SETTINGS",
     "AdamWConfig",
+    "AttentionConfig",
     "Config",
     "DataConfig",
     "DatasetConfig",

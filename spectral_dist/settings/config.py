@@ -19,10 +19,11 @@ from pydantic.fields import FieldInfo
 
 from spectral_dist.settings.datasets import from_lists, name_datasets, normalise_weights
 from spectral_dist.settings.declare import STRICT, Text, Traits, plain, traits_of
+from spectral_dist.settings.hints import hint
 from spectral_dist.settings.mixers import MixersConfig
 from spectral_dist.settings.optimizers import OPTIMIZER_KINDS, AdamWConfig, Optimizer
 from spectral_dist.settings.relations import check_relations
-from spectral_dist.settings.rules import Spelling, first_mistake, nearest
+from spectral_dist.settings.rules import Spelling, first_mistake
 from spectral_dist.settings.sections import (
     DataConfig,
     DatasetConfig,
@@ -156,6 +157,16 @@ _TOP = {f.name for f in dataclasses.fields(typing.cast(Any, Config))}
 _ADAPTER: pydantic.TypeAdapter[Config] = pydantic.TypeAdapter(Config)
 
 
+def section_model(setting: Setting) -> type:
+    """Return the model that a setting is a field of; of an optimizer the first that has it."""
+    if setting.section == "optimizer":
+        return OPTIMIZER_KINDS[(setting.kinds or tuple(OPTIMIZER_KINDS))[0]]
+    kind: Any = Config
+    for part in setting.section.split("."):
+        kind = kind.__pydantic_fields__[part].annotation
+    return kind
+
+
 def known_names() -> list[str]:
     """Return every name that may stand at the top of a YAML file or after `--`."""
     return [*SETTINGS, *LIST_FLAGS, *sorted(_TOP - {"derived"} - set(SETTINGS))]
@@ -193,7 +204,7 @@ def merge(layers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], Spelling
                 _put(merged, name, value)
                 spelling[name] = name
             else:
-                raise ValueError(f"unknown setting {name!r}{nearest(name, known_names())}")
+                raise ValueError(f"unknown setting {name!r}{hint(name, known_names())}")
         if flat_lists:
             earlier = merged.get("datasets", [])
             merged["datasets"] = from_lists(flat_lists, earlier)

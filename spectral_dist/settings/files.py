@@ -21,7 +21,7 @@ from spectral_dist.settings.config import (
     value_at,
 )
 from spectral_dist.settings.declare import plain
-from spectral_dist.settings.rules import nearest
+from spectral_dist.settings.hints import hint
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -55,8 +55,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     known = {*known_names(), "derived"}
     for name in values:
         if str(name).partition(".")[0] not in known:
-            hint = nearest(str(name), known)
-            raise ValueError(f"config={str(path)!r}: unknown setting {name!r}{hint}")
+            text = hint(str(name), known)
+            raise ValueError(f"config={str(path)!r}: unknown setting {name!r}{text}")
     return mark_derived(values)
 
 

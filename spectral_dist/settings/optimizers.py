@@ -23,7 +23,7 @@ from spectral_dist.settings.declare import (
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Common:
-    """The learning rate, its schedule, decay, clipping and the loss."""
+    """The optimizer: which one, the learning rate's schedule, decay, clipping and the loss."""
 
     name: str = setting("", "which optimizer trains", flag="", resume="same", compiled=True)
     lr: Float = positive(1e-3, "peak learning rate", daily=True)

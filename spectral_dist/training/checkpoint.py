@@ -161,7 +161,7 @@ class Checkpoints:
         """
         self._finish()
         damaged: list[int] = []
-        for step in reversed(self._commit.as_lead_sees(self.steps())):
+        for step in reversed(self._commit.as_coordinator_sees(self.steps())):
             try:
                 found = self._read(abstract_state, step, check)
             except Unreadable as reason:
@@ -205,7 +205,7 @@ class Checkpoints:
             jax.block_until_ready(state)
             self._commit.begin()
             self._make_ready()
-            if step not in self._commit.as_lead_sees(self.steps()):
+            if step not in self._commit.as_coordinator_sees(self.steps()):
                 self._start(step, state, description, validation)
         except Exception as error:  # whatever it is, it must not end a training
             self._report_failure(step, error)

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed
 
+from spectral_dist.cluster import jax_service
 from spectral_dist.training.manifest import Unreadable
 
 _LOOK_SECONDS = 0.05
-# How long the lead waits for the others' last writes of a save that failed.
+# How long the coordinator waits for the others' last writes of a save that failed.
 _SETTLE_SECONDS = 10.0
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class SaveFailed(Exception):
 class Commit:
     """What the processes of a run say to each other about the save in flight.
 
-    They speak through JAX's coordination service and not by collectives: those belong to the main
+    They speak through JAX's key-value store and not by collectives: those belong to the main
     thread, and on CPU one that shares no data with the step before may run between its parts
     (gloo then ends the process: "collective mismatch"). A single process has nobody to speak to.
     """
@@ -37,7 +37,7 @@ class Commit:
     def __init__(self) -> None:
         """Know how many there are."""
         self._index, self._count = jax.process_index(), jax.process_count()
-        self._client: Any = distributed.global_state.client if self._count > 1 else None
+        self._client: Any = jax_service.key_value_store() if self._count > 1 else None
         self._number = self._round = 0
 
     def begin(self) -> None:
@@ -66,12 +66,12 @@ class Commit:
             time.sleep(_LOOK_SECONDS)
 
     def fail(self, reason: str) -> None:
-        """Tell the others that the save failed here; the lead returns when it failed everywhere."""
+        """Report that the save failed here; process 0 returns when it failed everywhere."""
         if self._client is None:
             return
         failed = f"{self._key()}/failed"
         until = time.monotonic() + _SETTLE_SECONDS
-        # Without the service there is nobody to tell; `cluster.watch` ends the run.
+        # Without the service there is nobody to tell; `cluster.heartbeat` ends the run.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"{failed}/{self._index}", reason, allow_overwrite=True)
             while self._index == 0 and time.monotonic() < until:
@@ -79,8 +79,8 @@ class Commit:
                     return
                 time.sleep(_LOOK_SECONDS)
 
-    def as_lead_sees(self, steps: list[int]) -> list[int]:
-        """Return the lead's list: on a network's file system the others' may lag behind."""
+    def as_coordinator_sees(self, steps: list[int]) -> list[int]:
+        """Return the coordinator's list: on a network's file system the others' may lag behind."""
         if self._client is None:
             return steps
         return json.loads(self._exchange(json.dumps(steps))[0])

@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spectral_dist.data.mixture import long_windows, validation_windows
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.mesh import RULES
-from spectral_dist.model.lm import Params
+from spectral_dist.params import Params
 from spectral_dist.settings import Config, normalise_weights
 from spectral_dist.training.step import make_eval_step
 
@@ -56,6 +57,7 @@ class Evaluation:
         settings, seq_len = config.evaluation, config.data.seq_len
         self._config, self._mesh, self._should_stop = config, mesh, should_stop
         self._eval_step = make_eval_step(config, mesh)
+        self._token_bytes = find_tokenizer(config).token_bytes
         weights, _ = normalise_weights(config.datasets)
         self._weights = {f.name: w for f, w in zip(files, weights, strict=True)}
         self._windows = {
@@ -68,12 +70,12 @@ class Evaluation:
         }
         for name, windows in self._windows.items():
             if not len(windows):
-                report(f"{name}: too little held-out text for one window of {seq_len} bytes")
+                report(f"{name}: too little held-out text for one window of {seq_len} tokens")
         self.missing = [name for name, windows in self._long.items() if not len(windows)]
         if self.missing and len(self.lengths) > 1:
             report(
                 f"no held-out document of {', '.join(self.missing)} is longer than {longest:,}"
-                f" bytes ({self.lengths[-1]}x seq_len): left out of the extrapolation table"
+                f" tokens ({self.lengths[-1]}x seq_len): left out of the extrapolation table"
             )
 
     def by_source(self, params: Params) -> dict[str, float]:
@@ -94,7 +96,7 @@ class Evaluation:
     def extrapolation(self, params: Params) -> dict[str, float]:
         """Return the extrapolation table: the same targets, given ever more context.
 
-        At each k the last seq_len bytes of the same windows are scored, given k seq_len bytes in
+        At each k the last seq_len tokens of the same windows are scored, given k seq_len tokens in
         all.
         Success at k: the upper 95% bound (paired bootstrap over windows) of the mean difference to
         k = 1 is at most +0.002 bits per byte. Empty if there are fewer than 8 long windows.
@@ -121,28 +123,32 @@ class Evaluation:
         return metrics
 
     def _score(self, params: Params, windows: np.ndarray, targets: int, k: int = 1) -> np.ndarray:
-        """Return the bits per byte of the last `targets` bytes of each window, float64 [n]."""
-        rows = rows_at_once(self._config, self._mesh, k)
+        """Return the bits per byte of the last `targets` tokens of each window, float64 [n]."""
+        together = sequences_at_once(self._config, self._mesh, k)
         place = NamedSharding(self._mesh, PartitionSpec(RULES["batch"]))
-        nats = []
-        for start in range(0, len(windows), rows):
+        losses = []
+        for start in range(0, len(windows), together):
             if self._should_stop():
                 raise Interrupted
-            part = windows[np.minimum(np.arange(start, start + rows), len(windows) - 1)]
+            # The last batch is filled up with copies of the last window, so that one shape serves
+            # all: another would be compiled anew.
+            part = windows[np.minimum(np.arange(start, start + together), len(windows) - 1)]
             tokens = jax.make_array_from_callback(part.shape, place, partial(_pick, part))
-            nats.append(np.asarray(self._eval_step(params, tokens, targets), np.float64))
-        return np.concatenate(nats)[: len(windows)] / targets / math.log(2)
+            losses.append(np.asarray(self._eval_step(params, tokens, targets), np.float64))
+        # Per byte, not per token: only so can models with different tokenizers be compared.
+        size = self._token_bytes[windows[:, -targets:]].sum(axis=1)
+        return np.concatenate(losses)[: len(windows)] / size / math.log(2)
 
 
-def rows_at_once(config: Config, mesh: Mesh, k: int) -> int:
-    """Return how many windows of k seq_len bytes are scored at once, over all devices."""
+def sequences_at_once(config: Config, mesh: Mesh, k: int) -> int:
+    """Return how many windows of k seq_len tokens are scored at once, over all devices."""
     shards = math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    # A longer context in fewer rows: the memory of training is enough for it.
+    # A longer context in fewer sequences: the memory of training is enough for it.
     return max(shards, config.data.batch_size // k // shards * shards)
 
 
-def _pick(rows: np.ndarray, index: Any) -> np.ndarray:
-    return rows[index]
+def _pick(windows: np.ndarray, index: Any) -> np.ndarray:
+    return windows[index]
 
 
 def paired_bound(differences: np.ndarray) -> tuple[float, float]:

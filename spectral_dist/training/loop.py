@@ -67,18 +67,19 @@ def train(
         state, metrics = train_step(state, batch.tokens)
         record = None
         if pending is not None:
-            record = _read(*pending, config, throughput)
+            record = _read(*pending, config, tokens, throughput)
         throughput.add(1, tokens, data_wait=waited)
         pending = (batch.step + 1, metrics)
         yield Progress(batch.step + 1, state, record)
     if pending is not None:
-        yield Progress(pending[0], state, _read(*pending, config, throughput, last=True))
+        yield Progress(pending[0], state, _read(*pending, config, tokens, throughput, last=True))
 
 
 def _read(
     step: int,
     on_device: dict[str, jax.Array],
     config: Config,
+    tokens: int,
     throughput: Throughput,
     last: bool = False,
 ) -> Record | None:
@@ -96,7 +97,7 @@ def _read(
         return None
     metrics = {
         "train/loss": values["loss"],
-        "train/bits_per_byte": values["loss"] / LN2,
+        "train/bits_per_byte": values["loss"] * (tokens / values["bytes"]) / LN2,
         "train/grad_norm": values["grad_norm"],
         "train/skipped_steps": values["skipped"],
         "optimizer/learning_rate": values["learning_rate"],

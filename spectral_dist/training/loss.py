@@ -1,7 +1,7 @@
-"""The loss: how surprised the model is by each next byte.
+"""The loss: the cross-entropy of each next token under the model's distribution.
 
-Owns the measure (nats per token, as a sum and a count so that sums of parts stay exact); knows
-nothing of gradients or devices.
+Owns the measure (in nats, as sums over tokens, so that sums of parts stay exact); knows nothing of
+gradients or devices.
 """
 
 import jax
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from spectral_dist.array_typing import Array, Float32, Int
 
 
-def token_nats(
+def token_cross_entropy(
     logits_BTV: Float32[Array, "B T V"], targets_BT: Int[Array, "B T"]
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
-    """Return the surprise of each target in nats, and the log of the softmax's sum."""
+    """Return the cross-entropy of each target in nats, and the log of the softmax's sum."""
     log_sum_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return log_sum_BT - target_BT, log_sum_BT
@@ -22,14 +22,14 @@ def token_nats(
 def loss_sums(
     logits_BTV: Float32[Array, "B T V"], targets_BT: Int[Array, "B T"], z_loss: float
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
-    """Return the objective and the plain loss, both summed over tokens, in nats.
+    """Return the objective and the plain cross-entropy, both summed over tokens, in nats.
 
     Args:
       logits_BTV: unnormalised log probabilities.
-      targets_BT: the bytes that came.
+      targets_BT: the tokens that came.
       z_loss: weight of the squared log of the softmax's sum, which keeps the logits from drifting
         (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
     """
-    nats_BT, log_sum_BT = token_nats(logits_BTV, targets_BT)
-    total = jnp.sum(nats_BT)
+    loss_BT, log_sum_BT = token_cross_entropy(logits_BTV, targets_BT)
+    total = jnp.sum(loss_BT)
     return total + z_loss * jnp.sum(log_sum_BT * log_sum_BT), total

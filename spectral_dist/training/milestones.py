@@ -17,6 +17,7 @@ from spectral_dist.training.evaluation import Evaluation, Interrupted
 from spectral_dist.training.loop import Progress
 from spectral_dist.training.metrics import Record, Throughput, memory_bytes, mfu
 from spectral_dist.training.resume import describe
+from spectral_dist.training.state import model_spec
 
 
 class Milestones:
@@ -43,7 +44,7 @@ class Milestones:
         """
         self._config, self._files, self._first = config, files, first
         self._checkpoints, self._evaluation, self._outputs = checkpoints, evaluation, outputs
-        self._flops = flops_per_token(config, config.data.seq_len)
+        self._flops = flops_per_token(model_spec(config), config.data.seq_len)
         self._told_wait = 0.0
         self.throughput = Throughput()
         self.measured: dict[str, float] = {}

@@ -11,7 +11,7 @@ import jax
 import optax
 
 from spectral_dist.mesh import Axes
-from spectral_dist.model.lm import Params
+from spectral_dist.params import Params
 from spectral_dist.settings import AdamWConfig, Config, OptimizerConfig
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from jax.sharding import Mesh
 
 from spectral_dist.data.tokens import TokenFile
-from spectral_dist.model.lm import Params
+from spectral_dist.params import Params
 from spectral_dist.settings import SETTINGS, Config, from_flat, resolve
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.checkpoint import resolve as find_checkpoint

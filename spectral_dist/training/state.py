@@ -1,7 +1,7 @@
 """What a run carries from step to step, and where it lies on the mesh.
 
 Owns the one description of the state: its arrays, their shardings and their initial values, all
-derived from the parameters' declarations. Read `TrainState`, then `abstract_state`.
+derived from the description of the parameters. Read `TrainState`, then `abstract_state`.
 """
 
 import dataclasses
@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spectral_dist.mesh import sharding
-from spectral_dist.model.lm import Params, init_params, logical_axes
+from spectral_dist.data.tokenizers import find_tokenizer
+from spectral_dist.model.lm import SpectralLM, describe_model
+from spectral_dist.params import ModelSpec, Params
 from spectral_dist.settings import Config
 from spectral_dist.training.optimizer import make_optimizer
 
@@ -38,25 +39,13 @@ class TrainState:
     bad_in_row: jax.Array
 
 
-def param_shardings(config: Config, mesh: Mesh) -> Params:
-    """Return the sharding of every parameter.
-
-    Raises:
-      ValueError: names a parameter that the mesh cannot divide.
-    """
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    axes = logical_axes(config)
-
-    def place(path: Any, shape: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
-        name = "/".join(str(key.key) for key in path)
-        return sharding(mesh, name, axes, shape.shape)
-
-    return jax.tree_util.tree_map_with_path(place, shapes, axes)
+def model_spec(config: Config) -> ModelSpec[SpectralLM]:
+    """Return the description of a run's model; the same settings build it once."""
+    return describe_model(config, find_tokenizer(config).vocab_size)
 
 
-def _initial_state(config: Config, key: jax.Array) -> TrainState:
-    params = init_params(config, key)
-    optimizer = make_optimizer(config.optimizer, logical_axes(config))
+def _first_state(config: Config, params: Params) -> TrainState:
+    optimizer = make_optimizer(config.optimizer, model_spec(config).axes)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, optimizer.init(params), zero, zero)
 
@@ -67,8 +56,9 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     Raises:
       ValueError: names a parameter that the mesh cannot divide.
     """
-    shapes = jax.eval_shape(lambda: _initial_state(config, jax.random.key(0)))
-    placed = param_shardings(config, mesh)
+    spec = model_spec(config)
+    shapes = jax.eval_shape(lambda params: _first_state(config, params), spec.shapes)
+    placed = spec.shardings(mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     like_params = jax.tree.structure(shapes.params)
 
@@ -89,7 +79,8 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 def make_init(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Return init(key) -> the state before the first step, laid out as `abstract_state` says."""
     shardings = jax.tree.map(lambda s: s.sharding, abstract_state(config, mesh))
-    return jax.jit(lambda key: _initial_state(config, key), out_shardings=shardings)
+    spec = model_spec(config)
+    return jax.jit(lambda key: _first_state(config, spec.init(key)), out_shardings=shardings)
 
 
 def init_state(config: Config, mesh: Mesh) -> TrainState:

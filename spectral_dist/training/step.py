@@ -1,7 +1,8 @@
 """The training step: one function, jitted once, its state donated.
 
-Owns how gradients are accumulated and reduced, and the decision to skip a step. The same function
-is compiled for attached devices and for a described cluster. Read `make_train_step` first.
+Owns gradient accumulation over micro-batches, the reduction of the gradient, and the decision to
+skip a step. Activation checkpointing is the model's (`remat`). The same function is compiled for
+attached devices and for a described cluster. Read `make_train_step` first.
 """
 
 from collections.abc import Callable
@@ -9,23 +10,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spectral_dist.array_typing import Array, UInt8
+from spectral_dist.array_typing import Array, Integer
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.mesh import RULES, constrain_like, sharding
-from spectral_dist.model.lm import Params, SpectralLM, define, logical_axes
+from spectral_dist.params import Params
 from spectral_dist.settings import Config
-from spectral_dist.training.loss import loss_sums, token_nats
+from spectral_dist.training.loss import loss_sums, token_cross_entropy
 from spectral_dist.training.optimizer import learning_rate, make_optimizer
-from spectral_dist.training.state import TrainState, abstract_state, param_shardings
+from spectral_dist.training.state import TrainState, abstract_state, model_spec
 
 Metrics = dict[str, jax.Array]
+CountBytes = Callable[[jax.Array], jax.Array]
 
 
 def batch_sharding(config: Config, mesh: Mesh) -> NamedSharding:
-    """Return where the tokens of a step lie, [A, B, T + 1]: rows over data and fsdp."""
+    """Return where the tokens of a step lie, [A, B, T + 1]: sequences over data and fsdp."""
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
     return sharding(mesh, "the batch", ("layers", "batch", "time"), shape)
@@ -34,19 +37,20 @@ def batch_sharding(config: Config, mesh: Mesh) -> NamedSharding:
 def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Return train_step(state, tokens_ABT) -> (state, metrics).
 
-    tokens_ABT: uint8 [A, B, T + 1], placed by `batch_sharding`. Metrics, float32 scalars: loss
-    (nats per token), grad_norm (before clipping), learning_rate, skipped (so far), bad_in_row.
+    tokens_ABT: the tokenizer's dtype, [A, B, T + 1], placed by `batch_sharding`. Metrics, float32
+    scalars: loss (nats per token), bytes (that the targets stand for), grad_norm (before clipping),
+    learning_rate, skipped (so far), bad_in_row.
 
     Sharding: the state as it declares; the gradient is reduced over data once a step, after the
     accumulation. To be traced with the mesh in use (`jax.set_mesh`).
     """
-    axes = logical_axes(config)
-    optimizer = make_optimizer(config.optimizer, axes)
+    optimizer = make_optimizer(config.optimizer, model_spec(config).axes)
     schedule = learning_rate(config)
     accumulate = make_accumulate(config, mesh)
+    count_bytes = make_count_bytes(find_tokenizer(config).token_bytes)
 
     def train_step(
-        state: TrainState, tokens_ABT: UInt8[Array, "A B T1"]
+        state: TrainState, tokens_ABT: Integer[Array, "A B T1"]
     ) -> tuple[TrainState, Metrics]:
         loss, grads = accumulate(state.params, tokens_ABT)
         norm = optax.tree.norm(grads)
@@ -63,6 +67,7 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         bad_in_row = jnp.where(good, 0, state.bad_in_row + 1)
         skipped = state.skipped + jnp.where(good, 0, 1)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        metrics |= {"bytes": count_bytes(tokens_ABT[:, :, 1:])}
         metrics |= {"skipped": skipped, "bad_in_row": bad_in_row}
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
         return TrainState(state.step + 1, params, moments, skipped, bad_in_row), metrics
@@ -73,37 +78,38 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         train_step,
         in_shardings=(at_state, batch_sharding(config, mesh)),
         out_shardings=(at_state, everywhere),
-        donate_argnums=0,
+        donate_argnums=0,  # the new state takes the old one's memory
     )
 
 
 def make_accumulate(
     config: Config, mesh: Mesh
 ) -> Callable[[Params, jax.Array], tuple[jax.Array, Params]]:
-    """Return (params, tokens_ABT) -> mean loss in nats per token, and its gradient.
+    """Return gradient accumulation: (params, tokens_ABT) -> mean loss in nats per token, gradient.
 
-    One running sum in float32 over the micro-batches, divided by the tokens at the end. The whole
-    is manual over the mesh axis `data` (and automatic over the others), because the compiler would
-    otherwise reduce over `data` inside the layer loop of every micro-batch.
+    One running sum in float32 over the micro-batches, divided by the tokens at the end: exactly the
+    gradient of one batch of A B sequences, in the memory of B. The whole is manual over the mesh
+    axis `data` (and automatic over the others), because the compiler would otherwise reduce over
+    `data` inside the layer loop of every micro-batch.
     """
-    definition = define(config)
-    specs = jax.tree.map(lambda s: s.spec, param_shardings(config, mesh))
+    spec = model_spec(config)
+    at_params = jax.tree.map(lambda s: s.spec, spec.shardings(mesh))
 
     def objective(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        model: SpectralLM = nnx.merge(definition, nnx.State(params))
         tokens_BT = tokens_BT.astype(jnp.int32)
-        logits_BTV, _ = model(tokens_BT[:, :-1])
+        logits_BTV, _ = spec.bind(params)(tokens_BT[:, :-1])
         return loss_sums(logits_BTV, tokens_BT[:, 1:], config.optimizer.z_loss)
 
     def add_one(total: Any, params: Params, tokens_BT: jax.Array) -> Any:
-        (_, nats), grads = jax.value_and_grad(objective, has_aux=True)(params, tokens_BT)
+        (_, loss), grads = jax.value_and_grad(objective, has_aux=True)(params, tokens_BT)
         count = jnp.float32(tokens_BT.shape[0] * (tokens_BT.shape[1] - 1))
-        nats_sum, count_sum, grads_sum = total
+        loss_sum, count_sum, grads_sum = total
         grads_sum = jax.tree.map(jnp.add, grads_sum, grads)
-        return nats_sum + nats, count_sum + count, constrain_like(grads_sum, specs)
+        # Without the pin the sum of a scan may end up whole on every device.
+        return loss_sum + loss, count_sum + count, constrain_like(grads_sum, at_params)
 
     def sums(params: Params, tokens_ABT: jax.Array) -> Any:
-        zeros = constrain_like(jax.tree.map(jnp.zeros_like, params), specs)
+        zeros = constrain_like(jax.tree.map(jnp.zeros_like, params), at_params)
         start = (jnp.float32(0), jnp.float32(0), zeros)
         add = lambda total, tokens_BT: (add_one(total, params, tokens_BT), None)  # noqa: E731
         return jax.lax.scan(add, start, tokens_ABT)[0]
@@ -119,30 +125,42 @@ def make_accumulate(
         )
 
     def accumulate(params: Params, tokens_ABT: jax.Array) -> tuple[jax.Array, Params]:
-        nats, count, grads = sums(params, tokens_ABT)
-        return nats / count, jax.tree.map(lambda g: g / count, grads)
+        loss, count, grads = sums(params, tokens_ABT)
+        return loss / count, jax.tree.map(lambda g: g / count, grads)
 
     return accumulate
 
 
-def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
-    """Return eval_step(params, tokens_BT, targets) -> nats of the last targets, [B] float32.
+def make_count_bytes(token_bytes: np.ndarray) -> CountBytes:
+    """Return targets -> the bytes of text that they stand for, a float32 scalar.
 
-    tokens_BT: uint8 [B, T + 1], rows over data and fsdp; any T, of which each length compiles once.
+    Args:
+      token_bytes: bytes of each token, integers [V].
     """
-    definition = define(config)
+    if (token_bytes == token_bytes[0]).all():  # of bytes, say: a constant of the program
+        return lambda targets: jnp.float32(targets.size * int(token_bytes[0]))
+    bytes_V = np.asarray(token_bytes, np.int32)
+    return lambda targets: jnp.sum(jnp.take(bytes_V, targets), dtype=jnp.float32)
+
+
+def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
+    """Return eval_step(params, tokens_BT, targets) -> summed loss of the last targets.
+
+    The result is in nats, [B] float32. tokens_BT: the tokenizer's dtype, [B, T + 1], sequences over
+    data and fsdp; any T, of which each length compiles once.
+    """
+    spec = model_spec(config)
 
     def eval_step(params: Params, tokens_BT: jax.Array, targets: int) -> jax.Array:
-        model: SpectralLM = nnx.merge(definition, nnx.State(params))
         tokens_BT = tokens_BT.astype(jnp.int32)
-        logits_BTV, _ = model(tokens_BT[:, :-1])
-        nats_BT, _ = token_nats(logits_BTV[:, -targets:], tokens_BT[:, -targets:])
-        return jnp.sum(nats_BT, axis=1)
+        logits_BTV, _ = spec.bind(params)(tokens_BT[:, :-1])
+        loss_BT, _ = token_cross_entropy(logits_BTV[:, -targets:], tokens_BT[:, -targets:])
+        return jnp.sum(loss_BT, axis=1)
 
-    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    sequences = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
     return jax.jit(
         eval_step,
         static_argnums=2,
-        in_shardings=(param_shardings(config, mesh), rows),
+        in_shardings=(spec.shardings(mesh), sequences),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )

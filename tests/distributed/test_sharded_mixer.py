@@ -16,10 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spectral_dist.mesh import RULES, constrain, local, sharding
-from spectral_dist.model import spectral
-from spectral_dist.model.attention import WindowState, full_attention, window_attention
-from spectral_dist.model.lm import make_mixer
-from spectral_dist.model.spectral import SpectralMixer, SpectralState
+from spectral_dist.model.mixers import MIXERS, spectral
+from spectral_dist.model.mixers.attention import full_attention
+from spectral_dist.model.mixers.spectral import SpectralMixer, SpectralState
+from spectral_dist.model.mixers.window import WindowState, window_attention
+from spectral_dist.params import make_spec
 from spectral_dist.settings import Config
 
 ROWS, T, D, HEADS, SIZE, TAPS, POLES = 8, 32, 64, 8, 8, 4, 4
@@ -33,28 +34,24 @@ CASES = [
 
 
 def parts_of(name: str, config: Config, mesh: Mesh) -> tuple[Any, Any, jax.ShapeDtypeStruct]:
-    """Return a mixer's definition, its parameters and its input, described with shardings."""
-    mixer = nnx.eval_shape(lambda: make_mixer(name, config, nnx.Rngs(params=jax.random.key(0))))
-    definition, state = nnx.split(mixer, nnx.Param)
-
-    def place(variable: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
-        value, axes = variable.get_value(), variable.get_metadata("axes")
-        where = sharding(mesh, "parameter", axes, value.shape)
-        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where)
-
-    params = nnx.to_pure_dict(
-        jax.tree.map(place, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    """Return a mixer's description, its parameters and its input, described with shardings."""
+    settings = getattr(config.mixers, name)
+    spec = make_spec(lambda rngs: MIXERS[name](config.model, settings, rngs))
+    params = jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+        spec.shapes,
+        spec.shardings(mesh),
     )
     rows = sharding(mesh, "x", ("batch", "time", "width"), (ROWS, T, D))
-    return definition, params, jax.ShapeDtypeStruct((ROWS, T, D), jnp.float32, sharding=rows)
+    return spec, params, jax.ShapeDtypeStruct((ROWS, T, D), jnp.float32, sharding=rows)
 
 
 def compile_mixer(name: str, config: Config, mesh: Mesh) -> tuple[str, Any]:
     """Compile a mixer and its gradients; return the program's text and the parameters."""
-    definition, params, x_BTD = parts_of(name, config, mesh)
+    spec, params, x_BTD = parts_of(name, config, mesh)
 
     def loss(params: Any, x_BTD: jax.Array) -> jax.Array:
-        y_BTD, _ = nnx.merge(definition, nnx.State(params))(x_BTD, None)
+        y_BTD, _ = spec.bind(params)(x_BTD, None)
         return jnp.sum(constrain(y_BTD, "batch", "time", "width") ** 2)
 
     where = jax.tree.map(lambda s: s.sharding, (params, x_BTD))
@@ -145,7 +142,7 @@ def core(name: str, config: Config) -> tuple[Any, Any, Any, Any]:
         state = WindowState(past, past, filled)
         at_state = WindowState(heads, heads, ("batch",))  # type: ignore[arg-type]
         return window_attention, (*qkv, state), (*(heads,) * 3, at_state), (heads, at_state)
-    mixer = SpectralMixer(config, nnx.Rngs(params=jax.random.key(0)))
+    mixer = SpectralMixer(config.model, config.mixers.spectral, nnx.Rngs(params=jax.random.key(0)))
     inner = ("batch", "time", "branches", "channels")
     at_poles = ("batch", "poles", "channels")
     at_state = SpectralState(inner, at_poles)  # type: ignore[arg-type]

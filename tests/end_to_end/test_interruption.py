@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import pytest
 
-from spectral_dist.command_line import load_config
 from spectral_dist.data.mixture import TrainSequences, token_batches
 from spectral_dist.data.tokens import prepare
+from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints, complete_steps

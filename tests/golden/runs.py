@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from spectral_dist.config import from_flat, resolve
-from spectral_dist.data.sample import build_sample
 
-from spectral_dist.data.mixture import TrainSequences, token_batches
-from spectral_dist.data.tokens import prepare
+from spectral_dist.cluster.agreement import Processes
+from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.mesh import make_mesh
+from spectral_dist.run import open_batches, open_sources
+from spectral_dist.sample_text.build import build_sample
+from spectral_dist.settings import from_flat, resolve
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.loop import train
 from spectral_dist.training.metrics import Throughput
 from spectral_dist.training.state import init_state
-from spectral_dist.training.step import batch_sharding, make_train_step
+from spectral_dist.training.step import make_train_step
 
 # Of the built-in text, what comes from our own generators: the rest is cut from the Python
 # installation, and differs from one Python to the next.
@@ -91,27 +92,11 @@ def train_and_evaluate(case: Case, texts: list[Path], changes: Mapping[str, Any]
     """
     paths = {"data_paths": tuple(map(str, texts))}
     config = resolve(from_flat({**SETTINGS, **case._asdict(), **paths, **changes}))
-    data, run = config.data, config.run
-    files = prepare(
-        data.data_paths,
-        validation_fraction=data.validation_fraction,
-        min_tokens=data.seq_len + 1,
-        processes=1,
-        report=lambda line: None,
-    )
+    config, files = open_sources(config, lambda line: None, Processes(StopSignal()))
     shape = config.mesh.shape
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
     with jax.set_mesh(mesh):
-        batches = token_batches(
-            TrainSequences(files, [(0, data.data_weights)], data.seq_len, run.seed),
-            accum_steps=data.accum_steps,
-            batch_size=data.batch_size,
-            sharding=batch_sharding(config, mesh),
-            start_step=0,
-            start_sequence=0,
-            steps=run.steps,
-            prefetch_steps=data.prefetch_steps,
-        )
+        batches = open_batches(config, files, mesh, step=0, row=0)
         state = init_state(config, mesh)
         losses = []
         for progress in train(make_train_step(config, mesh), state, batches, config, Throughput()):

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 import pytest
 
-from spectral_dist.cluster.control import free_port
-from spectral_dist.command_line import load_config
+from spectral_dist.cluster.service import free_port
+from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.training.checkpoint import Checkpoints

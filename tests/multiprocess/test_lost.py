@@ -13,7 +13,7 @@ from tests.end_to_end.conftest import ROOT, write_text
 from tests.multiprocess.local import Local, Own, Run, local_runs, until
 
 HANG_SECONDS, START_SECONDS = 20, 6
-# The control service outlives the lead by seconds, so that the others can read why it ended.
+# The control service outlives process 0 by seconds, so that the others can read why it ended.
 LINGER_SECONDS = 30.0
 PAIR = ["--mesh", "1x2x1", "--steps", "100000", "--save_every", "1000", "--eval_every", "100000"]
 FLAGS = [*PAIR, "--hang_timeout", str(HANG_SECONDS), "--start_timeout", "60"]
@@ -45,7 +45,7 @@ def nothing_left(run: Run) -> None:
 
 
 def killed(local: Local) -> None:
-    """The lead is killed: the other one outlives JAX's wish to abort, and names it."""
+    """Process 0 is killed: the other one outlives JAX's wish to abort, and names it."""
     run = local.start(*FLAGS, "--run_name", "killed", processes=2)
     run.wait_for(" 10/100000")
     run.send(signal.SIGKILL, 0)
@@ -64,7 +64,7 @@ def stopped(local: Local) -> None:
     run.send(signal.SIGCONT, 1)
     codes = run.wait()
     ended(run, codes, "process 1 of 2", 0)
-    assert "not heard of for" in run.ranks[0].err
+    assert "no heartbeat for" in run.ranks[0].err
     ended(run, codes, "process 0 of 2", 1)
     nothing_left(run)
 
@@ -77,7 +77,9 @@ def hung(local: Local) -> None:
     codes = run.wait()
     assert time.monotonic() - start < 2 * HANG_SECONDS
     ended(run, codes, "process 1 of 2", 0, 1)
-    assert "process 0 of 2" not in run.ranks[0].err.partition("no process has moved")[0], run.told()
+    assert "process 0 of 2" not in run.ranks[0].err.partition("no process has made progress")[0], (
+        run.told()
+    )
     nothing_left(run)
 
 

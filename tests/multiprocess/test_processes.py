@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from spectral_dist.command_line import load_config
 from spectral_dist.data.tokens import prepare
+from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
 from spectral_dist.training.checkpoint import Checkpoints, complete_steps
 from spectral_dist.training.resume import resume

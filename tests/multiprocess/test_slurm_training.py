@@ -58,7 +58,7 @@ def test_two_nodes_train_to_the_end(whole: Job) -> None:
     output = whole.output()
     assert "start 1: 2 x 2 CPU devices, 2 processes, --mesh=2x2x1 as none was given" in output
     assert f"step {STEPS}/{STEPS}" in output
-    # The lead speaks for all; of the others only libraries are heard in a run without trouble.
+    # Process 0 prints for all; of the others only libraries are heard in a run without trouble.
     logs = whole.logs()
     assert sorted(logs) == ["0.log", "1.log"]
     assert logs["0.log"] in output

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from spectral_dist.model import attention, spectral
-from spectral_dist.model.lm import VOCAB_SIZE, define, init_params
+from spectral_dist.model.lm import describe_model
+from spectral_dist.model.mixers import attention, spectral, window
 from spectral_dist.settings import Config, from_flat, resolve, with_values
 
+VOCAB_SIZE = 256
 TIME = 24
 REAL_PATTERN = "spectral,spectral,window"
 
@@ -43,7 +43,7 @@ def _config(pattern: str, num_layers: int, form: str = "chunked") -> Config:
 
 @functools.cache
 def _params(config: Config) -> Any:
-    return _jit(lambda key: init_params(config, key))(jax.random.key(0))
+    return _jit(describe_model(config, VOCAB_SIZE).init)(jax.random.key(0))
 
 
 def _influence(config: Config) -> Influence:
@@ -57,7 +57,7 @@ def _influence(config: Config) -> Influence:
     def run(
         params: Any, same_TT: jax.Array, changed_TT: jax.Array, cotangents_TTV: jax.Array
     ) -> tuple[jax.Array, ...]:
-        model = nnx.merge(define(config), nnx.State(params))
+        model = describe_model(config, VOCAB_SIZE).bind(params)
 
         def logits(nudge_TTV: jax.Array) -> jax.Array:
             with pytest.MonkeyPatch.context() as patch:  # the input of the embedding, made soft
@@ -134,7 +134,7 @@ def _one_too_many(patch: pytest.MonkeyPatch) -> None:
     def attend(query: Any, key: Any, value: Any, visible: Any) -> Any:
         return right(query, key, value, visible | jnp.roll(visible, 1, axis=2))
 
-    patch.setattr(attention, "attend", attend)
+    patch.setattr(window, "attend", attend)
 
 
 def _both_ways(patch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.model.attention import (
+from spectral_dist.model.mixers.attention import (
     ROTARY_BASE,
-    Attention,
-    WindowState,
+    FullAttention,
     attend,
     full_attention,
     rotate,
-    window_attention,
 )
+from spectral_dist.model.mixers.window import WindowAttention, WindowState, window_attention
 from spectral_dist.settings import from_flat, resolve
 
 BATCH, HEADS, GROUPS, SIZE = 2, 4, 2, 6
@@ -197,10 +196,13 @@ def _short(state: WindowState) -> WindowState:
     return WindowState(keys, values, state.filled)
 
 
-def _module(window: int | None) -> Attention:
+def _module(window: int | None) -> FullAttention | WindowAttention:
     tiny = {"hidden_dim": 24, "head_dim": SIZE, "num_kv_heads": GROUPS, "num_layers": 2}
-    config = resolve(from_flat(tiny | {"seq_len": 64}))
-    return Attention(config.model, window, nnx.Rngs(params=jax.random.key(5)))
+    config = resolve(from_flat(tiny | {"seq_len": 64, "window": window or 1}))
+    rngs = nnx.Rngs(params=jax.random.key(5))
+    if window is None:
+        return FullAttention(config.model, config.mixers.attention, rngs)
+    return WindowAttention(config.model, config.mixers.window, rngs)
 
 
 @pytest.mark.parametrize("window", [None, 4])

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from spectral_dist.model.flops import parameter_count
+from spectral_dist.model.flops import dense_flops
+from spectral_dist.model.lm import describe_model
 from spectral_dist.planning.compile import described_mesh, local_bytes
 from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.hlo.collectives import mesh_sizes
 from spectral_dist.planning.roofline import rates_of
 from spectral_dist.planning.search.bounds import (
     TimeBound,
-    dense_flops,
     find_shapes,
     kernel_floor,
     memory_bound,
@@ -117,13 +117,13 @@ def test_time_of_level_3_is_bound_from_below() -> None:
 
 
 def test_what_is_done_again_counts_where_a_loop_keeps_it_apart() -> None:
-    dots, full = small(remat="dots"), small(remat="full")
-    assert dense_flops(dots) == 6 * parameter_count(dots)
+    spec = describe_model(small(remat="full"), 256)
+    assert dense_flops(spec, "dots") == 6 * spec.matrix_size
     last = 4 * 32 * 64  # the MLPs' last products
-    layers = parameter_count(full) - 32 * 256
-    assert dense_flops(full) == 6 * parameter_count(full) + 2 * (layers - last)
-    once = small(remat="full", num_layers=2)
-    assert dense_flops(once) == 6 * parameter_count(once)
+    layers = spec.matrix_size - 32 * 256
+    assert dense_flops(spec, "full") == 6 * spec.matrix_size + 2 * (layers - last)
+    once = describe_model(small(remat="full", num_layers=2), 256)
+    assert dense_flops(once, "full") == 6 * once.matrix_size
 
 
 def test_the_parts_of_a_bound() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spectral_dist.command_line import configs_folder, load_config, run_main
+from spectral_dist.command_line import run_main
+from spectral_dist.flags import configs_folder, load_config
 from spectral_dist.settings import LIST_FLAGS, SETTINGS, Config, from_flat
 
 ROOT = Path(__file__).parents[2]
@@ -184,7 +185,7 @@ def test_our_own_bugs_keep_their_traceback() -> None:
 
 # ---- help ----
 
-HELP = "from spectral_dist.command_line import load_config; import sys; load_config(sys.argv[1:])"
+HELP = "from spectral_dist.flags import load_config; import sys; load_config(sys.argv[1:])"
 
 
 def test_help_explains_every_setting_with_its_default() -> None:

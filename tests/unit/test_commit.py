@@ -143,7 +143,7 @@ def test_one_process_waits_for_nobody() -> None:
     alone.begin()
     alone.barrier(key="written", timeout_ms=0)
     alone.fail("why")
-    assert alone.as_lead_sees([1, 2]) == [1, 2]
+    assert alone.as_coordinator_sees([1, 2]) == [1, 2]
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), Unreadable("torn")])
@@ -159,7 +159,7 @@ def test_an_error_that_was_here_is_the_one_that_is_raised(error: Exception) -> N
 
 def test_all_go_by_the_leads_list(everywhere: Act, service: Service) -> None:
     for round_number in range(1, 4):
-        lists = everywhere(lambda commit: commit.as_lead_sees([10 * commit._index + 7]))
+        lists = everywhere(lambda commit: commit.as_coordinator_sees([10 * commit._index + 7]))
         assert [f.result() for f in lists] == [[7]] * COUNT
         # Of what was said only the last rounds are kept.
         assert len(service.values) <= 2 * COUNT, round_number

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spectral_dist.command_line import configs_folder
+from spectral_dist.flags import configs_folder
 from spectral_dist.settings import (
     AUTO_MESH,
     LIST_FLAGS,
@@ -22,9 +22,13 @@ from spectral_dist.settings import (
     with_values,
 )
 from spectral_dist.settings.config import value_at
+from spectral_dist.settings.declare import LIMIT, plain, split_list
 from spectral_dist.settings.files import read_yaml, to_yaml
+from spectral_dist.settings.mixers import MixersConfig, check_heads
 from spectral_dist.settings.optimizers import OPTIMIZER_KINDS
+from spectral_dist.settings.relations import mixer_names
 from spectral_dist.settings.rules import nearest
+from spectral_dist.settings.sections import MeshConfig, ModelConfig
 
 PRESETS = sorted(path.name for path in configs_folder().glob("*.yaml"))
 
@@ -94,6 +98,34 @@ def test_a_mesh_that_is_still_to_be_chosen() -> None:
         _ = config.mesh.shape
     with pytest.raises(ValueError, match="mesh='Auto': must be"):
         resolved(mesh="Auto")
+
+
+# ---- how a setting is declared ----
+
+
+def test_every_number_has_a_limit_above() -> None:
+    for setting in SETTINGS.values():
+        bounds = {
+            name
+            for item in setting.field.metadata
+            for name in ("lt", "le", "gt", "ge")
+            if getattr(item, name, None) is not None
+        }
+        assert not bounds or bounds & {"lt", "le"}, setting.name
+    assert LIMIT == 2**31
+
+
+def test_lists_and_sections_become_plain() -> None:
+    assert split_list(" a, b,,c ") == ("a", "b", "c")
+    assert split_list(3) == (3,)
+    assert plain(MixersConfig())["window"] == {"window": 512}
+
+
+def test_attention_asks_for_heads_that_divide() -> None:
+    check_heads(ModelConfig(hidden_dim=128, num_kv_heads=2), MeshConfig(mesh="1x1x2"))
+    with pytest.raises(ValueError, match="tensor=4 must divide the 2 heads"):
+        check_heads(ModelConfig(hidden_dim=128, num_kv_heads=2), MeshConfig(mesh="1x1x4"))
+    assert mixer_names() == ("spectral", "window", "attention")
 
 
 # ---- types ----

@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import Mesh
 
 from spectral_dist import dryrun
-from spectral_dist.command_line import load_config
 from spectral_dist.dryrun import gpus_per_host, main
+from spectral_dist.flags import load_config
 from spectral_dist.planning import compile as planning
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.memory import GIB

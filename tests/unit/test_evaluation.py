@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from spectral_dist.command_line import load_config
 from spectral_dist.data.mixture import long_windows, validation_windows
 from spectral_dist.data.tokens import TokenFile
+from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
-from spectral_dist.model.lm import define, init_params
 from spectral_dist.training.evaluation import MIN_WINDOWS, TOLERANCE, Evaluation, paired_bound
+from spectral_dist.training.state import model_spec
 
 SEQ_LEN = 8
 FLAGS = f"""--data_paths a.txt,b.txt --data_weights 0.75,0.25 --seq_len {SEQ_LEN} --hidden_dim 16
@@ -73,14 +72,14 @@ def sum_of_targets(tokens: np.ndarray, targets: int) -> np.ndarray:
 def test_by_source_is_the_model_s_cross_entropy() -> None:
     config = load_config([*FLAGS.split(), "--eval_lengths", "1"])
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
-    params = init_params(config, jax.random.key(3))
+    params = model_spec(config).init(jax.random.key(3))
     with jax.set_mesh(mesh):
         measured = Evaluation(config, [LONG, SHORT], mesh, report=pytest.fail)
         metrics = measured.by_source(params)
     expected = {}
     for file in (LONG, SHORT):
         windows = validation_windows(file, SEQ_LEN, 7)
-        model = nnx.merge(define(config), nnx.State(params))
+        model = model_spec(config).bind(params)
         inputs = jax.numpy.asarray(windows[:, :-1], np.int32)
         logits = np.asarray(model(inputs)[0], np.float64)
         weights = np.exp(logits)
@@ -112,7 +111,7 @@ def test_a_source_of_weight_zero_is_measured_and_no_part_of_the_mean() -> None:
 
 def test_too_little_held_out_text_is_told_and_left_out() -> None:
     spied = Spied(sum_of_targets, [LONG, source("b", [3])], "1x1x1")
-    assert spied.told[0] == "b: too little held-out text for one window of 8 bytes"
+    assert spied.told[0] == "b: too little held-out text for one window of 8 tokens"
     metrics = spied.by_source()
     assert metrics.keys() == {"val/a/bits_per_byte", "val/bits_per_byte"}
     assert metrics["val/bits_per_byte"] == metrics["val/a/bits_per_byte"]
@@ -165,7 +164,7 @@ def test_success_is_a_bound_of_two_thousandths(extra_bits: float, success: float
 def test_sources_without_long_documents_are_told_and_left_out() -> None:
     spied = Spied(sum_of_targets, [LONG, SHORT], "1x1x1")
     assert spied.told == [
-        "no held-out document of b is longer than 32 bytes (4x seq_len): left out of the"
+        "no held-out document of b is longer than 32 tokens (4x seq_len): left out of the"
         " extrapolation table"
     ]
     assert not [name for name in spied.extrapolation() if "/b/" in name]

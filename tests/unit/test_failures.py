@@ -2,7 +2,7 @@
 
 import pytest
 
-from spectral_dist.command_line import load_config
+from spectral_dist.flags import load_config
 from spectral_dist.training.failures import explain
 
 GPU = (

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from spectral_dist.command_line import load_config
+from spectral_dist.flags import load_config
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "launch" / "kubernetes_jobset.yaml"

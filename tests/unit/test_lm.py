@@ -12,17 +12,11 @@ from flax import nnx
 
 from spectral_dist.mesh import RULES
 from spectral_dist.model.layers import rms_norm
-from spectral_dist.model.lm import (
-    VOCAB_SIZE,
-    Group,
-    SpectralLM,
-    define,
-    init_params,
-    logical_axes,
-)
+from spectral_dist.model.lm import Block, SpectralLM, describe_model
 from spectral_dist.settings import Config, from_flat, resolve, with_values
 
 PATTERN = "spectral,spectral,window"
+VOCAB_SIZE = 256
 LENGTH = 32  # the training length: time constants up to LENGTH / 4
 
 # Compiled without optimisation: the compiler's time is most of the tests', and it is no part of
@@ -39,15 +33,15 @@ def _config(num_layers: int = 3, pattern: str = PATTERN, **settings: Any) -> Con
 
 @functools.cache
 def _params(config: Config) -> Any:
-    return _jit(lambda key: init_params(config, key))(jax.random.key(0))
+    return _jit(describe_model(config, VOCAB_SIZE).init)(jax.random.key(0))
 
 
 def _shapes(config: Config) -> Any:
-    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    return describe_model(config, VOCAB_SIZE).shapes
 
 
 def _model(config: Config, params: Any) -> SpectralLM:
-    return nnx.merge(define(config), nnx.State(params))
+    return describe_model(config, VOCAB_SIZE).bind(params)
 
 
 def _tokens(batch: int, time: int) -> jax.Array:
@@ -63,14 +57,14 @@ def _loss(config: Config, params: Any, tokens_BT: jax.Array) -> jax.Array:
 
 def _mixers(params: Any) -> list[str]:
     """The kinds of the layers from the first on, told by their parameters."""
-    groups, rest = params.get("groups", {}), params.get("rest", {})
-    repeats = jax.tree.leaves(groups)[0].shape[0] if groups else 0
+    blocks, rest = params.get("groups", {}), params.get("rest", {})
+    repeats = jax.tree.leaves(blocks)[0].shape[0] if blocks else 0
 
-    def kinds(group: Any) -> list[str]:
-        mixers = [group[f"layer_{i}"]["mixer"] for i in range(len(group))]
+    def kinds(block: Any) -> list[str]:
+        mixers = [block[f"layer_{i}"]["mixer"] for i in range(len(block))]
         return ["spectral" if "taps" in mixer else "attention" for mixer in mixers]
 
-    return kinds(groups) * repeats + kinds(rest)
+    return kinds(blocks) * repeats + kinds(rest)
 
 
 @pytest.mark.parametrize("pattern", [PATTERN, "window", "spectral,attention"])
@@ -121,16 +115,16 @@ def test_the_scan_is_the_layers_one_after_another() -> None:
 
     def unrolled(params: Any, tokens_BT: jax.Array) -> jax.Array:
         x_BTD = params["embed"][tokens_BT]
-        pattern = config.pattern
+        pattern = config.model.pattern
         repeats = [jax.tree.map(lambda p, r=r: p[r], params["groups"]) for r in range(2)]
         for names, part in (
             (pattern, repeats[0]),
             (pattern, repeats[1]),
             (pattern[:1], params["rest"]),
         ):
-            make = functools.partial(Group, names, config, scanned=False)
-            group = nnx.eval_shape(lambda make=make: make(nnx.Rngs(params=jax.random.key(0))))
-            definition, _ = nnx.split(group, nnx.Param)
+            make = functools.partial(Block, names, config.model, config.mixers, scanned=False)
+            block = nnx.eval_shape(lambda make=make: make(nnx.Rngs(params=jax.random.key(0))))
+            definition, _ = nnx.split(block, nnx.Param)
             x_BTD, _ = nnx.merge(definition, nnx.State(part))(x_BTD, None)
         return rms_norm(x_BTD) * params["norm"]["scale"][None, None] @ params["head"]
 
@@ -144,7 +138,7 @@ def test_stacked_layers_start_differently() -> None:
     w_in = _params(config)["groups"]["layer_0"]["mixer"]["w_in"]
     assert w_in.shape[0] == 2
     assert float(jnp.max(jnp.abs(w_in[0] - w_in[1]))) > 0.1
-    again = _jit(lambda key: init_params(config, key))
+    again = _jit(describe_model(config, VOCAB_SIZE).init)
     for mine, other in zip(
         jax.tree.leaves(again(jax.random.key(0))), jax.tree.leaves(_params(config)), strict=True
     ):
@@ -156,7 +150,7 @@ def test_stacked_layers_start_differently() -> None:
 def test_every_parameter_has_its_axes(num_layers: int) -> None:
     """One for each dimension, all of them known to the mesh's table; float32 throughout."""
     config = _config(num_layers, "spectral,window,attention")
-    shapes, axes = _shapes(config), logical_axes(config)
+    shapes, axes = _shapes(config), describe_model(config, VOCAB_SIZE).axes
     flat, structure = jax.tree.flatten(shapes)
     flat_axes = structure.flatten_up_to(axes)
     assert len(flat) > 10

@@ -28,9 +28,10 @@ class OnDevice:
 class Fake:
     """A training step that notes what happens when, and a clock that only it and the data move."""
 
-    def __init__(self, bad: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+    def __init__(self, bad: set[int] = frozenset(), step_bytes: float = 192.0) -> None:  # type: ignore[assignment]
         self.events: list[str] = []
         self.now = 0.0
+        self._bytes = step_bytes
         self._bad, self._in_row, self._skipped = bad, 0, 0
 
     def clock(self) -> float:
@@ -50,6 +51,7 @@ class Fake:
         self._skipped += is_bad
         values = {
             "grad_norm": 2.0,
+            "bytes": self._bytes,
             "learning_rate": 0.5,
             "skipped": self._skipped,
             "bad_in_row": self._in_row,
@@ -86,6 +88,14 @@ def test_the_record_holds_the_figures_under_their_names() -> None:
     assert record.metrics["train/skipped_steps"] == 0.0
     assert record.metrics["optimizer/learning_rate"] == 0.5
     assert record.metrics["perf/tokens_per_second"] == pytest.approx(16 * 4 * 3)
+
+
+def test_bits_are_per_byte_whatever_the_tokenizer() -> None:
+    """192 tokens that stand for 768 bytes: a quarter of the bits per token."""
+    record = Fake(step_bytes=768.0).run(Fake().batches(1), config())[-1].record
+    assert record is not None
+    assert record.metrics["train/loss"] == 1.0
+    assert record.metrics["train/bits_per_byte"] == pytest.approx(1 / 4 / np.log(2))
 
 
 def test_records_come_every_log_every_steps_and_at_the_end() -> None:

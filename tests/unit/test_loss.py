@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.training.loss import loss_sums, token_nats
+from spectral_dist.training.loss import loss_sums, token_cross_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 7, 256)) * 4
@@ -23,7 +23,7 @@ def naive(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def test_surprise_of_each_token() -> None:
-    nats, log_sums = token_nats(jnp.float32(LOGITS), jnp.asarray(TARGETS))
+    nats, log_sums = token_cross_entropy(jnp.float32(LOGITS), jnp.asarray(TARGETS))
     expected_nats, expected_log_sums = naive(LOGITS, TARGETS)
     np.testing.assert_allclose(nats, expected_nats, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(log_sums, expected_log_sums, rtol=1e-6)
@@ -46,7 +46,7 @@ def test_z_loss_pulls_the_logits_towards_a_sum_of_one() -> None:
 
 
 def test_even_odds_cost_ln_256_and_huge_logits_stay_finite() -> None:
-    even, _ = token_nats(jnp.zeros((1, 2, 256)), jnp.zeros((1, 2), jnp.int32))
+    even, _ = token_cross_entropy(jnp.zeros((1, 2, 256)), jnp.zeros((1, 2), jnp.int32))
     np.testing.assert_allclose(even, np.log(256), rtol=1e-6)
-    huge, _ = token_nats(jnp.full((1, 1, 256), 1e30), jnp.zeros((1, 1), jnp.int32))
+    huge, _ = token_cross_entropy(jnp.full((1, 1, 256), 1e30), jnp.zeros((1, 1), jnp.int32))
     assert np.isfinite(huge).all()

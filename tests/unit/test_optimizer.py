@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.model.lm import logical_axes
 from spectral_dist.settings import AdamWConfig, Config, from_flat, resolve
 from spectral_dist.training.optimizer import decays, learning_rate, make_optimizer
+from spectral_dist.training.state import model_spec
 
 PEAK = 2e-3
 
@@ -135,7 +135,7 @@ def all_mixers() -> Config:
 
 def test_which_parameters_decay() -> None:
     found: dict[str, bool] = {}
-    tree = logical_axes(all_mixers())
+    tree = model_spec(all_mixers()).axes
     for path, axes in jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: isinstance(node, tuple)
     ):

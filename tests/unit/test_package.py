@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "spectral_dist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 MAX_FILE_LINES = 400
@@ -59,7 +60,7 @@ def imported_names(path: Path) -> Iterator[str]:
 # ---- sizes and names ----
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
+@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=dotted)
 def test_sizes_and_names(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines < MAX_FILE_LINES, f"{path.name} has {lines} lines: split off a second noun"
@@ -70,13 +71,13 @@ def test_sizes_and_names(path: Path) -> None:
         assert length < limit, f"{path.name}:{node.lineno} {node.name} has {length} lines"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
+@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=dotted)
 def test_modules_say_what_they_own(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), "say what it owns, and what to read first"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
+@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=dotted)
 def test_every_function_is_annotated(path: Path) -> None:
     for node in functions(path):
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -85,7 +86,7 @@ def test_every_function_is_annotated(path: Path) -> None:
         assert node.returns is not None, f"{path.name}:{node.lineno} {node.name}: its result"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
+@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=dotted)
 def test_no_code_from_data(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -138,8 +139,7 @@ def test_wandb_is_imported_in_one_place() -> None:
     ("module", "absent"),
     [
         ("spectral_dist", ["jax", "numpy", "yaml"]),
-        ("spectral_dist.data.weights", ["jax", "numpy", "grain", "yaml"]),
-        ("spectral_dist.config", ["jax", "numpy", "grain", "wandb", "rich"]),
+        ("spectral_dist.settings", ["jax", "numpy", "grain", "wandb", "rich"]),
         ("spectral_dist.command_line", ["jax", "numpy", "grain", "wandb", "rich"]),
         ("spectral_dist.data.text", ["jax"]),
         ("spectral_dist.data.tokens", ["jax"]),
@@ -156,6 +156,14 @@ def test_light_modules_load_nothing_heavy(module: str, absent: list[str]) -> Non
 
 
 # ---- what is shipped ----
+
+
+def test_the_wheel_holds_the_package_and_the_configs_alone() -> None:
+    targets = PROJECT["tool"]["hatch"]["build"]["targets"]
+    assert targets["wheel"]["only-include"] == ["configs", "spectral_dist"]
+    # Benchmarks and tests need a checkout, or the archive of the sources.
+    assert {"/benchmarks", "/tests"} <= set(targets["sdist"]["include"])
+    assert all((ROOT / name.strip("/")).exists() for name in targets["sdist"]["include"])
 
 
 def test_dependencies_have_lower_bounds_and_tested_versions() -> None:

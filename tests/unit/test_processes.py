@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.planning.processes import dry_run, run_module
+from benchmarks.processes import dry_run, run_module
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         " % (said, os.environ.get('ASKED')))\n"
         "sys.exit(3 if said == 'three' else 0)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     return "speaker"
 
 

@@ -6,17 +6,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from spectral_dist.outputs import html_page, report
-from spectral_dist.outputs.html_page import tick_text, ticks
+from spectral_dist import atomic_file
 from spectral_dist.outputs.jsonl import MetricsFile
-from spectral_dist.outputs.report import (
-    MAX_POINTS,
-    Series,
-    draw_chart,
-    draw_page,
-    main,
-    write_report,
-)
+from spectral_dist.outputs.report import write_report
+from spectral_dist.outputs.report.__main__ import main
+from spectral_dist.outputs.report.charts import HEIGHT, LABEL_GAP, MAX_POINTS, Series, draw_chart
+from spectral_dist.outputs.report.run_page import draw_page
+from spectral_dist.outputs.report.scales import tick_text, ticks
 from spectral_dist.training.metrics import Record
 
 HOSTILE = '<script>alert("x")</script>&'
@@ -107,15 +103,17 @@ def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
         assert word not in page
 
 
-def test_names_and_settings_are_escaped() -> None:
-    records = [
-        Record(
-            1, {f"val/{HOSTILE.replace('/', '')}/bits_per_byte": 1.0, "val/b/bits_per_byte": 2.0}
-        )
-    ]
-    page = draw_page(HOSTILE, records, HOSTILE)
+def test_names_of_runs_and_datasets_and_settings_are_escaped() -> None:
+    name = HOSTILE.replace("/", "")
+    values = {f"val/{name}/bits_per_byte": 1.0, "val/b/bits_per_byte": 2.0}
+    for length in ("1x", "2x"):
+        values |= {f"extrapolation/{length}/bits_per_byte": 1.0}
+        values |= {f"extrapolation/{length}/{name}/bits_per_byte": 1.0}
+    page = draw_page(HOSTILE, [Record(1, values)], HOSTILE)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 4
+    # Title, heading and settings; the legend, a mark and a column's head hold the name, which has
+    # two; the end of the line has room for the first.
+    assert page.count("&lt;script&gt;") == 3 + 3 * 2 + 1
     charts(page)
 
 
@@ -163,8 +161,8 @@ def test_names_at_the_lines_ends_do_not_overlap() -> None:
     )
     assert len(heights) == 9
     gaps = [b - a for a, b in itertools.pairwise(heights)]
-    assert min(gaps) >= report.LABEL_GAP - 0.11
-    assert heights[-1] <= report.HEIGHT
+    assert min(gaps) >= LABEL_GAP - 0.11
+    assert heights[-1] <= HEIGHT
 
 
 @pytest.mark.parametrize(
@@ -215,7 +213,7 @@ def test_failed_write_keeps_the_earlier_page(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(html_page.os, "replace", full)
+    monkeypatch.setattr(atomic_file.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         write_report(folder)
     assert (folder / "report.html").read_text() == "earlier"

@@ -6,8 +6,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from spectral_dist.command_line import load_config
 from spectral_dist.data.tokens import TokenFile
+from spectral_dist.flags import load_config
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.resume import check_model, describe, resume, stored_config

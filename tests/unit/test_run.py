@@ -6,10 +6,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from spectral_dist.cluster.group import Processes
+from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
-from spectral_dist.command_line import load_config
 from spectral_dist.data.tokens import TokenFile
+from spectral_dist.flags import load_config
 from spectral_dist.run import compile_step, open_sources
 from spectral_dist.training.evaluation import Interrupted
 from spectral_dist.training.loop import Progress

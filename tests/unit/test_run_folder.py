@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from spectral_dist.command_line import load_config
+from spectral_dist.flags import load_config
 from spectral_dist.outputs import run_folder
 from spectral_dist.outputs.run_folder import write_run_folder
 

@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from spectral_dist.model.lm import SpectralLM, define, init_params
+from spectral_dist.model.lm import SpectralLM, describe_model
 from spectral_dist.model.sampling import sample
 from spectral_dist.settings import Config, from_flat, resolve
 
@@ -21,18 +20,18 @@ def _config(pattern: str = "spectral,window") -> Config:
     return resolve(from_flat(values | {"compute_dtype": "float32"}))
 
 
-CONFIG = _config()
+SPEC = describe_model(_config(), 256)
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return jax.jit(lambda key: init_params(CONFIG, key))(jax.random.key(0))
+    return jax.jit(SPEC.init)(jax.random.key(0))
 
 
 def _text(params: Any, **changes: Any) -> list[int]:
     settings: dict[str, Any] = {"max_new_tokens": LIMIT, "temperature": 0.0}
-    settings |= {"key": jax.random.key(1)} | changes
-    return list(sample(CONFIG, params, PROMPT, **settings))
+    settings |= {"end": 0, "key": jax.random.key(1)} | changes
+    return list(sample(SPEC, params, PROMPT, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_greedy_takes_the_argmax_of_the_full_forward(params: Any, greedy: list[i
     """At every step, the prompt being read after a document's end."""
     assert len(greedy) == LIMIT
     assert len(set(greedy)) > 2
-    model = nnx.merge(define(CONFIG), nnx.State(params))
+    model = SPEC.bind(params)
     tokens = np.asarray([[0, *PROMPT, *greedy]], np.int32)
     logits = np.asarray(jax.jit(lambda tokens: model(tokens)[0])(tokens))[0]
     assert np.argmax(logits[len(PROMPT) : -1], axis=-1).tolist() == greedy
@@ -74,8 +73,8 @@ def test_the_draws_of_a_text_differ(params: Any) -> None:
     assert len(set(_text(params, temperature=1e4))) > LIMIT // 2
 
 
-def test_rows_side_by_side_change_nothing(params: Any, greedy: list[int]) -> None:
-    assert _text(params, rows=2) == greedy
+def test_copies_side_by_side_change_nothing(params: Any, greedy: list[int]) -> None:
+    assert _text(params, copies=2) == greedy
 
 
 def test_nothing_is_yielded_beyond_the_limit(params: Any, greedy: list[int]) -> None:
@@ -101,8 +100,8 @@ def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_full_attention_is_refused() -> None:
-    config = _config("spectral,attention")
-    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
-    settings: dict[str, Any] = {"temperature": 0.0, "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match="layer_pattern"):
-        next(sample(config, params, b"a", max_new_tokens=1, **settings))
+    spec = describe_model(_config("spectral,attention"), 256)
+    params = jax.jit(spec.init)(jax.random.key(0))
+    settings: dict[str, Any] = {"end": 0, "temperature": 0.0, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match="the state of attention grows"):
+        next(sample(spec, params, b"a", max_new_tokens=1, **settings))

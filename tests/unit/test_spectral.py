@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.model.spectral import (
+from spectral_dist.model.mixers.spectral import (
     SpectralMixer,
     SpectralState,
     causal_convolution,
@@ -28,6 +28,10 @@ def _config(**settings: Any) -> Config:
     tiny = {"hidden_dim": DIM, "head_dim": GROUP, "num_poles": POLES, "chunk_size": 8}
     tiny |= {"compute_dtype": "float32", "num_layers": 2}
     return resolve(from_flat({"seq_len": 64} | tiny | settings))
+
+
+def _mixer(config: Config) -> SpectralMixer:
+    return SpectralMixer(config.model, config.mixers.spectral, nnx.Rngs(params=jax.random.key(3)))
 
 
 def _draw(*shape: int, seed: int = 0) -> jax.Array:
@@ -126,7 +130,7 @@ def _naive_mixer(mixer: SpectralMixer, x_BTD: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("form", ["chunked", "fft", "recurrent"])
 def test_the_mixer_is_its_formula_and_its_pieces(form: str) -> None:
     """As a whole against numpy; in pieces and token by token, with the state, against the whole."""
-    mixer = SpectralMixer(_config(spectral_form=form), nnx.Rngs(params=jax.random.key(3)))
+    mixer = _mixer(_config(spectral_form=form))
     x_BTD = _draw(2, 21, DIM)
     run = _jit(lambda x, state: mixer(x, state))
     whole, last = run(x_BTD, None)
@@ -144,7 +148,7 @@ def test_the_mixer_is_its_formula_and_its_pieces(form: str) -> None:
 
 def test_types_of_the_mixer_in_bfloat16() -> None:
     """Operands and the convolution's inputs in bf16, the poles' state in float32."""
-    mixer = SpectralMixer(_config(), nnx.Rngs(params=jax.random.key(3)))
+    mixer = _mixer(_config())
     y, state = _jit(lambda x: mixer(x, None))(_draw(2, 8, DIM).astype(jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert isinstance(state, SpectralState)
@@ -154,7 +158,7 @@ def test_types_of_the_mixer_in_bfloat16() -> None:
 
 def test_the_mixer_starts_as_spread_exponentials() -> None:
     """Near one unit-norm exponential for each channel, fast ones first; skip 1, taps identity."""
-    mixer = SpectralMixer(_config(hidden_dim=1024), nnx.Rngs(params=jax.random.key(3)))
+    mixer = _mixer(_config(hidden_dim=1024))
     bank = mixer.recurrent.keywords["bank"]
     coefficients_ND = np.asarray(mixer.coefficients[...])
     nearest_D = np.round(np.linspace(0, POLES - 1, 1024)).astype(int)

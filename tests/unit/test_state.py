@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from spectral_dist.mesh import make_mesh
-from spectral_dist.model.lm import init_params, logical_axes
 from spectral_dist.settings import Config, from_flat, resolve
-from spectral_dist.training.state import abstract_state, init_state, param_shardings
+from spectral_dist.training.state import abstract_state, init_state, model_spec
 
 
 def config(**settings: Any) -> Config:
@@ -35,7 +34,7 @@ def test_moments_lie_where_their_parameters_lie() -> None:
     of_params = [(s.shape, s.sharding) for s in jax.tree.leaves(state.params)]
     of_moments = [(s.shape, s.sharding) for s in jax.tree.leaves(state.moments) if s.ndim]
     assert of_moments == of_params * 2  # first and second moment
-    assert param_shardings(made, make_mesh((2, 2, 2))) == jax.tree.map(
+    assert model_spec(made).shardings(make_mesh((2, 2, 2))) == jax.tree.map(
         lambda s: s.sharding, state.params
     )
 
@@ -44,7 +43,7 @@ def test_every_long_dimension_is_divided() -> None:
     """On 2x2x2 every parameter is a quarter, but for norms (half) and head_dim norms (whole)."""
     made = config(layer_pattern="spectral,window,attention", num_layers=4)
     state = abstract_state(made, make_mesh((2, 2, 2)))
-    axes = jax.tree.leaves(logical_axes(made), is_leaf=lambda node: isinstance(node, tuple))
+    axes = jax.tree.leaves(model_spec(made).axes, is_leaf=lambda node: isinstance(node, tuple))
     for leaf, names in zip(jax.tree.leaves(state.params), axes, strict=True):
         share = np.prod(leaf.shape) // np.prod(leaf.sharding.shard_shape(leaf.shape))
         halves = "norm" in names or "vocab" in names
@@ -76,7 +75,7 @@ def test_the_first_state_is_the_seed_and_nothing_else() -> None:
     made = config(seed=5)
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     state = init_state(made, mesh)
-    initial = jax.jit(lambda key: init_params(made, key))
+    initial = jax.jit(model_spec(made).init)
     jax.tree.map(np.testing.assert_array_equal, state.params, initial(jax.random.key(5)))
     other = initial(jax.random.key(6))
     assert not np.array_equal(other["head"], state.params["head"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spectral_dist.mesh import make_mesh
-from spectral_dist.model.lm import Params
+from spectral_dist.params import Params
 from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training import step as step_module
 from spectral_dist.training.optimizer import learning_rate
@@ -16,6 +16,7 @@ from spectral_dist.training.state import TrainState, abstract_state, init_state
 from spectral_dist.training.step import (
     batch_sharding,
     make_accumulate,
+    make_count_bytes,
     make_eval_step,
     make_train_step,
 )
@@ -200,6 +201,17 @@ def test_the_rate_scales_the_update(compiled: Compiled, decide: Any) -> None:
     state, metrics = decide(compiled.state(), 0)
     moved = compiled.start.params["embed"] - np.asarray(state.params["embed"])
     np.testing.assert_allclose(moved, metrics["learning_rate"], rtol=1e-2)
+
+
+def test_the_bytes_of_the_targets_are_counted(compiled: Compiled) -> None:
+    """Bytes: as many as tokens, a constant; else looked up, token by token."""
+    _, metrics = run(compiled, compiled.state())
+    assert metrics["bytes"] == ROWS * T
+    targets = jnp.asarray([[[0, 2, 1], [2, 2, 2]]], jnp.uint8)
+    assert float(make_count_bytes(np.array([1, 3, 5]))(targets)) == 1 + 5 + 3 + 15
+    assert float(make_count_bytes(np.full(3, 2))(targets)) == 12
+    program = jax.make_jaxpr(make_count_bytes(np.ones(256, np.int32)))(targets)
+    assert program.eqns == [], "a constant costs nothing"
 
 
 def test_evaluation_scores_the_last_targets(compiled: Compiled) -> None:

@@ -43,7 +43,7 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Work
     program = folder / "worker.sh"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    monkeypatch.setattr(working.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
     return Workers(CLUSTER, Cache(folder / "cache"), count=1, seconds=30)
 
 
@@ -74,7 +74,7 @@ def test_all_programs_of_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert names == ["train step", "evaluation 1x", "initial state", "restore"]
         assert programs[0].text.startswith("HloModule")
         assert programs[1].text == ""
-        monkeypatch.setattr(working.sys, "executable", "no such program")
+        monkeypatch.setattr(sys, "executable", "no such program")
         assert workers.whole(tiny()) == programs, "from the cache"
 
 
@@ -94,7 +94,7 @@ def test_one_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     stand_in(tmp_path, monkeypatch, "exec sleep 60")
     workers = Workers(CLUSTER, Cache(tmp_path / "cache"), count=1, seconds=0.2)
     found = one(workers, Task(tiny(), unlimited=False))
-    assert found == Failure("compiling took more than 0 s", lasting=False)
+    assert found == Failure("its worker process took more than 0.2 s", lasting=False)
 
 
 def test_a_refusal_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +127,18 @@ def test_workers_see_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = working._environment()
     assert environment["JAX_PLATFORMS"] == "cpu"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
-    assert "JAX_PLATFORM_NAME" not in environment
-    assert sys.path[-1] in environment["PYTHONPATH"]
+    assert environment["JAX_PLATFORM_NAME"] is None  # taken out
+
+
+def test_a_process_that_cannot_be_started_is_a_failure_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
+    task = Task(tiny(), unlimited=False)
+    found = one(Workers(CLUSTER, Cache(tmp_path), count=1), task)
+    assert isinstance(found, Failure)
+    assert found.reason.startswith("no worker process could be started: ")
+    assert not found.lasting
 
 
 def test_as_many_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,23 @@
-"""The drawings of a dry run's page: stacked bars, and the mesh as hosts and GPUs.
+"""What the drawings of a dry run's page show: stacked bars, and the mesh as hosts and GPUs.
 
-Owns their geometry, their colours and the words that stand for them where they are not seen. Made
-of HTML boxes and not of SVG, so that text keeps its size on a narrow screen. Read `draw_bar` and
-`draw_mesh`.
+Owns their geometry, their colours and the words that stand for them where they are not seen;
+templates/drawings.html.jinja draws them, of HTML boxes and not of SVG, so that text keeps its size
+on a narrow screen. Read `Bar` and `mesh_drawing`.
 """
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from spectral_dist.outputs.html_page import LIGHT, tick_text, ticks
+from spectral_dist.outputs.report.scales import LIGHT, tick_text, ticks
 from spectral_dist.planning.hlo.collectives import Groups, MeshShape, axis_groups
 from spectral_dist.planning.memory import GIB, MIB
 from spectral_dist.settings import MESH_AXES
 
-MOST_GPUS = 512  # more are not drawn, but told
-_ROW = 8  # GPUs side by side
+MOST_GPUS = 512  # more are not drawn, but counted
+_IN_A_ROW = 8  # GPUs side by side
+_GPU_PIXELS = 34  # the widest that one is drawn
 _COLOURS = len(LIGHT)
 _UNITS = (("GiB", GIB, 2), ("MiB", MIB, 1), ("KiB", 2**10, 1), ("B", 1, 0))
 
@@ -44,6 +45,113 @@ class Segment:
     text: str
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A stacked bar below its name.
+
+    Attributes:
+      name: of the bar.
+      total: what stands beside the name.
+      segments: from the left; those of no amount are left out.
+      end: the amount at the right end of the scale, positive.
+      limit: the amount at which a line is drawn, if any.
+    """
+
+    name: str
+    total: str
+    segments: Sequence[Segment]
+    end: float
+    limit: float | None = None
+
+    @cached_property
+    def shown(self) -> list[Segment]:
+        """The segments that are drawn."""
+        return [segment for segment in self.segments if segment.amount > 0]
+
+    @cached_property
+    def label(self) -> str:
+        """What a screen reader says of it."""
+        words = ", ".join(f"{segment.name} {segment.text}" for segment in self.shown)
+        return f"{self.name}, {self.total}: {words or 'nothing'}"
+
+    def percent(self, amount: float) -> str:
+        """Return the share of the scale that an amount takes."""
+        return f"{100 * amount / self.end:.4f}%"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The numbers below bars of one scale, and the name of the line at the limit.
+
+    Attributes:
+      end: the number at the right end.
+      unit: of the numbers.
+      limit: where the line is, in the same unit, if there is one.
+      limit_text: its name.
+    """
+
+    end: float
+    unit: str
+    limit: float | None
+    limit_text: str
+
+    @cached_property
+    def marks(self) -> list[tuple[str, str]]:
+        """The position and the text of each number; at the right end stands the unit."""
+        numbers = [value for value in ticks(0.0, self.end) if value < 0.97 * self.end]
+        return [(f"{100 * value / self.end:.3f}%", tick_text(value)) for value in numbers]
+
+    @cached_property
+    def side(self) -> str:
+        """On which side of the line is more room for its name, left or right."""
+        return "right" if self.limit is not None and 2 * self.limit > self.end else "left"
+
+    @cached_property
+    def limit_percent(self) -> str:
+        """How far the line is from that side."""
+        assert self.limit is not None, "a scale without a limit has no line"
+        distance = self.limit if self.side == "left" else self.end - self.limit
+        return f"{100 * distance / self.end:.3f}%"
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host of a cluster.
+
+    Attributes:
+      number: of the host.
+      columns: GPUs side by side.
+      width: the widest that they are drawn, in pixels.
+      gpus: CSS class and number in the mesh of each.
+    """
+
+    number: int
+    columns: int
+    width: int
+    gpus: Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class AxisDrawing:
+    """The cluster, coloured by the groups of one mesh axis.
+
+    Attributes:
+      name: of the axis with its size; empty where one device is all there is.
+      words: what the axis does.
+      detail: how many groups, of what size, over which link.
+      label: what a screen reader says.
+      hosts: as many as are drawn.
+      hidden: GPUs that are not drawn.
+    """
+
+    name: str
+    words: str
+    detail: str
+    label: str
+    hosts: list[Host]
+    hidden: int
+
+
 def size_text(size: float) -> str:
     """Return bytes in the largest unit that leaves a digit before the point: 8.12 GiB, 0."""
     if not size:
@@ -62,66 +170,15 @@ def count_text(count: float) -> str:
     return f"{count:.0f}"
 
 
-def draw_legend(segments: Sequence[Segment]) -> str:
-    """Return the names of segments, each name once, beside their colours."""
+def legend(segments: Sequence[Segment]) -> list[tuple[str, str]]:
+    """Return the CSS class and the name of segments, each name once."""
     styles = {segment.name: segment.style for segment in segments}
-    keys = "".join(
-        f'<li><i class="{style}"></i>{html.escape(name)}</li>' for name, style in styles.items()
-    )
-    return f'<ul class="legend">{keys}</ul>'
+    return [(style, name) for name, style in styles.items()]
 
 
-def draw_bar(
-    name: str, total: str, segments: Sequence[Segment], end: float, limit: float | None = None
-) -> str:
-    """Return one stacked bar below its name.
-
-    Args:
-      name: of the bar.
-      total: what stands beside the name.
-      segments: from the left; those of no amount are left out.
-      end: the amount at the right end of the scale, positive.
-      limit: the amount at which a line is drawn, if any.
-    """
-    shown = [segment for segment in segments if segment.amount > 0]
-    words = ", ".join(f"{segment.name} {segment.text}" for segment in shown)
-    boxes = "".join(
-        f'<i class="{s.style}" style="width:{100 * s.amount / end:.4f}%"'
-        f' data-amount="{s.amount!r}" title="{html.escape(f"{s.name}: {s.text}")}"></i>'
-        for s in shown
-    )
-    line = "" if limit is None else f'<u style="left:{100 * limit / end:.4f}%"></u>'
-    label = html.escape(f"{name}, {total}: {words or 'nothing'}")
-    return (
-        f'<div class="bar-name"><b>{html.escape(name)}</b> <span>{html.escape(total)}</span></div>'
-        f'<div class="bar" role="img" aria-label="{label}">{boxes}{line}</div>'
-    )
-
-
-def draw_scale(end: float, unit: str, limit: float | None, limit_text: str) -> str:
-    """Return the numbers below bars of one scale, and the name of the line at the limit.
-
-    Args:
-      end: the number at the right end.
-      unit: of the numbers.
-      limit: where the line is, in the same unit, if there is one.
-      limit_text: its name.
-    """
-    marks = "".join(
-        f'<span style="left:{100 * value / end:.3f}%">{tick_text(value)}</span>'
-        for value in ticks(0.0, end)
-        if value < 0.97 * end
-    )
-    name = ""
-    if limit is not None:
-        # On the side of the line that has more room.
-        side, there = ("right", end - limit) if 2 * limit > end else ("left", limit)
-        place = f'class="{side}" style="{side}:{100 * there / end:.3f}%"'
-        name = f'<div class="limit"><span {place}>{html.escape(limit_text)}</span></div>'
-    return f'<div class="scale" aria-hidden="true">{marks}<em>{html.escape(unit)}</em></div>{name}'
-
-
-def draw_mesh(mesh_shape: MeshShape, gpus_per_host: int, inside: str, between: str) -> str:
+def mesh_drawing(
+    mesh_shape: MeshShape, gpus_per_host: int, inside: str, between: str
+) -> list[AxisDrawing]:
     """Return the cluster once for each mesh axis of more than one device, coloured by its groups.
 
     Args:
@@ -131,88 +188,45 @@ def draw_mesh(mesh_shape: MeshShape, gpus_per_host: int, inside: str, between: s
       between: name of the network between hosts.
     """
     devices = math.prod(mesh_shape.values())
-    used = [axis for axis in MESH_AXES if mesh_shape[axis] > 1]
+    used = used_axes(mesh_shape)
     if not used:
-        cluster = _cluster([(0,)], 1, 1)
-        return (
-            '<div class="meshes"><figure><figcaption><b>One device.</b> No mesh axis spans more.'
-            f'</figcaption><div class="cluster" role="img" aria-label="1 host with 1 GPU">{cluster}'
-            "</div></figure></div>"
-        )
-    figures = []
+        hosts, _ = _hosts([(0,)], 1, 1)
+        return [AxisDrawing("", "", "", "1 host with 1 GPU", hosts, 0)]
+    drawings = []
     for axis in used:
-        groups = axis_groups(mesh_shape, axis)
+        groups, size = axis_groups(mesh_shape, axis), mesh_shape[axis]
         first = groups[0]
-        hosts = len({device // gpus_per_host for device in first})
-        link = f"across {hosts} hosts ({between})" if hosts > 1 else f"inside a host ({inside})"
+        spanned = len({device // gpus_per_host for device in first})
+        link = f"across {spanned} hosts ({between})" if spanned > 1 else f"inside a host ({inside})"
         many = f"{len(groups):,} groups" if len(groups) > 1 else "one group"
-        ways = mesh_shape[axis]
-        told = f"{many} of {ways} GPUs, {link}"
-        named = ", ".join(map(str, first[:12])) + (", ..." if ways > 12 else "")
-        label = f"{axis}: {told}; GPUs {named} are the first group"
-        note = ""
+        detail = f"{many} of {size} GPUs, {link}"
+        named = ", ".join(map(str, first[:12])) + (", ..." if size > 12 else "")
+        label = f"{axis}: {detail}; GPUs {named} are the first group"
         if len(groups) > _COLOURS:
-            note = f" The first {_COLOURS} groups are coloured."
-        figures.append(
-            f"<figure><figcaption><b>{axis} {ways}</b>: {AXIS_WORDS[axis]}."
-            f' <span class="muted">{html.escape(told)}.{note}</span></figcaption>'
-            f'<div class="cluster" role="img" aria-label="{html.escape(label)}">'
-            f"{_cluster(groups, devices, gpus_per_host)}</div></figure>"
+            detail += f". The first {_COLOURS} groups are coloured"
+        hosts, hidden = _hosts(groups, devices, gpus_per_host)
+        drawings.append(
+            AxisDrawing(f"{axis} {size}", AXIS_WORDS[axis], detail, label, hosts, hidden)
         )
-    unused = [axis for axis in MESH_AXES if axis not in used]
-    rest = f'<p class="muted">{" and ".join(unused)}: 1, not used.</p>' if unused else ""
-    return f'<div class="meshes">{"".join(figures)}</div>{rest}'
+    return drawings
 
 
-def _cluster(groups: Groups | list[tuple[int, ...]], devices: int, gpus_per_host: int) -> str:
-    """Return the hosts, each with its GPUs, coloured by group and numbered by place in the mesh."""
+def used_axes(mesh_shape: MeshShape) -> list[str]:
+    """Return the mesh axes that span more than one device, in the order of the mesh."""
+    return [axis for axis in MESH_AXES if mesh_shape[axis] > 1]
+
+
+def _hosts(
+    groups: Groups | list[tuple[int, ...]], devices: int, gpus_per_host: int
+) -> tuple[list[Host], int]:
+    """Return the hosts, their GPUs coloured by group, and how many GPUs are not drawn."""
     colour = {device: g for g, group in enumerate(groups[:_COLOURS]) for device in group}
-    hosts = devices // gpus_per_host
-    drawn = max(1, min(hosts, MOST_GPUS // gpus_per_host))
-    across = min(gpus_per_host, _ROW)
-    parts = []
-    for host in range(drawn):
-        first = host * gpus_per_host
+    drawn = max(1, min(devices // gpus_per_host, MOST_GPUS // gpus_per_host))
+    columns = min(gpus_per_host, _IN_A_ROW)
+    hosts = []
+    for number in range(drawn):
+        first = number * gpus_per_host
         gpus = range(first, first + min(gpus_per_host, MOST_GPUS))
-        cells = "".join(f'<i class="{_paint(colour.get(gpu))}">{gpu}</i>' for gpu in gpus)
-        parts.append(
-            f'<div class="host"><span>host {host}</span>'
-            f'<div style="grid-template-columns:repeat({across},minmax(0,1fr));'
-            f'max-width:{34 * across}px">{cells}</div></div>'
-        )
-    hidden = devices - sum(part.count("<i ") for part in parts)
-    more = f'<p class="muted">and {hidden:,} GPUs more, in the same order</p>' if hidden else ""
-    return "".join(parts) + more
-
-
-def _paint(group: int | None) -> str:
-    return "plain" if group is None else f"c{group}"
-
-
-STYLE = (
-    ".bars{margin:14px 0 10px}.bar-name{font-size:13px;margin:10px 0 3px;display:flex;"
-    "flex-wrap:wrap;gap:0 10px}.bar-name span{color:var(--muted)}"
-    ".bar{position:relative;display:flex;height:22px;background:var(--grid)}"
-    ".bar i{flex:none;background:var(--c);box-shadow:inset -1px 0 var(--bg)}"
-    ".bar u{position:absolute;top:-3px;bottom:-3px;width:0;border-left:2px solid var(--ink)}"
-    ".bar,.bar i,.legend i,.host i{print-color-adjust:exact;-webkit-print-color-adjust:exact}"
-    ".bar .added{border-left:1px solid var(--muted);box-sizing:border-box}"
-    ".added{--c:repeating-linear-gradient(135deg,var(--muted) 0 2px,transparent 2px 6px)}"
-    ".legend i{height:11px;width:11px}"
-    ".scale{position:relative;height:20px;font-size:12px;color:var(--muted);margin-top:4px;"
-    "font-variant-numeric:tabular-nums}.scale span{position:absolute;transform:translateX(-50%)}"
-    ".scale span:first-child{transform:none}.scale em{position:absolute;right:0;font-style:normal}"
-    ".limit{position:relative;height:20px;font-size:12px}"
-    ".limit span{position:absolute;white-space:nowrap;padding:0 6px}"
-    ".limit .left{border-left:2px solid var(--ink)}.limit .right{border-right:2px solid var(--ink)}"
-    ".meshes{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));"
-    "gap:22px 36px;margin:10px 0}.meshes figure{margin:0;min-width:0}"
-    "figcaption{font-size:13px;margin-bottom:8px}"
-    ".cluster{display:flex;flex-wrap:wrap;gap:8px}"
-    ".host{border:1px solid var(--axis);border-radius:6px;padding:3px 6px 6px;min-width:0}"
-    ".host span{font-size:11px;color:var(--muted)}.host div{display:grid;gap:3px}"
-    ".host i{font:11px/24px system-ui,sans-serif;min-width:24px;height:24px;text-align:center;"
-    "border-radius:4px;font-variant-numeric:tabular-nums;box-shadow:inset 0 0 0 1px var(--c);"
-    "background:color-mix(in srgb,var(--c) 34%,var(--bg))}"
-    ".host i.plain{--c:var(--grid);color:var(--muted);background:none}"
-)
+        styles = [(f"c{colour[gpu]}" if gpu in colour else "plain", gpu) for gpu in gpus]
+        hosts.append(Host(number, columns, _GPU_PIXELS * columns, styles))
+    return hosts, devices - sum(len(host.gpus) for host in hosts)

@@ -1,38 +1,37 @@
 """The dry run's report as one HTML page that needs nothing from elsewhere.
 
-Owns what is on the page and in which order; how a bar or the mesh is drawn is in `drawings`. Every
-figure is one of the report's, as its JSON holds it. Read `draw_page` first.
+Owns which values are on the page; templates/dry_run.html.jinja has their order and the words
+around them, `drawings` what a bar or the mesh shows. Every figure is one of the report's, as its
+JSON holds it. Read `draw_page` first.
 """
 
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
+from markupsafe import Markup
 
-from spectral_dist.outputs.html_page import (
-    Row,
-    draw_frame,
-    draw_table,
-    write_page,
-)
+from spectral_dist.atomic_file import write_text
+from spectral_dist.outputs.report.render import Row, Table, bold, render
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.hlo.collectives import Traffic, mesh_sizes
 from spectral_dist.planning.memory import GIB, MIB, Array, parameter_count
-from spectral_dist.planning.report import drawings
 from spectral_dist.planning.report.drawings import (
+    Bar,
+    Scale,
     Segment,
     count_text,
-    draw_bar,
-    draw_legend,
-    draw_mesh,
-    draw_scale,
+    legend,
+    mesh_drawing,
     size_text,
+    used_axes,
 )
 from spectral_dist.planning.report.text import Report, compiler_line
 from spectral_dist.planning.search.search import Candidate
 
+TEMPLATES = Path(__file__).parent / "templates"
 _CPU_LINK = "memory of this machine"
 
 
@@ -43,7 +42,7 @@ def write_html(report: Report, path: str) -> None:
       ValueError: if the file cannot be written.
     """
     try:
-        write_page(Path(path), draw_page(report))
+        write_text(Path(path), draw_page(report))
     except OSError as error:
         raise ValueError(f"html={path!r}: cannot be written: {error.strerror}") from error
 
@@ -52,57 +51,55 @@ def draw_page(report: Report) -> str:
     """Return the whole page."""
     gpu = report.gpu.device_kind if report.gpu else "fake device"
     name, count = report.config.run.run_name, math.prod(report.config.mesh.shape)
-    title = f"Dry run: {name} on {count:,} x {gpu}"
-    body = (
-        f'<p class="muted">{html.escape(compiler_line(report))}</p>',
-        _verdict(report),
-        _defects(report),
-        _section("Memory of one device", _memory(report)),
-        _section("What to change", _remedies(report) if report.remedies else ""),
-        _section("The mesh", _mesh(report)),
-        _section("Ways to run it, ranked by modelled speed", _ranking(report.ranking)),
-        _section("Time of one step, a model and not a measurement", _time(report)),
-        _section("What a run costs, start-up and evaluation left out", _costs(report)),
-        _section("Communication of one step, for each device", _communication(report)),
-        _section("Ten largest arguments of the training step", _arrays(report.arguments)),
-        _section("Ten largest values that it makes, not all alive at once", _arrays(report.values)),
-        _section("What the runtime adds, outside the compiler's view", _runtime(report)),
-        _section("Figures of the GPU", _figures(report)),
-        _section("Settings", _settings(report)),
+    ranked, left_out = _ranking(report.ranking)
+    return render(
+        TEMPLATES,
+        "dry_run.html.jinja",
+        title=f"Dry run: {name} on {count:,} x {gpu}",
+        compiler=compiler_line(report),
+        verdict=_verdict(report),
+        headline=_headline(report),
+        defects=[f"{p.name}: {warning}" for p in report.programs for warning in p.warnings],
+        memory=_memory(report),
+        remedies=_remedies(report),
+        remedy_found=any(remedy.fits for remedy in report.remedies),
+        mesh=_mesh(report),
+        ranked=ranked,
+        left_out=left_out,
+        time=_time(report),
+        costs=_costs(report),
+        communication=_communication(report),
+        arguments=_arrays(report.arguments),
+        values=_arrays(report.values),
+        runtime=_runtime(report),
+        figures=_figures(report),
+        settings=yaml.safe_dump(report.config.flat(), sort_keys=False, allow_unicode=True),
     )
-    return draw_frame(title, drawings.STYLE + STYLE, "\n".join(part for part in body if part))
-
-
-def _section(heading: str, content: str) -> str:
-    return f"<section><h2>{html.escape(heading)}</h2>{content}</section>" if content else ""
 
 
 # ---- the verdict ----
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: Report) -> dict[str, str]:
+    """Return its kind (fits, not, unknown), its sentences, and a fraction of memory to set."""
     verdict = report.verdict
     if verdict.usable is None or verdict.spare is None:
         kind, head = "unknown", f"Needs {size_text(verdict.peak)}; no limit is known"
         detail = f"The {verdict.program} needs most."
     else:
-        kind, sign = ("fits", "&#10003; ") if verdict.fits else ("not", "&#10007; ")
-        spare = size_text(abs(verdict.spare))
-        head = (
-            f"{sign}Fits, {spare} to spare"
-            if verdict.fits
-            else f"{sign}Does not fit, {spare} too much"
-        )
+        size = size_text(abs(verdict.spare))
+        kind = "fits" if verdict.fits else "not"
+        head = f"Fits, {size} to spare" if verdict.fits else f"Does not fit, {size} too much"
         detail = (
             f"The {verdict.program} needs {size_text(verdict.peak)}, the runtime"
             f" {size_text(verdict.runtime)}, of {size_text(verdict.usable)} that a device has."
         )
-    hint = ""
-    if verdict.fraction is not None:
-        hint = (
-            "<p>JAX takes 0.75 of the memory by itself: start with"
-            f" <code>XLA_PYTHON_CLIENT_MEM_FRACTION={verdict.fraction:.2f}</code></p>"
-        )
+    fraction = "" if verdict.fraction is None else f"{verdict.fraction:.2f}"
+    return {"kind": kind, "head": head, "detail": detail, "fraction": fraction}
+
+
+def _headline(report: Report) -> list[tuple[str, str]]:
+    """Return the figures that are asked for first, each with its label."""
     time = report.prediction
     cells = [
         (count_text(parameter_count(report.config)), "parameters"),
@@ -111,39 +108,21 @@ def _verdict(report: Report) -> str:
     ]
     if time.mfu is not None:
         cells.append((f"{time.mfu:.1%}", "MFU"))
-    cells.append((f"{report.costs[0].gpu_hours:,.1f}", "GPU hours for the run"))
-    figures = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in cells)
-    return (
-        f'<div class="verdict {kind}"><p class="big">{head}</p>'
-        f"<p>{html.escape(detail)}</p>{hint}</div>"
-        f'<div class="headline">{figures}</div>'
-    )
+    return [*cells, (f"{report.costs[0].gpu_hours:,.1f}", "GPU hours for the run")]
 
 
-def _defects(report: Report) -> str:
-    found = [f"{p.name}: {warning}" for p in report.programs for warning in p.warnings]
-    items = "".join(f"<li>{html.escape(text)}</li>" for text in found)
-    if not items:
-        return ""
-    return f'<div class="verdict not"><p class="big">Defects</p><ul>{items}</ul></div>'
-
-
-def _remedies(report: Report) -> str:
+def _remedies(report: Report) -> Table:
     rows = [
         (
-            f"<code>{html.escape(remedy.flags)}</code>",
+            Markup("<code>{}</code>").format(remedy.flags),
             f"{remedy.devices:,}",
             size_text(remedy.peak),
             f"{size_text(abs(remedy.spare))} {'to spare' if remedy.fits else 'too much'}",
-            "<b>fits</b>" if remedy.fits else "does not fit",
+            bold("fits") if remedy.fits else "does not fit",
         )
         for remedy in report.remedies
     ]
-    told = "Tried by compiling them, the cheapest first; add the flags of the one that fits."
-    if not any(remedy.fits for remedy in report.remedies):
-        told = "None was found: fewer parameters, a shorter seq_len or larger GPUs."
-    heads = ("flags", "devices", "peak", "left", "")
-    return f'<p class="muted">{told}</p>{draw_table(heads, rows, 1, "remedies that were tried")}'
+    return Table("remedies that were tried", ("flags", "devices", "peak", "left", ""), rows)
 
 
 # ---- memory ----
@@ -164,95 +143,93 @@ def program_segments(program: Program) -> list[Segment]:
     return [Segment(name, style, size, size_text(size)) for name, style, size in parts]
 
 
-def _memory(report: Report) -> str:
+def _memory(report: Report) -> dict[str, Any]:
+    """Return a bar for each program on one scale, its legend, and the same as a table."""
     added = [
         Segment(line.name, "added", line.bytes, size_text(line.bytes)) for line in report.runtime
     ]
     runtime, usable = report.verdict.runtime, report.verdict.usable
     most = max(program.peak for program in report.programs) + runtime
-    end = max(most, usable or 0) * 1.03
+    end = max(most, usable or 0) * 1.03  # the limit's line stays inside
     bars, rows, keys = [], [], []
     for program in report.programs:
         segments = program_segments(program)
-        total = f"{size_text(program.peak)}"
+        total = size_text(program.peak)
         if runtime:
             total += f" + {size_text(runtime)} of runtime"
-        bars.append(draw_bar(program.name, total, [*segments, *added], end, usable))
+        bars.append(Bar(program.name, total, [*segments, *added], end, usable))
         keys += [segment for segment in segments if segment.amount]
         cells = [size_text(segment.amount) for segment in segments]
-        rows.append((html.escape(program.name), *cells, f"<b>{size_text(program.peak)}</b>"))
-    heads = ("program", *(s.name for s in program_segments(report.programs[0])), "peak")
+        rows.append((program.name, *cells, bold(size_text(program.peak))))
     hatched = [Segment("the runtime, line by line", "added", 1, "")] if added else []
+    heads = ("program", *(s.name for s in program_segments(report.programs[0])), "peak")
     unit, name = (GIB, "GiB") if end >= GIB else (MIB, "MiB")
     limit = None if usable is None else usable / unit
     text = "" if usable is None else f"usable: {size_text(usable)}"
-    return (
-        f'{draw_legend([*keys, *hatched])}<div class="bars">{"".join(bars)}'
-        f"{draw_scale(end / unit, name, limit, text)}</div>"
-        f"{draw_table(heads, rows, 1, 'memory of one device by program')}"
-    )
+    return {
+        "legend": legend([*keys, *hatched]),
+        "bars": bars,
+        "scale": Scale(end / unit, name, limit, text),
+        "table": Table("memory of one device by program", heads, rows),
+    }
 
 
-def _arrays(arrays: Sequence[Array]) -> str:
+def _arrays(arrays: Sequence[Array]) -> Table:
     placed = any(array.spec for array in arrays)
     heads = ("name", "shape", "dtype", *(("PartitionSpec",) if placed else ()), "size")
     rows = []
     for array in arrays:
         shape = " x ".join(map(str, array.shape)) or "scalar"
-        cells = [array.name, shape, array.dtype, *([array.spec] if placed else [])]
-        rows.append((*map(html.escape, cells), size_text(array.bytes)))
-    return draw_table(heads, rows, len(heads) - 1, "largest arrays") if rows else ""
+        spec = [array.spec] if placed else []
+        rows.append((array.name, shape, array.dtype, *spec, size_text(array.bytes)))
+    return Table("largest arrays", heads, rows, words=len(heads) - 1)
 
 
-def _runtime(report: Report) -> str:
-    rows = [
-        (html.escape(line.name), html.escape(line.source), size_text(line.bytes))
-        for line in report.runtime
-    ]
-    heads = ("what", "source", "size")
-    return draw_table(heads, rows, 2, "memory of the runtime") if rows else ""
+def _runtime(report: Report) -> Table:
+    rows = [(line.name, line.source, size_text(line.bytes)) for line in report.runtime]
+    return Table("memory of the runtime", ("what", "source", "size"), rows, words=2)
 
 
 # ---- devices and what they send ----
 
 
-def _mesh(report: Report) -> str:
-    hosts, each = report.hosts, report.gpus_per_host
-    gpu = report.gpu
+def _mesh(report: Report) -> dict[str, Any]:
+    hosts, each, gpu = report.hosts, report.gpus_per_host, report.gpu
     inside, between = (gpu.inside.name, gpu.between.name) if gpu else (_CPU_LINK, _CPU_LINK)
-    told = (
-        f"{report.config.mesh.mesh} (data x fsdp x tensor) over {hosts:,} host{'s' * (hosts > 1)}"
-        f" of {each:,} x {gpu.device_kind if gpu else 'fake device'}."
-        " Devices of one colour send to each other."
-    )
-    drawn = draw_mesh(mesh_sizes(report.config), each, inside, between)
-    return f"<p>{html.escape(told)}</p>{drawn}"
+    sizes = mesh_sizes(report.config)
+    used = used_axes(sizes)
+    return {
+        "words": (
+            f"{report.config.mesh.mesh} ({' x '.join(sizes)}) over {hosts:,}"
+            f" host{'s' * (hosts > 1)} of {each:,} x {gpu.device_kind if gpu else 'fake device'}."
+            " Devices of one colour send to each other."
+        ),
+        "axes": mesh_drawing(sizes, each, inside, between),
+        "unused": [axis for axis in sizes if used and axis not in used],
+    }
 
 
-def _communication(report: Report) -> str:
+def _communication(report: Report) -> Table:
+    """Return the collectives beside the least of this mesh; no row where nothing is sent."""
     found = {(t.axes, t.kind): t for t in report.prediction.traffic}
     least = {(t.axes, t.kind): t for t in report.bound}
-    if not found and not least:
-        return "<p>None: the device is alone.</p>"
     rows = [_traffic_row(found.get(key), least.get(key)) for key in dict.fromkeys((*found, *least))]
-    sent = sum(t.moved_bytes for t in found.values())
-    needed = sum(t.moved_bytes for t in least.values())
-    ratio = f", {sent / needed:.2f}x the least" if needed else ""
-    total = (f"<b>all</b>{ratio}", *[""] * 4, f"<b>{size_text(sent)}</b>", "", size_text(needed))
+    if rows:
+        sent = sum(t.moved_bytes for t in found.values())
+        needed = sum(t.moved_bytes for t in least.values())
+        ratio = f", {sent / needed:.2f}x the least" if needed else ""
+        whole = bold("all") + ratio
+        rows.append((whole, *[""] * 4, bold(size_text(sent)), "", size_text(needed)))
     heads = (
         *("collective", "mesh axes", "crosses hosts", "count", "payload", "sent"),
         *("least: count", "least: sent"),
     )
-    return (
-        '<p class="muted">From the compiled program, loops counted by their length; beside it the'
-        " lower bound of this mesh for this way of training.</p>"
-        + draw_table(heads, [*rows, total], 3, "collectives of one step and the lower bound")
-    )
+    return Table("collectives of one step and the lower bound", heads, rows, words=3)
 
 
 def _traffic_row(found: Traffic | None, least: Traffic | None) -> Row:
     known = found or least
-    assert known is not None
+    assert known is not None, "a row is of what was found or of the least"
     both = [
         ("-", "-", "-")
         if t is None
@@ -260,20 +237,14 @@ def _traffic_row(found: Traffic | None, least: Traffic | None) -> Row:
         for t in (found, least)
     ]
     crosses = "yes" if known.crosses_hosts else "no"
-    return (
-        html.escape(known.kind),
-        html.escape(known.axes),
-        crosses,
-        *both[0],
-        both[1][0],
-        both[1][2],
-    )
+    return known.kind, known.axes, crosses, *both[0], both[1][0], both[1][2]
 
 
 # ---- time ----
 
 
-def _time(report: Report) -> str:
+def _time(report: Report) -> dict[str, Any]:
+    """Return the bar of one step, its legend, the same as a table, and the model's notes."""
     step = report.prediction.step
     parts = (
         ("arithmetic", "c0", step.compute_seconds),
@@ -282,59 +253,53 @@ def _time(report: Report) -> str:
         ("exposed communication", "c3", step.exposed_seconds),
     )
     segments = [Segment(name, style, t, f"{t:.3f} s") for name, style, t in parts]
-    rows = [(s.name, s.text, f"{s.amount / step.seconds:.1%}") for s in segments]
-    hidden = step.communication_seconds
-    rows.append(("<b>step</b>", f"<b>{step.seconds:.3f} s</b>", "100.0%"))
-    rows.append(("communication, hidden and exposed", f"{hidden:.3f} s", ""))
+    rows: list[Row] = [(s.name, s.text, f"{s.amount / step.seconds:.1%}") for s in segments]
+    rows.append((bold("step"), bold(f"{step.seconds:.3f} s"), "100.0%"))
+    rows.append(("communication, hidden and exposed", f"{step.communication_seconds:.3f} s", ""))
     rate = f"{report.prediction.tokens_per_second:,.0f} tokens per second"
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.prediction.notes)
-    return (
-        '<p class="muted">A roofline of the compiled program: each kernel takes the longest of its'
-        " arithmetic and its bytes at the peaks of the device; real kernels reach less.</p>"
-        f'{draw_legend([s for s in segments if s.amount])}<div class="bars">'
-        f"{draw_bar('one step', f'{step.seconds:.3f} s, {rate}', segments, step.seconds)}</div>"
-        f"{draw_table(('part', 'time', 'share'), rows, 1, 'parts of one step')}"
-        + (f"<ul>{notes}</ul>" if notes else "")
-    )
+    return {
+        "legend": legend([s for s in segments if s.amount]),
+        "bar": Bar("one step", f"{step.seconds:.3f} s, {rate}", segments, step.seconds),
+        "table": Table("parts of one step", ("part", "time", "share"), rows),
+        "notes": report.prediction.notes,
+    }
 
 
-def _costs(report: Report) -> str:
+def _costs(report: Report) -> Table:
     priced = any(cost.cost is not None for cost in report.costs)
     heads = ("run", "steps", "bytes of text", "hours", "GPU hours", *(("cost",) if priced else ()))
     names = ("its own steps", "the amount of text asked for")
     rows = []
-    for name, cost in zip(names, report.costs, strict=False):
+    for name, cost in zip(names, report.costs, strict=False):  # the second only if asked for
         cells = (f"{cost.steps:,}", f"{cost.tokens:,}", f"{cost.hours:,.1f}")
         price = () if cost.cost is None else (f"{cost.cost:,.2f}",)
         rows.append((name, *cells, f"{cost.gpu_hours:,.1f}", *price))
-    return draw_table(heads, rows, 1, "cost of a run")
+    return Table("cost of a run", heads, rows)
 
 
-def _ranking(candidates: Sequence[Candidate]) -> str:
+def _ranking(candidates: Sequence[Candidate]) -> tuple[Table, Table]:
+    """Return the candidates that were ranked, and those that were left out with the reason."""
     kept = [candidate for candidate in candidates if not candidate.reason]
     out = [candidate for candidate in candidates if candidate.reason]
-    if not candidates:
-        return ""
     best = max((c.tokens_per_second or 0.0 for c in kept), default=0.0) or 1.0
-    heads = ("place", "mesh", "remat", "batch_size", "accum_steps", "peak", "to spare", "step")
-    rows = [
-        (f"{place}", *_candidate_cells(c), _speed(c, best)) for place, c in enumerate(kept, start=1)
-    ]
-    ranked = draw_table((*heads, "tokens per second"), rows, 3, "ranking") if rows else ""
-    if not out:
-        return ranked
-    rejected = [(html.escape(c.mesh), html.escape(c.reason), *_candidate_cells(c)[1:]) for c in out]
-    left = ("mesh", "why it was left out", *heads[2:])
+    heads = ("mesh", "remat", "batch_size", "accum_steps", "peak", "to spare", "step")
+    ranked = [(f"{rank}", *_cells(c), _speed(c, best)) for rank, c in enumerate(kept, start=1)]
+    left_out = [(c.mesh, c.reason, *_cells(c)[1:]) for c in out]
     return (
-        f"{ranked}<details{' open' * (not kept)}><summary>{len(out):,} left out</summary>"
-        f"{draw_table(left, rejected, 3, 'candidates that were left out')}</details>"
+        Table("ranking", ("rank", *heads, "tokens per second"), ranked, words=3),
+        Table(
+            "candidates that were left out",
+            (heads[0], "why it was left out", *heads[1:]),
+            left_out,
+            words=3,
+        ),
     )
 
 
-def _candidate_cells(c: Candidate) -> Row:
+def _cells(c: Candidate) -> Row:
     return (
-        html.escape(c.mesh),
-        html.escape(c.remat),
+        c.mesh,
+        c.remat,
         f"{c.batch_size:,}",
         f"{c.accum_steps:,}",
         "-" if c.peak is None else size_text(c.peak),
@@ -344,19 +309,21 @@ def _candidate_cells(c: Candidate) -> Row:
 
 
 def _speed(candidate: Candidate, best: float) -> str:
+    """Return the modelled speed over a line as long as its share of the best."""
     rate = candidate.tokens_per_second
     if rate is None:
         return "-"
-    return f'{rate:,.0f}<i class="rate" style="width:{100 * rate / best:.2f}%"></i>'
+    cell = Markup('{:,.0f}<i class="rate" style="width:{:.2f}%"></i>')
+    return cell.format(rate, 100 * rate / best)
 
 
 # ---- what it was made from ----
 
 
-def _figures(report: Report) -> str:
-    gpu = report.gpu
+def _figures(report: Report) -> Table:
+    heads, gpu = ("figure", "source", "value"), report.gpu
     if gpu is None:
-        return ""
+        return Table("figures of the GPU", heads, [], words=2)
     shown = (
         ("usable memory", size_text(gpu.memory_bytes), "device_memory_size"),
         ("memory bandwidth", _rate(gpu.memory_bandwidth), "memory_bandwidth"),
@@ -364,36 +331,9 @@ def _figures(report: Report) -> str:
         (f"inside a host: {gpu.inside.name}", _rate(gpu.inside.bytes_per_second), "inside"),
         (f"between hosts: {gpu.between.name}", _rate(gpu.between.bytes_per_second), "between"),
     )
-    rows = [
-        (html.escape(name), html.escape(gpu.sources.get(source, "")), value)
-        for name, value, source in shown
-    ]
-    return draw_table(("figure", "source", "value"), rows, 2, "figures of the GPU")
+    rows = [(name, gpu.sources.get(source, ""), value) for name, value, source in shown]
+    return Table("figures of the GPU", heads, rows, words=2)
 
 
 def _rate(bytes_per_second: float) -> str:
     return f"{bytes_per_second / 1e9:,.1f} GB/s"
-
-
-def _settings(report: Report) -> str:
-    text = yaml.safe_dump(report.config.flat(), sort_keys=False, allow_unicode=True)
-    return f'<pre tabindex="0">{html.escape(text)}</pre>'
-
-
-STYLE = (
-    ":root{--good:#0b7a3b;--bad:#b3261e}"
-    "@media(prefers-color-scheme:dark){:root{--good:#4ccb84;--bad:#ff8a80}}"
-    ".verdict{border-left:5px solid var(--axis);padding:2px 0 2px 16px;margin:20px 0}"
-    ".verdict p{margin:3px 0}.verdict .big{font-size:25px;font-weight:600;line-height:1.25}"
-    ".fits{border-color:var(--good)}.fits .big{color:var(--good)}"
-    ".not{border-color:var(--bad)}.not .big{color:var(--bad)}"
-    "h2{font-size:17px}code{font-size:13px;overflow-wrap:anywhere}"
-    "tbody tr:last-child>*{border-bottom:0}"
-    ".rate{display:block;height:3px;margin-left:auto;background:var(--c0)}"
-    "summary{cursor:pointer;margin:12px 0 4px}"
-    "pre{columns:3 250px;margin:0}"
-    "@page{margin:12mm}@media print{:root{--bg:#fff}body{font-size:11px}main{max-width:none;"
-    "padding:0}.scroll,pre{overflow:visible}section{margin-top:20px}h2{break-after:avoid}"
-    ".bar,.host,figure,tr{break-inside:avoid}th,td{font-size:10px;padding:3px 10px 3px 0}"
-    "thead th,th.w{white-space:normal}pre{font-size:10px;white-space:pre-wrap}}"
-)

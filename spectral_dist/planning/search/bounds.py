@@ -5,18 +5,17 @@ holds. Memory and time are those of the planner's own account: the compiler's pl
 the roofline model. Read `memory_bound` and `time_bound`.
 """
 
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from spectral_dist.mesh import partition_spec
-from spectral_dist.model.flops import parameter_count
-from spectral_dist.model.lm import VOCAB_SIZE, Params, SpectralLM, define, init_params, logical_axes
+from spectral_dist.data.tokenizers import find_tokenizer
+from spectral_dist.model.flops import dense_flops
+from spectral_dist.model.lm import SpectralLM
+from spectral_dist.params import ModelSpec, Params
 from spectral_dist.planning.hlo.collectives import (
     Traffic,
     axis_groups,
@@ -25,9 +24,10 @@ from spectral_dist.planning.hlo.collectives import (
     rings_per_host,
 )
 from spectral_dist.planning.roofline import Rates
-from spectral_dist.settings import Config, MixersConfig, ModelConfig
+from spectral_dist.settings import Config
 from spectral_dist.training.loss import loss_sums
 from spectral_dist.training.optimizer import make_optimizer
+from spectral_dist.training.state import model_spec
 
 _FLOAT32 = 4
 # How often a micro-batch passes over all weights at most: forward, again, twice backward; copies.
@@ -37,30 +37,21 @@ _SUM_PASSES, _NORM_PASSES = 4, 4
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One array of the parameters: its name, its logical axes and its global shape."""
-
-    name: str
-    axes: tuple[str, ...]
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Shapes:
     """The arrays of a run's state, whatever the mesh.
 
     Attributes:
-      parameters: every one; all are float32.
+      model: the description of the parameters.
       copies: arrays like the parameters in the state: the parameters and the moments.
     """
 
-    parameters: tuple[Parameter, ...]
+    model: ModelSpec[SpectralLM]
     copies: int
 
     @property
     def size(self) -> int:
         """The elements of all parameters together."""
-        return sum(math.prod(p.shape) for p in self.parameters)
+        return self.model.size
 
     def local_bytes(self, mesh_shape: dict[str, int]) -> int:
         """Return the bytes of the parameters on one device.
@@ -73,28 +64,15 @@ class Shapes:
 
 @functools.lru_cache
 def _local_bytes(shapes: Shapes, mesh: tuple[tuple[str, int], ...]) -> int:
-    total, mesh_shape = 0, dict(mesh)
-    for p in shapes.parameters:
-        spec = partition_spec(p.name, p.axes, p.shape, mesh_shape)
-        parts = [part for part in spec if part is not None]
-        names = [n for part in parts for n in ((part,) if isinstance(part, str) else part)]
-        total += math.prod(p.shape) // math.prod(mesh_shape[name] for name in names)
-    return _FLOAT32 * total
+    return _FLOAT32 * shapes.model.local_size(dict(mesh))
 
 
 def find_shapes(config: Config) -> Shapes:
     """Return the arrays of a run's state; no device is asked for anything."""
-    axes = logical_axes(config)
-    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    moments = jax.eval_shape(make_optimizer(config.optimizer, axes).init, params)
-    is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
-    named = jax.tree.leaves_with_path(params)
-    found = [
-        Parameter("/".join(str(key.key) for key in path), a, leaf.shape)
-        for (path, leaf), a in zip(named, jax.tree.leaves(axes, is_leaf=is_axes), strict=True)
-    ]
+    spec = model_spec(config)
+    moments = jax.eval_shape(make_optimizer(config.optimizer, spec.axes).init, spec.shapes)
     arrays = sum(leaf.ndim > 0 for leaf in jax.tree.leaves(moments))
-    return Shapes(tuple(found), 1 + arrays // len(found))
+    return Shapes(spec, 1 + arrays // len(spec.parameters))
 
 
 def memory_bound(config: Config, shapes: Shapes) -> int:
@@ -111,8 +89,8 @@ def memory_bound(config: Config, shapes: Shapes) -> int:
     """
     data, sizes = config.data, mesh_sizes(config)
     local = shapes.local_bytes(sizes)
-    rows = data.accum_steps * (data.batch_size // (sizes["data"] * sizes["fsdp"]))
-    tokens = rows * (data.seq_len + 1)
+    sequences = data.accum_steps * (data.batch_size // (sizes["data"] * sizes["fsdp"]))
+    tokens = sequences * (data.seq_len + 1) * find_tokenizer(config).dtype.itemsize
     arguments = shapes.copies * local + tokens * (1 + data.prefetch_steps)
     saved = saved_bytes(config)
     kept = local + saved if data.accum_steps > 1 else max(local // 2, saved)
@@ -127,29 +105,25 @@ def saved_bytes(config: Config) -> int:
     shard; of the others at best each has its part.
     """
     model, data, sizes = config.model, config.data, mesh_sizes(config)
-    rows = data.batch_size // (sizes["data"] * sizes["fsdp"])
+    sequences = data.batch_size // (sizes["data"] * sizes["fsdp"])
     width = 2 if model.compute_dtype == "bfloat16" else _FLOAT32
     inputs = model.num_layers * data.seq_len * model.hidden_dim * width
-    everything = _saved_by_a_row(model, config.mixers, data.seq_len, config.optimizer.z_loss)
-    return rows * (inputs + max(0, everything - inputs) // sizes["tensor"])
+    everything = _saved_by_a_sequence(model_spec(config), data.seq_len, config.optimizer.z_loss)
+    return sequences * (inputs + max(0, everything - inputs) // sizes["tensor"])
 
 
 @functools.lru_cache
-def _saved_by_a_row(model: ModelConfig, mixers: MixersConfig, seq_len: int, z_loss: float) -> int:
-    """Return the bytes that one more row adds to what the backward pass is given, undivided."""
-    config = Config(model=model, mixers=mixers)
-    definition = define(config)
-    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+def _saved_by_a_sequence(spec: ModelSpec[SpectralLM], seq_len: int, z_loss: float) -> int:
+    """Return the bytes that one more sequence adds to what the backward pass gets, undivided."""
 
     def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        language_model: SpectralLM = nnx.merge(definition, nnx.State(params))
-        logits_BTV, _ = language_model(tokens_BT[:, :-1])
+        logits_BTV, _ = spec.bind(params)(tokens_BT[:, :-1])
         return loss_sums(logits_BTV, tokens_BT[:, 1:], z_loss)
 
-    def kept(rows: int) -> int:
-        tokens_BT = jax.ShapeDtypeStruct((rows, seq_len + 1), jnp.int32)
+    def kept(sequences: int) -> int:
+        tokens_BT = jax.ShapeDtypeStruct((sequences, seq_len + 1), jnp.int32)
         backward = jax.eval_shape(
-            lambda p, t: jax.vjp(lambda q: loss(q, t), p, has_aux=True)[1], params, tokens_BT
+            lambda p, t: jax.vjp(lambda q: loss(q, t), p, has_aux=True)[1], spec.shapes, tokens_BT
         )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
 
@@ -190,31 +164,11 @@ def time_bound(config: Config, shapes: Shapes, rates: Rates, per_host: int) -> T
     data, dtype = config.data, "bf16" if config.model.compute_dtype == "bfloat16" else "f32"
     tokens = data.batch_size * data.accum_steps * data.seq_len
     peak = rates.flops.get(dtype, rates.flops["f32"])
-    products = tokens * dense_flops(config) / devices / peak
+    products = tokens * dense_flops(model_spec(config), config.model.remat) / devices / peak
     update = (2 * shapes.copies + 1) * shapes.local_bytes(sizes) / rates.memory
     needed = lower_bound(config, per_host, shapes.size)
     traffic = sum(traffic_seconds(t, sizes, rates, per_host) for t in needed)
     return TimeBound(products + update, traffic)
-
-
-def dense_flops(config: Config) -> int:
-    """Return FLOPs of the dense products for a token, with those that are done again.
-
-    6 for each matrix parameter. Where all is computed again, 2 more for those of the layers, but
-    for the MLP's last: its result feeds no derivative. A single repeat of the pattern is no loop,
-    and there the compiler may find that both are the same.
-    """
-    model = config.model
-    total = 6 * parameter_count(config)
-    repeats = model.num_layers // len(model.pattern)
-    if model.remat == "full" and repeats > 1:
-        assert model.mlp_dim is not None
-        layers = repeats * len(model.pattern)
-        scanned = dataclasses.replace(model, num_layers=layers)
-        again = parameter_count(dataclasses.replace(config, model=scanned))
-        again -= model.hidden_dim * VOCAB_SIZE
-        total += 2 * (again - layers * model.hidden_dim * model.mlp_dim)
-    return total
 
 
 def traffic_seconds(traffic: Traffic, sizes: dict[str, int], rates: Rates, per_host: int) -> float:

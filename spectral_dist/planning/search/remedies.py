@@ -12,7 +12,7 @@ from typing import Any
 from spectral_dist.planning.compile import compile_programs, described_mesh
 from spectral_dist.planning.hardware import Gpu
 from spectral_dist.planning.memory import arguments, runtime_lines
-from spectral_dist.settings import Config, from_flat, resolve
+from spectral_dist.settings import Config, with_values
 
 _CHEAPEST_BATCHES = 3  # how often the micro-batch is halved
 
@@ -91,7 +91,7 @@ def find_remedy(
     """
     for flags in changes(config, gpus_per_host):
         try:
-            changed = resolve(from_flat(config.flat() | flags))
+            changed = with_values(config, flags)
             peak, spare = try_one(changed)
         except ValueError:  # the batch or an array cannot be divided so
             continue

@@ -27,7 +27,7 @@ from spectral_dist.planning.search.bounds import (
     time_bound,
 )
 from spectral_dist.planning.search.workers import Cluster, Failure, Found, Outcome, Task
-from spectral_dist.settings import SETTINGS, Config, from_flat, resolve
+from spectral_dist.settings import SETTINGS, Config, with_values
 
 BEST = 3  # so many are certain: no candidate that was not compiled is faster than these
 # Up to this share of a GPU's memory the compiler is free. Near 0.8 x 0.95 of it XLA orders programs
@@ -347,7 +347,7 @@ def chosen_config(config: Config, candidate: Candidate) -> Config:
       ValueError: if they break a rule.
     """
     names = ("mesh", "batch_size", "accum_steps", "remat")
-    return resolve(from_flat(config.flat() | {name: getattr(candidate, name) for name in names}))
+    return with_values(config, {name: getattr(candidate, name) for name in names})
 
 
 def _enumerate(config: Config, cluster: Cluster) -> tuple[list[_Option], list[Candidate]]:

@@ -1,16 +1,11 @@
-"""Compiles one candidate: `python -m spectral_dist.planning.search.worker`.
+"""Compiles one candidate of `--mesh=auto`, in a process of its own that `workers` starts.
 
-Reads a request, one JSON object, on its standard input and writes the answer on its standard
-output; `workers` starts it and makes the request. Read `answer`.
+Owns what is compiled for a request and what is told of it. Read `answer`.
 """
 
 import dataclasses
 import itertools
-import json
-import os
 import sys
-import threading
-import time
 from typing import Any
 
 from spectral_dist.planning.compile import compile_programs, described_mesh
@@ -19,6 +14,7 @@ from spectral_dist.planning.memory import arguments, audit
 from spectral_dist.planning.roofline import predict
 from spectral_dist.planning.search.workers import Outcome
 from spectral_dist.settings import from_flat, resolve
+from spectral_dist.subprocesses import read_request, say
 
 _ENDLESS = 2**50
 
@@ -63,21 +59,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def leave_with(parent: int) -> None:
-    """End this process once the one that asked is gone: nobody would read the answer."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
 def main() -> int:
     """Answer one request; return the exit code."""
-    threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
     try:
-        said = answer(json.loads(sys.stdin.read()))
+        found = answer(read_request())
     except ValueError as error:
-        said = {"error": " ".join(str(error).split())}
-    sys.stdout.write(json.dumps(said) + "\n")
+        found = {"error": " ".join(str(error).split())}
+    say(found)
     return 0
 
 

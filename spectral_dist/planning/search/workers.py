@@ -7,11 +7,8 @@ itself. Read `Workers`.
 
 import contextlib
 import dataclasses
-import json
 import os
 import queue
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +18,13 @@ from spectral_dist.planning.compile import Program, find_compiler
 from spectral_dist.planning.hardware import Gpu
 from spectral_dist.planning.search.cache import Cache
 from spectral_dist.settings import SETTINGS, Config
+from spectral_dist.subprocesses import ModuleProcess
 
+_WORKER = "spectral_dist.planning.search.worker"
 # A worker that compiles a step of level 3 takes 0.95 GB.
 _WORKER_BYTES = 2 * 2**30
 _STEP_SECONDS = 600.0
 _ALL_SECONDS = 3600.0
-# What the programs do not depend on, but for the value of a constant.
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class Workers:
         self.count = count or default_count()
         self._cluster, self._cache, self._seconds = cluster, cache, seconds
         self._done: queue.SimpleQueue[tuple[Task, Found]] = queue.SimpleQueue()
-        self._running: dict[Task, subprocess.Popen[str] | None] = {}
+        self._running: dict[Task, ModuleProcess | None] = {}
         self._closed = False
 
     def __enter__(self) -> "Workers":
@@ -154,7 +152,7 @@ class Workers:
         self._closed = True
         for process in list(self._running.values()):
             if process is not None:
-                process.kill()
+                process.stop(grace=0)
 
     @property
     def busy(self) -> int:
@@ -214,31 +212,23 @@ class Workers:
     def _run(self, task: Task, *, whole: bool) -> tuple[Found, list[Program]]:
         """Compile in a process of its own, and keep what came out unless it may be chance."""
         limit = self._seconds or (_ALL_SECONDS if whole else _STEP_SECONDS)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "spectral_dist.planning.search.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(),
-            text=True,
-        )
-        self._running[task] = process
-        if self._closed:
-            process.kill()
+        request = self._request(task, whole=whole)
         try:
-            out, _ = process.communicate(json.dumps(self._request(task, whole=whole)), limit)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            return Failure(f"compiling took more than {limit:.0f} s", lasting=False), []
-        said = None
-        with contextlib.suppress(ValueError):
-            said = json.loads(out.strip().splitlines()[-1] if out.strip() else "")
+            process = ModuleProcess(
+                _WORKER, request=request, environment=_environment(), seconds=limit
+            )
+        except OSError as error:
+            return Failure(f"no worker process could be started: {error}", lasting=False), []
+        with process:
+            self._running[task] = process
+            if self._closed:
+                process.stop(grace=0)
+            events = list(process.events())
+            ending = process.ending()
+        said = events[-1] if events else None
         found, programs = _read_found(said), _read_programs(said)
         if found is None or (whole and not programs and isinstance(found, Outcome)):
-            code = process.returncode
-            why = ", as where memory is short" if code == -9 else ""
-            return Failure(f"its worker process ended (exit {code}{why})", lasting=False), []
+            return Failure(f"its worker process {ending}", lasting=False), []
         assert said is not None
         self._cache.write(self._question(task, whole=whole), said)
         return found, programs
@@ -259,11 +249,10 @@ def _read_programs(said: Any) -> list[Program]:
     return []
 
 
-def _environment() -> dict[str, str]:
-    """Return a worker's environment: it sees this package and no accelerator."""
-    kept = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORM_NAME"}
-    return kept | {
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+def _environment() -> dict[str, str | None]:
+    """Return what a worker's environment has in place of ours: it sees no accelerator."""
+    return {
+        "JAX_PLATFORM_NAME": None,
         "JAX_PLATFORMS": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
         "XLA_FLAGS": _xla_flags(),

@@ -1,0 +1,109 @@
+"""`python -m benchmarks.cost_of_a_save`: what an asynchronous checkpoint costs in throughput.
+
+Trains with the program's own step and checkpoints, in stretches of equally many steps, with a save
+at the beginning of every other one. The time of a stretch holds all that the save takes, in front
+of the training and behind its back. Read `measure` first; docs/log.md has what it measured.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from spectral_dist.command_line import Parser, run_main
+from spectral_dist.flags import load_config
+from spectral_dist.mesh import make_mesh
+from spectral_dist.settings import Config
+from spectral_dist.training.checkpoint import Checkpoints
+from spectral_dist.training.state import init_state
+from spectral_dist.training.step import batch_sharding, make_train_step
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was measured.
+
+    Attributes:
+      state_bytes: size of what a save writes.
+      with_save: seconds of each stretch that began with a save.
+      without: seconds of the stretch after each of them.
+      blocked: seconds that training waited for a save, on average.
+    """
+
+    state_bytes: int
+    with_save: list[float]
+    without: list[float]
+    blocked: float
+
+
+def measure(config: Config, steps: int, pairs: int) -> Cost:
+    """Train `pairs` times `steps` steps with a save and `steps` without one, on one device.
+
+    Raises:
+      ValueError: if a save takes longer than its stretch: its cost would count for the next.
+    """
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+        state = init_state(config, mesh)
+        train_step = make_train_step(config, mesh)
+        shape = (1, config.data.batch_size, config.data.seq_len + 1)
+        tokens = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+        batch = jax.device_put(tokens, batch_sharding(config, mesh))
+        state, metrics = train_step(state, batch)  # compiles: no part of what is measured
+        jax.block_until_ready(metrics)
+        checkpoints = Checkpoints(Path(folder), keep=1, warn=sys.exit)
+        # A pair's halves are neighbours, so a machine whose load changes spoils little.
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for stretch in range(2 * pairs):
+            save = stretch % 2 == 0
+            started = time.perf_counter()
+            if save:
+                checkpoints.save(stretch + 1, state, {})
+            for _ in range(steps):
+                state, metrics = train_step(state, batch)
+                jax.block_until_ready(metrics)
+            seconds[save].append(time.perf_counter() - started)
+            if checkpoints.steps()[-1:] != [stretch + save]:
+                raise ValueError(f"steps={steps}: a save takes longer than so many steps")
+        blocked = checkpoints.wait_seconds / pairs
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        checkpoints.close()
+    return Cost(size, seconds[True], seconds[False], blocked)
+
+
+def cost_line(cost: Cost, steps: int) -> str:
+    """Return what a save costs, as a sentence: the median of the pairs, and their quartiles."""
+    lost = [a - b for a, b in zip(cost.with_save, cost.without, strict=True)]
+    whole = statistics.median(cost.without)
+    low, middle, high = (q / whole for q in statistics.quantiles(lost, n=4))
+    return (
+        f"{cost.state_bytes / 1e6:.0f} MB of state, {len(lost)} pairs of {steps} steps of"
+        f" {whole / steps:.3f} s: a save costs {statistics.median(lost):.2f} s,"
+        f" {middle:.2%} of these steps (quartiles {low:.2%} and {high:.2%}),"
+        f" of which it blocks {cost.blocked:.3f} s"
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and print; return 0."""
+    parser = Parser(prog="python -m benchmarks.cost_of_a_save", allow_abbrev=False)
+    for name, default in (("layers", 4), ("seq_len", 256), ("batch_size", 4)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--steps", type=int, default=20, help="steps with a save, and without")
+    parser.add_argument("--pairs", type=int, default=8, help="how often both, at least two")
+    flags = parser.read(argv)
+    words = f"""--data_paths none.txt --hidden_dim 512 --compute_dtype float32 --chunk_size 32
+        --num_layers {flags.layers} --seq_len {flags.seq_len} --batch_size {flags.batch_size}"""
+    cost = measure(load_config(words.split()), flags.steps, flags.pairs)
+    sys.stdout.write(cost_line(cost, flags.steps) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,165 @@
+"""`python -m benchmarks.dry_run_accuracy`: what a dry run predicts, beside what is measured.
+
+On the processor the predicted and the measured peak of memory, summed over fake devices that live
+in one process; with `--gpu NAME`, on an attached GPU of that kind, the peak of one device and the
+time of a step too. Owns the configurations that are compared. Read `compare` first.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.processes import dry_run, run_module
+from spectral_dist.command_line import Parser, run_main
+from spectral_dist.flags import configs_folder
+from spectral_dist.planning.hardware import CPU, GPU_NAMES
+
+MIB = 2**20
+_MEASUREMENT = "benchmarks.measurement"
+# The programs that the measurement runs.
+_RUN = ("train step", "initial state")
+
+# Large enough that arrays outweigh what any process needs; small enough for 4 GB and a minute.
+CPU_CASES = (
+    "--mesh=1x1x1 --hidden_dim=256 --num_layers=6 --seq_len=512 --batch_size=4 --remat=none",
+    "--mesh=1x1x1 --hidden_dim=256 --num_layers=6 --seq_len=512 --batch_size=8 --remat=dots",
+    "--mesh=1x1x1 --hidden_dim=512 --num_layers=12 --seq_len=256 --batch_size=2 --remat=full",
+    "--mesh=1x1x1 --hidden_dim=512 --num_layers=6 --seq_len=512 --batch_size=4 --remat=none"
+    " --compute_dtype=bfloat16",
+    "--mesh=8x1x1 --hidden_dim=256 --num_layers=6 --seq_len=256 --batch_size=16 --remat=full",
+    "--mesh=1x8x1 --hidden_dim=256 --num_layers=6 --seq_len=256 --batch_size=8 --remat=dots",
+    "--mesh=2x2x2 --hidden_dim=256 --num_layers=6 --seq_len=256 --batch_size=8 --remat=none",
+    "--mesh=1x2x2 --hidden_dim=256 --num_layers=6 --seq_len=512 --batch_size=4 --remat=none"
+    " --layer_pattern=attention",
+)
+GPU_CASES = (
+    "level1 --accum_steps=2",
+    "level1 --accum_steps=2 --remat=full",
+    "level1 --accum_steps=2 --batch_size=32",
+    "level2 --mesh=1x1x1 --accum_steps=2 --batch_size=8",
+    "level2 --mesh=1x1x1 --accum_steps=2 --batch_size=16 --remat=full",
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One configuration: what was predicted and what was measured.
+
+    Attributes:
+      flags: of the configuration.
+      predicted: peak, bytes: of one GPU, or of all fake devices together.
+      measured: the same.
+      predicted_seconds: of a step; None on the processor, which no rates are known of.
+      measured_seconds: of a step.
+    """
+
+    flags: str
+    predicted: int
+    measured: int
+    predicted_seconds: float | None
+    measured_seconds: float
+
+    @property
+    def memory_error(self) -> float:
+        """Predicted over measured, less one: negative where less was predicted than is needed."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def time_error(self) -> float | None:
+        """The same of the seconds, where they are predicted."""
+        if self.predicted_seconds is None:
+            return None
+        return self.predicted_seconds / self.measured_seconds - 1
+
+
+def compare(flags: str, gpu: str = CPU) -> Comparison:
+    """Predict and measure one configuration, each in a process of its own.
+
+    Raises:
+      ValueError: if either fails, or the attached GPU is of another kind.
+    """
+    words = flags.split()
+    report = dry_run([f"--gpu={gpu}", "--eval_lengths=1", *words])
+    devices = report["hosts"] * report["gpus_per_host"]
+    measured = run_module(_MEASUREMENT, words, environment=_environment(gpu, devices))
+    kind = None if report["gpu"] is None else report["gpu"]["device_kind"]
+    if kind is not None and measured["device_kind"] != kind:
+        raise ValueError(f"gpu={gpu!r}: the attached device is {measured['device_kind']!r}")
+    # What waits beside a program in a run does not in a measurement.
+    peaks = [p["peak"] - p["resident"] for p in report["programs"] if p["name"] in _RUN]
+    return Comparison(
+        flags=flags,
+        predicted=max(peaks) * (devices if kind is None else 1),
+        measured=measured["peak"],
+        predicted_seconds=None if kind is None else report["time"]["step_seconds"],
+        measured_seconds=measured["step_seconds"],
+    )
+
+
+def _environment(gpu: str, devices: int) -> dict[str, str]:
+    """Return what the measuring process needs beside this one's environment."""
+    if gpu != CPU:
+        return {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {
+        "JAX_PLATFORMS": CPU,
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
+        # Every array is memory of its own, given back at once, and no thread keeps a store of it.
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+
+
+def cases(gpu: str) -> list[str]:
+    """Return the flags of the configurations to compare on a kind of device."""
+    if gpu == CPU:
+        return [f"{case} --chunk_size=64" for case in CPU_CASES]
+    named = (case.partition(" ") for case in GPU_CASES)
+    return [f"--config={configs_folder() / name}.yaml {flags}" for name, _, flags in named]
+
+
+def comparison_table(found: Sequence[Comparison]) -> Table:
+    """Return the comparisons as a table in Markdown."""
+    table = Table(box=rich.box.MARKDOWN)
+    table.add_column("flags", no_wrap=True)
+    heads = ["predicted MiB", "measured MiB", "error", "predicted s", "measured s", "error"]
+    timed = any(c.predicted_seconds is not None for c in found)
+    for head in heads if timed else heads[:3]:
+        table.add_column(head, justify="right")
+    for c in found:
+        memory = (f"{c.predicted / MIB:,.0f}", f"{c.measured / MIB:,.0f}", f"{c.memory_error:+.1%}")
+        time = () if c.predicted_seconds is None else _seconds(c)
+        table.add_row(c.flags, *memory, *time)
+    return table
+
+
+def _seconds(c: Comparison) -> tuple[str, str, str]:
+    return f"{c.predicted_seconds:.3f}", f"{c.measured_seconds:.3f}", f"{c.time_error:+.1%}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare the configurations and print the table; return 0."""
+    parser = Parser(prog="python -m benchmarks.dry_run_accuracy", allow_abbrev=False)
+    parser.add_argument(
+        "--gpu", default=CPU, choices=(CPU, *GPU_NAMES), help="kind of the attached GPU, or cpu"
+    )
+    gpu = parser.read(argv).gpu
+    found = []
+    for flags in cases(gpu):
+        found.append(compare(flags, gpu))
+        sys.stderr.write(f"{flags}: {found[-1].memory_error:+.1%}\n")
+    console = Console(highlight=False, markup=False, width=200)
+    console.print(comparison_table(found))
+    worst = max((c.memory_error for c in found), key=abs)
+    console.print(f"worst error of the peak: {worst:+.1%}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,85 @@
+"""`spectral-dist` and `python -m spectral_dist`: one door to every command.
+
+Each command is a module with `main(argv)` and `make_parser()`, which may also be run by itself, as
+`python -m spectral_dist.train`. Loads the one that is asked for and nothing else. Read `COMMANDS`,
+then `main`.
+"""
+
+import argparse
+import importlib
+import os
+from collections.abc import Sequence
+from importlib import metadata
+
+from spectral_dist.command_line import Parser, run_main
+
+# name -> what it does; its module is spectral_dist.<name>
+COMMANDS = {
+    "train": "train a model, or go on with a run",
+    "evaluate": "bits per byte of a run on held-out or other text",
+    "generate": "write text with a trained model",
+    "prepare": "turn text into token files ahead of a run",
+    "dryrun": "memory and speed of a run on devices that are not there",
+    "launch": "start several processes on this host",
+    "schema": "the JSON schema of a settings file, for editors",
+}
+
+
+def make_parser() -> Parser:
+    """Return the parser of the door itself: its help lists the commands."""
+    listed = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    parser = Parser(
+        prog="spectral-dist",
+        usage="spectral-dist COMMAND ...",
+        epilog=f"commands:\n{listed}\n\nspectral-dist COMMAND --help explains one of them.\n"
+        'eval "$(register-python-argcomplete spectral-dist)" completes them in a shell.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version())
+    return parser
+
+
+def version() -> str:
+    """Return the version of the package and of JAX, without loading either."""
+    return f"spectral-dist {metadata.version('spectral-dist')}, jax {metadata.version('jax')}"
+
+
+def _complete() -> None:
+    """Answer a shell that asks for the words that may come next; never returns."""
+    import argcomplete
+
+    parser = make_parser()
+    commands = parser.add_subparsers()
+    for name in COMMANDS:
+        own = importlib.import_module(f"spectral_dist.{name}").make_parser()
+        commands.add_parser(name, parents=[own], add_help=False)
+    argcomplete.autocomplete(parser)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command that the first word names; return its exit code.
+
+    Raises:
+      ValueError: if there is no such command.
+    """
+    name, *rest = argv or ["--help"]
+    if name.startswith("-"):
+        make_parser().read([name])
+        return 0
+    if name not in COMMANDS:
+        from spectral_dist.settings.rules import nearest
+
+        raise ValueError(f"unknown command {name!r}{nearest(name, COMMANDS)}; --help lists them")
+    module = importlib.import_module(f"spectral_dist.{name}")
+    return module.main(rest)
+
+
+def console_script() -> None:
+    """Be `spectral-dist`."""
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    run_main(main)
+
+
+if __name__ == "__main__":
+    console_script()

@@ -1,0 +1,203 @@
+"""Heartbeats: every process watches every other one for an end, for silence and for a hang.
+
+Owns the thread that sends this process's heartbeat to the control service each second and judges
+those of the others. A process that must end says why and ends at once, whatever its main thread
+does: that one may hang in a collective for ever. Knows nothing of training. Read
+`HeartbeatMonitor.judge` for the rules.
+
+Two counts tell a hang from a long wait: `sync_points`, which all processes pass alike, and
+`progress`, raised by anything that shows work. The run hangs when neither changes anywhere, and the
+processes with the fewest sync points are to blame.
+"""
+
+import contextlib
+import http.client
+import json
+import signal
+import threading
+import time
+import xmlrpc.client
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spectral_dist.cluster.identity import Identity
+from spectral_dist.cluster.signals import StopSignal
+from spectral_dist.command_line import LOST
+
+HEARTBEAT_SECONDS = 1.0
+_CALL_SECONDS = 10.0
+_BUSY_SHARE = 0.1  # of one processor's time between two heartbeats
+# A process without a heartbeat for so long is lost: JAX's own service takes the same time. A
+# process that swaps or stands still for a minute comes back.
+_SILENT_SECONDS = 100.0
+# The same, once a collective has broken: some process is probably gone, and here to be named.
+_SUSPECT_SECONDS = 4.0
+
+# What a call of the control service raises where it cannot be reached.
+UNREACHABLE = (OSError, http.client.HTTPException, xmlrpc.client.Error)
+
+
+class _Transport(xmlrpc.client.Transport):
+    """HTTP with a timeout for every call."""
+
+    def make_connection(self, host: Any) -> Any:
+        connection = super().make_connection(host)
+        connection.timeout = _CALL_SECONDS
+        return connection
+
+
+def connect(identity: Identity) -> Any:
+    """Return a client of the run's control service, for one thread; its calls raise `UNREACHABLE`.
+
+    The methods are those of `service.Table`.
+    """
+    return xmlrpc.client.ServerProxy(f"http://{identity.address}", transport=_Transport())
+
+
+@dataclass
+class _Seen:
+    """The last heartbeat of one process, and when it came, in seconds of the monotonic clock."""
+
+    host: str
+    heartbeat: dict[str, Any]
+    heard: float
+
+
+class HeartbeatMonitor:
+    """One process's view of all processes, and the thread that keeps it."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        hosts: Mapping[int, str],
+        stop: StopSignal,
+        hang_timeout: float,
+        leave: Callable[[str, int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take note of all processes; `start` begins.
+
+        Args:
+          identity: of this process.
+          hosts: of every process, by index.
+          stop: of this process; asked to stop when another process was.
+          hang_timeout: seconds without progress anywhere after which a run has hung.
+          leave: ends this process, given a line and an exit code.
+          clock: monotonic seconds.
+        """
+        self._identity, self._stop, self._leave, self._clock = identity, stop, leave, clock
+        self.hang_timeout = hang_timeout
+        self.silent_after = min(hang_timeout, _SILENT_SECONDS)
+        self.sync_points, self.progress, self.phase = 0, 0, "start"
+        # In a phase where a process waits for nobody; in a collective it may wait at full speed.
+        self.busy_is_progress = False
+        self._worked = time.process_time()
+        self._sent = 0
+        self._now = self._progressed = clock()
+        self._seen = {i: _Seen(host, {}, self._now) for i, host in hosts.items()}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send heartbeats and to judge the others'."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Send no more heartbeats, and judge nobody."""
+        self._closed.set()
+        self._thread.join()
+
+    def suspect(self) -> None:
+        """Look for a lost process soon, because something that processes share has broken.
+
+        Ends this process if another one falls silent now; returns if none does.
+        """
+        self.silent_after = min(self.silent_after, _SUSPECT_SECONDS)
+        self._closed.wait(2 * _SUSPECT_SECONDS)
+
+    def name(self, index: int) -> str:
+        """Return how messages name a process: its index and host."""
+        return f"process {index} of {self._identity.count} ({self._seen[index].host})"
+
+    def _run(self) -> None:
+        control = connect(self._identity)
+        while not self._closed.is_set():
+            try:
+                mine = json.dumps(self._heartbeat())
+                answer = json.loads(control.heartbeat(str(self._identity.index), mine))
+                self.hear({int(i): json.loads(b) for i, b in answer["heartbeats"].items()})
+                self.judge({int(i): json.loads(e) for i, e in answer["ended"].items()})
+            except (*UNREACHABLE, ValueError) as error:
+                with contextlib.suppress(OSError):
+                    control("close")()
+                self._judge_service(error)
+            self._closed.wait(HEARTBEAT_SECONDS)
+
+    def _heartbeat(self) -> dict[str, Any]:
+        self._sent += 1
+        worked, before = time.process_time(), self._worked
+        self._worked = worked
+        if self.busy_is_progress and worked - before > _BUSY_SHARE * HEARTBEAT_SECONDS:
+            self.progress += 1
+        requested = self._stop.received
+        return {
+            "number": self._sent,
+            "sync_points": self.sync_points,
+            "progress": self.progress,
+            "phase": self.phase,
+            "stop_signal": 0 if requested is None else int(requested),
+        }
+
+    def hear(self, heartbeats: Mapping[int, dict[str, Any]]) -> None:
+        """Take in the last heartbeat of every process."""
+        before, self._now = self._now, self._clock()
+        if self._now - before > self.silent_after / 2:
+            # This process itself slept, or was stopped: the others are not silent for that.
+            self._progressed = self._now
+            for seen in self._seen.values():
+                seen.heard = self._now
+        for index, heartbeat in heartbeats.items():
+            seen = self._seen[index]
+            last, seen.heartbeat = seen.heartbeat, heartbeat
+            if heartbeat["number"] != last.get("number"):
+                seen.heard = self._now
+            if any(heartbeat[count] != last.get(count) for count in ("sync_points", "progress")):
+                self._progressed = self._now
+            if heartbeat["stop_signal"]:
+                self._stop.ask(signal.Signals(heartbeat["stop_signal"]))
+
+    def judge(self, ended: Mapping[int, dict[str, Any]]) -> None:
+        """End this process if another one has ended, fallen silent or hung.
+
+        Args:
+          ended: message and exit code of each process that ended early, by its index.
+        """
+        for index, last in sorted(ended.items()):
+            if index != self._identity.index:
+                self._leave(f"{self.name(index)} ended: {last['message']}", last["code"])
+        silent = [i for i, s in self._seen.items() if self._now - s.heard > self.silent_after]
+        if silent:
+            names = ", ".join(map(self.name, silent))
+            seconds = self._now - min(self._seen[i].heard for i in silent)
+            self._leave(f"{names}: no heartbeat for {seconds:.0f} s", LOST)
+        if self._now - self._progressed > self.hang_timeout:
+            passed = {i: seen.heartbeat.get("sync_points", 0) for i, seen in self._seen.items()}
+            behind = [i for i, count in passed.items() if count == min(passed.values())]
+            names = ", ".join(
+                f"{self.name(i)} in {self._seen[i].heartbeat.get('phase', 'start')}" for i in behind
+            )
+            self._leave(
+                f"{names}: no process has made progress for hang_timeout={self.hang_timeout:g} s,"
+                f" and {'this one is' if len(behind) == 1 else 'these are'} furthest behind",
+                LOST,
+            )
+
+    def _judge_service(self, error: Exception) -> None:
+        # The service is where process 0 is: with it unreachable, that host or the network is gone.
+        if self._clock() - self._now > self.silent_after:
+            self._leave(
+                f"{self.name(0)}: its control service at {self._identity.address} cannot be"
+                f" reached: {error}",
+                LOST,
+            )

@@ -1,0 +1,121 @@
+"""Which process of a run this is, of how many, and at which address process 0 is reached.
+
+Owns the environment variables of SLURM and of JAX that say so. Starts nothing, imports no JAX.
+Read `find_identity`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# SLURM gives no port: one is made from the job's number, in the range of ephemeral ports.
+_FIRST_PORT, _PORTS = 61440, 4096
+_SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+_JAX = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process of a run, as the launcher or the scheduler numbered it.
+
+    Attributes:
+      host: of process 0, the coordinator.
+      port: of its control service.
+      index: of this process, from 0.
+      count: of processes.
+      local_devices: the GPUs of this host that are this process's; None for all that are visible.
+      job: the same text in all processes of a job, and in no other job.
+    """
+
+    host: str
+    port: int
+    index: int
+    count: int
+    local_devices: tuple[int, ...] | None
+    job: str
+
+    @property
+    def address(self) -> str:
+        """Host and port of the control service, joined as in a URL."""
+        return join_address(self.host, self.port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Return host:port; an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def find_identity(environment: Mapping[str, str]) -> Identity | None:
+    """Return the identity of this process, or None where it is alone.
+
+    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID come first, then the
+    variables that srun sets for each task of a step.
+
+    Raises:
+      ValueError: names the variable that is missing or is not what it should be.
+    """
+    if any(name in environment for name in _JAX):
+        return _from_jax(environment)
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return _from_slurm(environment)
+    return None
+
+
+def _from_jax(environment: Mapping[str, str]) -> Identity | None:
+    for name in _JAX:
+        if not environment.get(name):
+            raise ValueError(f"{name}: must be set, because others of {', '.join(_JAX)} are")
+    count, index = (_number(environment, name) for name in _JAX[1:])
+    if not 0 <= index < count:
+        raise ValueError(f"JAX_PROCESS_ID={index}: must be below JAX_NUM_PROCESSES={count}")
+    if count == 1:
+        return None
+    address = environment["JAX_COORDINATOR_ADDRESS"]
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS={address!r}: must be host:port")
+    devices = None
+    if given := environment.get("JAX_LOCAL_DEVICE_IDS"):
+        if not all(part.strip().isdigit() for part in given.split(",")):
+            raise ValueError(f"JAX_LOCAL_DEVICE_IDS={given!r}: must be numbers joined by commas")
+        devices = tuple(int(part) for part in given.split(","))
+    return Identity(host.strip("[]"), int(port), index, count, devices, address)
+
+
+def _from_slurm(environment: Mapping[str, str]) -> Identity:
+    for name in _SLURM:
+        if not environment.get(name):
+            raise ValueError(f"{name}: srun did not set it; start the tasks by srun")
+    job = environment["SLURM_JOB_ID"]
+    restart = environment.get("SLURM_RESTART_COUNT", "0")
+    # A restarted job meets elsewhere: what is left of the start before may still hold its port.
+    shift = int(job) + _PORTS // 16 * int(restart)
+    port = environment.get("JAX_COORDINATOR_PORT") or _FIRST_PORT + shift % _PORTS
+    # With several tasks on a host each takes the GPU of its number, unless it sees but one.
+    alone = environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0] == "1"
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    one = alone or (visible != "" and "," not in visible)
+    step = environment.get("SLURM_STEP_ID", "0")
+    return Identity(
+        host=first_host(environment["SLURM_STEP_NODELIST"]),
+        port=int(port),
+        index=_number(environment, "SLURM_PROCID"),
+        count=_number(environment, "SLURM_STEP_NUM_TASKS"),
+        local_devices=None if one else (_number(environment, "SLURM_LOCALID"),),
+        job=f"{job}.{step}.{restart}",
+    )
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment[name]
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{name}={text!r}: must be a number")
+    return int(text)
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of a SLURM node list, as in "gpu[003-008,011],login"."""
+    found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,\[]*))?", nodes)
+    if found is None:
+        raise ValueError(f"SLURM_STEP_NODELIST={nodes!r}: no host in it")
+    return "".join(part or "" for part in found.groups())

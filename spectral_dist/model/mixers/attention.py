@@ -1,0 +1,142 @@
+"""Attention over everything that came before, and the parts that every attention shares.
+
+Positions are rotary and relative. The state of full attention grows with the text: it is the
+baseline to compare with, and not for generation. Read `attend`, then `GroupedQueryAttention`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from spectral_dist.array_typing import Array, Float
+from spectral_dist.mesh import local
+from spectral_dist.model.layers import RMSNorm, fan_in, parameter
+from spectral_dist.settings import AttentionConfig, ModelConfig
+
+ROTARY_BASE = 10_000.0
+
+# The logical axes of queries [B, T, H, E] and of keys and values [B, T, G, E].
+AT_QUERY = ("batch", "time", "heads", "head")
+AT_KEY = ("batch", "time", "kv_heads", "head")
+
+
+def rotate(x: Float[Array, "B S H E"], start: int) -> Float[Array, "B S H E"]:
+    """Turn the pairs (x[e], x[e + E/2]) by angles position * base^(-2 e / E), in float32.
+
+    Args:
+      x: queries or keys at positions start, start + 1, ...
+      start: position of the first one, in tokens.
+
+    Source: Su et al. 2021, arXiv:2104.09864.
+    """
+    half = x.shape[-1] // 2
+    positions = jnp.arange(start, start + x.shape[1], dtype=jnp.float32)
+    frequencies = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = (positions[:, None] * frequencies[None, :])[None, :, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+
+def attend(
+    query: Float[Array, "B Q H E"],
+    key: Float[Array, "B S G E"],
+    value: Float[Array, "B S G E"],
+    visible: jax.Array,
+) -> Float[Array, "B Q H E"]:
+    """Softmax attention with grouped keys; scores and softmax in float32.
+
+    Args:
+      query: queries, rotated.
+      key: keys, rotated; H / G heads of queries share one.
+      value: values.
+      visible: bool, [B or 1, Q, S]; what each query may see, never nothing.
+    """
+    batch, queries, heads, size = query.shape
+    groups = key.shape[2]
+    grouped = query.reshape(batch, queries, groups, heads // groups, size)
+    scores = jnp.einsum("bqgre,bsge->bgrqs", grouped, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, None], scores / math.sqrt(size), -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bgrqs,bsge->bqgre", weights, value).reshape(query.shape)
+
+
+def full_attention(
+    query: Float[Array, "B T H E"], key: Float[Array, "B T G E"], value: Float[Array, "B T G E"]
+) -> Float[Array, "B T H E"]:
+    """Every query attends to all tokens up to its own."""
+    time = query.shape[1]
+    visible = jnp.tril(jnp.ones((1, time, time), bool))
+    return attend(rotate(query, 0), rotate(key, 0), value, visible)
+
+
+class GroupedQueryAttention(nnx.Module):
+    """The parameters and projections of attention with QK-norm and grouped keys.
+
+    Sharding: heads over tensor; the one reduction comes after w_out.
+    """
+
+    def __init__(self, model: ModelConfig, rngs: nnx.Rngs) -> None:
+        """Declare w_query [D, H E], w_key_value [D, 2, G E], two norms [E] and w_out [H E, D]."""
+        dim, size, kv_heads = model.hidden_dim, model.head_dim, model.num_kv_heads
+        assert kv_heads is not None
+        self.shape = (dim // size, kv_heads, size)
+        kv_axes = ("embed", "branches", "kv_heads")
+        self.w_query = parameter(rngs, (dim, dim), ("embed", "heads"), fan_in(dim))
+        self.w_key_value = parameter(rngs, (dim, 2, kv_heads * size), kv_axes, fan_in(dim))
+        self.query_norm = RMSNorm(size, "head", rngs)
+        self.key_norm = RMSNorm(size, "head", rngs)
+        self.w_out = parameter(rngs, (dim, dim), ("heads", "embed"), fan_in(dim, model.num_layers))
+
+    def project(self, x_BTD: Float[Array, "B T D"]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries [B, T, H, E], keys and values [B, T, G, E], in x's dtype."""
+        dtype = x_BTD.dtype
+        batch, time, _ = x_BTD.shape
+        heads, kv_heads, size = self.shape
+        query = (x_BTD @ self.w_query[...].astype(dtype)).reshape(batch, time, heads, size)
+        both = jnp.einsum("btd,dkg->btkg", x_BTD, self.w_key_value[...].astype(dtype))
+        key, value = (both[:, :, i].reshape(batch, time, kv_heads, size) for i in range(2))
+        return self.query_norm(query), self.key_norm(key), value
+
+    def project_out(self, mixed: Float[Array, "B T H E"]) -> Float[Array, "B T D"]:
+        """Bring the heads back to the residual stream."""
+        batch, time, _, _ = mixed.shape
+        return mixed.reshape(batch, time, -1) @ self.w_out[...].astype(mixed.dtype)
+
+    def attention_flops(self, keys: int | float) -> float:
+        """Return FLOPs for a query that sees so many keys: its scores and the weighted values."""
+        heads, _, size = self.shape
+        return 4.0 * keys * heads * size
+
+
+class FullAttention(GroupedQueryAttention):
+    """Attention over all tokens up to a query's own."""
+
+    def __init__(self, model: ModelConfig, settings: AttentionConfig, rngs: nnx.Rngs) -> None:
+        """Declare the parameters of attention."""
+        del settings  # there are none
+        super().__init__(model, rngs)
+
+    def flops(self, seq_len: int) -> float:
+        """Return forward FLOPs for a token: a query at t sees t tokens, on average (T + 1) / 2."""
+        return self.attention_flops((seq_len + 1) / 2)
+
+    def init_state(self, batch: int, dtype: jnp.dtype) -> None:
+        """Return None: all keys and values would be the state, and it would grow."""
+        del batch, dtype
+
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], state: None
+    ) -> tuple[Float[Array, "B T D"], None]:
+        """Mix along time; operands in x's dtype, softmax in float32.
+
+        Args:
+          x_BTD: normalised input, from the start of a sequence.
+          state: None.
+        """
+        assert state is None, "full attention takes a sequence as a whole"
+        query, key, value = self.project(x_BTD)
+        mixed = local(full_attention, (AT_QUERY, AT_KEY, AT_KEY), AT_QUERY)(query, key, value)
+        return self.project_out(mixed), None

@@ -1,0 +1,291 @@
+"""The spectral mixer: a gated convolution with a fixed bank of decaying exponentials.
+
+    y[t, d] = sum_{s <= t} response[t - s] . coefficients[:, d] u[s, d] + skip[d] u[t, d]
+
+A state space model: x[t] = A x[t-1] + B u[t], y[t] = C x[t] + D u[t], with A and B fixed
+(filters.py), C (coefficients) and D (skip) learned for each channel; response[t] = A^t B.
+
+One function, computed three ways that agree: in chunks (training), by FFT (the oracle), token by
+token (generation). All three take and return the state [B, N, D], so a sequence may come in pieces.
+Only the coefficients and the skip are learned. Read `mix_chunked` first, then `SpectralMixer`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spectral_dist.array_typing import Array, Float, Float32
+from spectral_dist.mesh import local
+from spectral_dist.model.layers import fan_in, parameter, rms_norm
+from spectral_dist.model.mixers.filters import FilterBank, balanced_poles
+from spectral_dist.settings import ModelConfig, SpectralConfig
+
+MixForm = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+class SpectralState(NamedTuple):
+    """What a sequence leaves behind: constant in size, whatever its length.
+
+    Attributes:
+      conv: the last K - 1 inputs of the short convolution, [B, K-1, 3, D], compute dtype.
+      poles: the state of the bank, [B, N, D], float32.
+    """
+
+    conv: jax.Array
+    poles: jax.Array
+
+
+def toeplitz(h_DC: Float[Array, "D C"]) -> Float[Array, "D C C"]:
+    """Return for each channel the matrix with entry [j, i] = h[i - j] where i >= j, else 0.
+
+    Made by padding and reshaping (each row of the flat array starts one place later), not by a
+    gather, so that its transpose is a sum and not a scatter.
+    """
+    channels, size = h_DC.shape
+    row_D2C = jnp.pad(h_DC, ((0, 0), (0, size)))
+    flat = jnp.broadcast_to(row_D2C[:, None, :], (channels, size, 2 * size))
+    flat = flat.reshape(channels, 2 * size * size)[:, : size * (2 * size - 1)]
+    return flat.reshape(channels, size, 2 * size - 1)[:, :, :size]
+
+
+def _constant(x: np.ndarray) -> jax.Array:
+    return jnp.asarray(x, jnp.float32)
+
+
+def mix_chunked(
+    u_BTD: Float[Array, "B T D"],
+    state_BND: Float32[Array, "B N D"],
+    coefficients_ND: Float32[Array, "N D"],
+    skip_D: Float32[Array, " D"],
+    *,
+    bank: FilterBank,
+    chunk_size: int,
+) -> tuple[Float[Array, "B T D"], Float32[Array, "B N D"]]:
+    """Mix in chunks of C tokens, all by matrix products.
+
+    Inside a chunk one product for each channel with [Toeplitz(h) | R], h = response . coefficients
+    and R[i] = coefficients A^(i+1), on [u ; state]; from chunk to chunk the state is carried by A^C
+    in float32. About 2 (C + N) + 4 N FLOPs an element. A last piece shorter than C is one more
+    chunk.
+
+    Args:
+      u_BTD: input; its dtype is the dtype of the operands, sums are float32.
+      state_BND: the state before the first token.
+      coefficients_ND: learned mixture of the responses, for each channel.
+      skip_D: learned weight of the input itself.
+      bank: the constants.
+      chunk_size: C.
+
+    Returns:
+      y_BTD in u's dtype, and the state after the last token.
+    """
+    batch, time, channels = u_BTD.shape
+    size = min(chunk_size, time)
+    whole = time - time % size
+    if whole < time:
+        run = partial(mix_chunked, bank=bank, chunk_size=chunk_size)
+        head, state_BND = run(u_BTD[:, :whole], state_BND, coefficients_ND, skip_D)
+        tail, state_BND = run(u_BTD[:, whole:], state_BND, coefficients_ND, skip_D)
+        return jnp.concatenate([head, tail], axis=1), state_BND
+
+    dtype = u_BTD.dtype
+    response_CN, powers_CNN = bank.responses(size), bank.powers(size)
+    h_DC = jnp.einsum("cn,nd->dc", _constant(response_CN), coefficients_ND).at[:, 0].add(skip_D)
+    carry_DNC = jnp.einsum("nd,cnm->dmc", coefficients_ND, _constant(powers_CNN))
+    kernel_DKC = jnp.concatenate([toeplitz(h_DC), carry_DNC], axis=1).astype(dtype)
+    u_BMCD = u_BTD.reshape(batch, time // size, size, channels)
+    inflow_MBND = jnp.einsum(
+        "cn,bmcd->mbnd",
+        _constant(response_CN[::-1]).astype(dtype),
+        u_BMCD,
+        preferred_element_type=jnp.float32,
+    )
+    decay_NN = _constant(powers_CNN[-1])
+
+    def carry(state: jax.Array, inflow: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.einsum("nm,bmd->bnd", decay_NN, state) + inflow, state
+
+    last_BND, before_MBND = jax.lax.scan(carry, state_BND, inflow_MBND)
+    before_BMND = before_MBND.swapaxes(0, 1).astype(dtype)
+    inputs_BMKD = jnp.concatenate([u_BMCD, before_BMND], axis=2)
+    y_BMCD = jnp.einsum("bmkd,dkc->bmcd", inputs_BMKD, kernel_DKC)
+    return y_BMCD.reshape(batch, time, channels), last_BND
+
+
+def mix_fft(
+    u_BTD: Float[Array, "B T D"],
+    state_BND: Float32[Array, "B N D"],
+    coefficients_ND: Float32[Array, "N D"],
+    skip_D: Float32[Array, " D"],
+    *,
+    bank: FilterBank,
+) -> tuple[Float[Array, "B T D"], Float32[Array, "B N D"]]:
+    """Mix by one FFT over the whole sequence, in float32: the oracle of `mix_chunked`.
+
+    Must run on local shards: XLA does not partition FFTs, and gathers the global batch instead.
+    """
+    time = u_BTD.shape[1]
+    u32_BTD = u_BTD.astype(jnp.float32)
+    response_TN = _constant(bank.responses(time))
+    powers_TNN = _constant(bank.powers(time))
+    h_TD = response_TN @ coefficients_ND
+    spectrum = jnp.fft.rfft(h_TD, 2 * time, axis=0)[None] * jnp.fft.rfft(u32_BTD, 2 * time, axis=1)
+    y_BTD = jnp.fft.irfft(spectrum, 2 * time, axis=1)[:, :time]
+    y_BTD += jnp.einsum("nd,tnm,bmd->btd", coefficients_ND, powers_TNN, state_BND)
+    y_BTD += skip_D[None, None] * u32_BTD
+    inflow_BND = jnp.einsum("tn,btd->bnd", response_TN[::-1], u32_BTD)
+    last_BND = jnp.einsum("nm,bmd->bnd", powers_TNN[-1], state_BND) + inflow_BND
+    return y_BTD.astype(u_BTD.dtype), last_BND
+
+
+def mix_recurrent(
+    u_BTD: Float[Array, "B T D"],
+    state_BND: Float32[Array, "B N D"],
+    coefficients_ND: Float32[Array, "N D"],
+    skip_D: Float32[Array, " D"],
+    *,
+    bank: FilterBank,
+) -> tuple[Float[Array, "B T D"], Float32[Array, "B N D"]]:
+    """Mix token by token, in float32: constant memory and time for each token."""
+    transition_NN = _constant(bank.transition_NN)
+    drive_N = _constant(bank.drive_N)
+
+    def token(state_BND: jax.Array, u_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        u32_BD = u_BD.astype(jnp.float32)
+        state_BND = jnp.einsum("nm,bmd->bnd", transition_NN, state_BND)
+        state_BND += drive_N[None, :, None] * u32_BD[:, None, :]
+        y_BD = jnp.einsum("nd,bnd->bd", coefficients_ND, state_BND) + skip_D[None] * u32_BD
+        return state_BND, y_BD.astype(u_BD.dtype)
+
+    last_BND, y_TBD = jax.lax.scan(token, state_BND, u_BTD.swapaxes(0, 1))
+    return y_TBD.swapaxes(0, 1), last_BND
+
+
+def causal_convolution(
+    x_BT3D: Float[Array, "B T 3 D"],
+    before: Float[Array, "B J 3 D"],
+    taps_K3D: Float32[Array, "K 3 D"],
+) -> tuple[Float[Array, "B T 3 D"], Float[Array, "B J 3 D"]]:
+    """Convolve every channel with its K taps; `before` holds the K - 1 inputs that came earlier.
+
+    Returns:
+      the sum over k of taps[k] x[t - k], and the last K - 1 inputs.
+    """
+    time, taps = x_BT3D.shape[1], taps_K3D.shape[0]
+    padded = jnp.concatenate([before, x_BT3D], axis=1)
+    weights = taps_K3D.astype(x_BT3D.dtype)
+    y_BT3D = sum(
+        padded[:, taps - 1 - k : taps - 1 - k + time] * weights[None, None, k] for k in range(taps)
+    )
+    return jnp.asarray(y_BT3D), padded[:, time:]
+
+
+def choose_form(settings: SpectralConfig, bank: FilterBank) -> MixForm:
+    """Return the computation that `spectral_form` names."""
+    return {
+        "chunked": partial(mix_chunked, bank=bank, chunk_size=settings.chunk_size),
+        "fft": partial(mix_fft, bank=bank),
+        "recurrent": partial(mix_recurrent, bank=bank),
+    }[settings.form]
+
+
+class SpectralMixer(nnx.Module):
+    """q * group_norm(spectral convolution of k * v), between two dense projections.
+
+    Sharding: channels over tensor from the first projection to the last; everything between runs on
+    local shards. The one reduction comes after w_out.
+    """
+
+    def __init__(self, model: ModelConfig, settings: SpectralConfig, rngs: nnx.Rngs) -> None:
+        """Declare w_in [D, 3, D], taps [K, 3, D], coefficients [N, D], skip [D], w_out [D, D]."""
+        dim, poles, width = model.hidden_dim, settings.num_poles, settings.conv_width
+        assert settings.tau_max is not None
+        bank = balanced_poles(poles, settings.tau_min, settings.tau_max)
+        self.form = choose_form(settings, bank)
+        # One token at a time needs no chunk: the recurrent form has the least to do.
+        self.recurrent = partial(mix_recurrent, bank=bank)
+        self.shape = (poles, width, dim, model.head_dim)
+        self.chunk_size = settings.chunk_size
+        thin = "thin_channels"
+
+        def identity_taps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            return (0.02 * jax.random.normal(key, shape, jnp.float32)).at[0].add(1.0)
+
+        def one_exponential(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            # One unit-norm exponential for each channel, their time constants spread evenly.
+            nearest = np.round(np.linspace(0, poles - 1, dim)).astype(int)
+            noise = jax.random.normal(key, shape, jnp.float32) * (0.1 / poles**0.5)
+            return jnp.asarray(bank.cholesky_NN[nearest].T, jnp.float32) + noise
+
+        self.w_in = parameter(rngs, (dim, 3, dim), ("embed", "branches", "channels"), fan_in(dim))
+        self.taps = parameter(rngs, (width, 3, dim), ("taps", "branches", thin), identity_taps)
+        self.coefficients = parameter(rngs, (poles, dim), ("poles", thin), one_exponential)
+        self.skip = parameter(rngs, (dim,), (thin,), lambda key, shape: jnp.ones(shape))
+        self.w_out = parameter(
+            rngs, (dim, dim), ("channels", "embed"), fan_in(dim, model.num_layers)
+        )
+
+    def flops(self, seq_len: int) -> float:
+        """Return forward FLOPs for a token by the chunked form, whatever the sequence's length."""
+        del seq_len
+        poles, _, dim, _ = self.shape
+        return float((2 * (self.chunk_size + poles) + 4 * poles) * dim)  # see mix_chunked
+
+    def init_state(self, batch: int, dtype: jnp.dtype) -> SpectralState:
+        """Return the state before the first token."""
+        poles, width, dim, _ = self.shape
+        return SpectralState(
+            jnp.zeros((batch, width - 1, 3, dim), dtype),
+            jnp.zeros((batch, poles, dim), jnp.float32),
+        )
+
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], state: SpectralState | None
+    ) -> tuple[Float[Array, "B T D"], SpectralState]:
+        """Mix along time; operands in x's dtype, state in float32.
+
+        Args:
+          x_BTD: normalised input.
+          state: what came before, or None at the start of a sequence.
+        """
+        dtype = x_BTD.dtype
+        if state is None:
+            state = self.init_state(x_BTD.shape[0], dtype)
+        projected = jnp.einsum("btd,dkc->btkc", x_BTD, self.w_in[...].astype(dtype))
+        inner = ("batch", "time", "branches", "channels")
+        at_state = SpectralState._make((inner, ("batch", "poles", "channels")))
+        mixed_BTD, state = local(
+            self._mix_local,
+            (
+                inner,
+                at_state,
+                ("taps", "branches", "channels"),
+                ("poles", "channels"),
+                ("channels",),
+            ),
+            (("batch", "time", "channels"), at_state),
+        )(projected, state, self.taps[...], self.coefficients[...], self.skip[...])
+        return jnp.einsum("btc,cd->btd", mixed_BTD, self.w_out[...].astype(dtype)), state
+
+    def _mix_local(
+        self,
+        projected_BT3D: Float[Array, "B T 3 D"],
+        state: SpectralState,
+        taps_K3D: Float32[Array, "K 3 D"],
+        coefficients_ND: Float32[Array, "N D"],
+        skip_D: Float32[Array, " D"],
+    ) -> tuple[Float[Array, "B T D"], SpectralState]:
+        """Everything between the projections, on one device's sequences and channels."""
+        batch, time, _, channels = projected_BT3D.shape
+        qkv_BT3D, conv = causal_convolution(projected_BT3D, state.conv, taps_K3D)
+        query, key, value = qkv_BT3D[:, :, 0], qkv_BT3D[:, :, 1], qkv_BT3D[:, :, 2]
+        form = self.recurrent if time == 1 else self.form
+        y_BTD, poles = form(key * value, state.poles, coefficients_ND, skip_D)
+        group = self.shape[3]
+        normed = rms_norm(y_BTD.reshape(batch, time, channels // group, group))
+        return query * normed.reshape(batch, time, channels), SpectralState(conv, poles)

@@ -1,0 +1,120 @@
+"""Attention over a sliding window of the last W tokens: a layer of the hybrid.
+
+No absolute position enters anywhere, so its cost and its state do not depend on how long the
+sequence is. Read `window_attention` first.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from spectral_dist.array_typing import Array, Float
+from spectral_dist.mesh import local
+from spectral_dist.model.mixers.attention import (
+    AT_KEY,
+    AT_QUERY,
+    GroupedQueryAttention,
+    attend,
+    rotate,
+)
+from spectral_dist.settings import ModelConfig, WindowConfig
+
+
+class WindowState(NamedTuple):
+    """The last W keys and values, before rotation.
+
+    Attributes:
+      keys, values: [B, W, G, E], compute dtype.
+      filled: how many of the W are real, int32 for each sequence, [B].
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    filled: jax.Array
+
+
+def window_attention(
+    query: Float[Array, "B T H E"],
+    key: Float[Array, "B T G E"],
+    value: Float[Array, "B T G E"],
+    state: WindowState,
+) -> tuple[Float[Array, "B T H E"], WindowState]:
+    """Every query attends to the last W tokens, its own among them.
+
+    Works in blocks of Q = min(T, W) queries over W + Q keys, with rotary positions counted from the
+    first key of the block, so that the cost is linear in T and the angles stay small.
+
+    Returns:
+      the attended values, and the last W keys and values as the new state.
+    """
+    batch, time, heads, size = query.shape
+    reach = state.keys.shape[1]
+    keys = jnp.concatenate([state.keys, key], axis=1)
+    values = jnp.concatenate([state.values, value], axis=1)
+    after = WindowState(keys[:, time:], values[:, time:], jnp.minimum(state.filled + time, reach))
+
+    block = min(time, reach)
+    blocks = -(-time // block)
+    missing = blocks * block - time
+    query = jnp.pad(query, ((0, 0), (0, missing), (0, 0), (0, 0)))
+
+    def windows(x: jax.Array) -> jax.Array:  # [B M W+Q G E]: overlapping slices
+        x = jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0)))
+        return jnp.stack([x[:, m * block : m * block + reach + block] for m in range(blocks)], 1)
+
+    at_query = jnp.arange(reach, reach + block)[:, None]
+    at_key = jnp.arange(reach + block)[None, :]
+    in_reach = (at_key <= at_query) & (at_key > at_query - reach)
+    # The first keys of the first blocks are the state's, and real only if it was filled.
+    absolute = jnp.arange(blocks)[:, None] * block + at_key
+    real = absolute[None] >= (reach - state.filled)[:, None, None]
+    visible = in_reach[None, None] & real[:, :, None, :]
+
+    def flat(x: jax.Array) -> jax.Array:
+        return x.reshape(batch * blocks, *x.shape[2:])
+
+    mixed = attend(
+        rotate(query.reshape(batch * blocks, block, heads, size), reach),
+        rotate(flat(windows(keys)), 0),
+        flat(windows(values)),
+        flat(visible),
+    )
+    return mixed.reshape(batch, blocks * block, heads, size)[:, :time], after
+
+
+class WindowAttention(GroupedQueryAttention):
+    """Attention over the last W tokens, a query's own among them."""
+
+    def __init__(self, model: ModelConfig, settings: WindowConfig, rngs: nnx.Rngs) -> None:
+        """Declare the parameters of attention; the window has none."""
+        super().__init__(model, rngs)
+        self.window = settings.window
+
+    def flops(self, seq_len: int) -> float:
+        """Return forward FLOPs for a token, which sees W keys, or all of a shorter sequence."""
+        return self.attention_flops(min(self.window, seq_len))
+
+    def init_state(self, batch: int, dtype: jnp.dtype) -> WindowState:
+        """Return the state before the first token: nothing is filled."""
+        _, kv_heads, size = self.shape
+        empty = jnp.zeros((batch, self.window, kv_heads, size), dtype)
+        return WindowState(empty, empty, jnp.zeros((batch,), jnp.int32))
+
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], state: WindowState | None
+    ) -> tuple[Float[Array, "B T D"], WindowState]:
+        """Mix along time; operands in x's dtype, softmax in float32.
+
+        Args:
+          x_BTD: normalised input.
+          state: what came before, or None at the start of a sequence.
+        """
+        state = self.init_state(x_BTD.shape[0], x_BTD.dtype) if state is None else state
+        query, key, value = self.project(x_BTD)
+        at_state = WindowState._make((AT_KEY, AT_KEY, ("batch",)))
+        mixed, state = local(
+            window_attention, (AT_QUERY, AT_KEY, AT_KEY, at_state), (AT_QUERY, at_state)
+        )(query, key, value, state)
+        return self.project_out(mixed), state
