@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
-from spectral_dist.data.mixture import Batch, TrainRows, token_batches
+from spectral_dist.data.mixture import Batch, TrainSequences, token_batches
+from spectral_dist.data.phases import phases_of
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.flags import configs_folder
@@ -105,12 +106,12 @@ def open_sources(
         report(message)
     files = prepare(
         [dataset.paths[0] for dataset in config.datasets],
+        names=[str(dataset.name) for dataset in config.datasets],
+        tokenizer=config.data.tokenizer,
         validation_fraction=config.data.validation_fraction,
         min_tokens=config.data.seq_len + 1,
         report=tell,
     )
-    named = zip(files, config.datasets, strict=True)
-    files = [dataclasses.replace(f, name=str(d.name)) for f, d in named]
     processes.note_progress()
     weighted = zip(config.datasets, weights, strict=True)
     datasets = tuple(dataclasses.replace(d, weight=weight) for d, weight in weighted)
@@ -126,12 +127,12 @@ def open_batches(
     """Return the batches of the steps that are left, made ready ahead; to be closed."""
     data, run = config.data, config.run
     batches = token_batches(
-        TrainRows(files, normalise_weights(config.datasets)[0], data.seq_len, run.seed),
+        TrainSequences(files, phases_of(config, step, row), data.seq_len, run.seed),
         accum_steps=data.accum_steps,
         batch_size=data.batch_size,
         sharding=batch_sharding(config, mesh),
         start_step=step,
-        start_row=row,
+        start_sequence=row,
         steps=run.steps,
         prefetch_steps=data.prefetch_steps,
     )

@@ -76,12 +76,14 @@ def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> l
     if not all(paths):
         raise ValueError(f"data_paths={data_paths!r}: must be files joined by commas")
     files = prepare(
-        paths, validation_fraction=data.validation_fraction, min_tokens=1, report=console.note
+        paths,
+        names=None if data_paths is not None else [str(dataset.name) for dataset in datasets],
+        tokenizer=data.tokenizer,
+        validation_fraction=data.validation_fraction,
+        min_tokens=1,
+        report=console.note,
     )
     trained_on = {source["sha256"]: source["split"] for source in loaded.description["sources"]}
-    if data_paths is None:
-        named = zip(files, datasets, strict=True)
-        files = [dataclasses.replace(f, name=str(d.name)) for f, d in named]
     return [dataclasses.replace(file, split=trained_on.get(file.sha256, 0)) for file in files]
 
 

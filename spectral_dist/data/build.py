@@ -1,10 +1,10 @@
 """Building one token file from one text: the .bin, its manifest, and when they can be trusted.
 
 Owns the two formats of docs/formats.md, and whose turn it is to build: one process's at a time, of
-this run or of another one. Also the worker process that `tokens.prepare` starts where
-several texts are to be built: `python -m spectral_dist.data.build SOURCE`, which writes one JSON
-object for each event on its standard output. Knows nothing of splits or batches, imports no JAX.
-Read `build` first, then `state_of`.
+this run or of another one. Also the worker process that `tokens.prepare` starts where several texts
+are to be built: `python -m spectral_dist.data.build SOURCE TOKENIZER`, which says the progress, the
+manifest or the error. Knows nothing of splits or batches, imports no JAX. Read `build` first, then
+`state_of`.
 """
 
 import contextlib
@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from spectral_dist.atomic_file import replacing, temporaries, write_text
+from spectral_dist.data.readers import find_reader
 from spectral_dist.data.text import TextFacts, convert
+from spectral_dist.data.tokenizers import BYTES, TOKENIZERS, Tokenizer
 from spectral_dist.file_lock import Holder, held
 from spectral_dist.subprocesses import say
 
@@ -39,6 +41,7 @@ class Manifest(TextFacts):
     Attributes:
       format_version: of the .bin and this manifest.
       dtype: of a token.
+      tokenizer: its fingerprint.
       source_mtime_ns: the text's modification time when it was read.
       blocks_crc32: CRC-32 of fixed blocks of the .bin (see `blocks_crc32`).
     """
@@ -47,13 +50,19 @@ class Manifest(TextFacts):
     dtype: str
     source_mtime_ns: int
     blocks_crc32: int
+    tokenizer: str = BYTES.fingerprint
 
 
-def bin_path(path: Path) -> Path:
-    """Return the .bin of a text: beside it, in place of .txt or after any other suffix."""
+def bin_path(path: Path, tokenizer: Tokenizer = BYTES) -> Path:
+    """Return the .bin of a text: beside it, in place of .txt or after any other suffix.
+
+    That of a tokenizer other than bytes has its fingerprint in the name, so that two runs with
+    different ones do not build each other's file anew.
+    """
     if path.suffix == ".bin":
         return path
-    return path.with_suffix(".bin") if path.suffix == ".txt" else Path(f"{path}.bin")
+    stem = path.with_suffix("") if path.suffix == ".txt" else path
+    return Path(f"{stem}.bin" if tokenizer is BYTES else f"{stem}.{tokenizer.fingerprint}.bin")
 
 
 def manifest_path(binary: Path) -> Path:
@@ -81,12 +90,35 @@ def blocks_crc32(binary: Path) -> int:
     return crc
 
 
-def read_manifest(binary: Path) -> Manifest:
+def read_manifest(binary: Path, tokenizer: Tokenizer = BYTES) -> Manifest:
     """Read the manifest of a .bin and check both against each other.
+
+    Args:
+      binary: the .bin.
+      tokenizer: that it must have been made with.
 
     Raises:
       ValueError: says in what way they cannot be trusted (without the file's name).
     """
+    manifest = _parse_manifest(binary)
+    if manifest.tokenizer != tokenizer.fingerprint:
+        raise ValueError(
+            f"its tokenizer is {manifest.tokenizer!r}, and the run's {tokenizer.fingerprint!r}"
+        )
+    if manifest.dtype != tokenizer.dtype.name:
+        raise ValueError("its manifest is damaged")
+    if not binary.is_file():
+        raise ValueError("it is missing")
+    wanted = manifest.tokens * tokenizer.dtype.itemsize
+    if (size := binary.stat().st_size) != wanted:
+        raise ValueError(f"it holds {size:,} bytes where its manifest says {wanted:,}")
+    if blocks_crc32(binary) != manifest.blocks_crc32:
+        raise ValueError("its content does not match its manifest")
+    return manifest
+
+
+def _parse_manifest(binary: Path) -> Manifest:
+    """Return the manifest of a .bin if it is whole."""
     try:
         values = json.loads(manifest_path(binary).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -97,19 +129,14 @@ def read_manifest(binary: Path) -> Manifest:
         raise ValueError("its manifest is damaged")
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(f"its format version is {values['format_version']}, not {FORMAT_VERSION}")
+    # Those of bytes were written before there were others, and do not name it to this day.
+    values.setdefault("tokenizer", BYTES.fingerprint)
     declared: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Manifest)}
     if values.keys() != declared.keys() or not all(
         isinstance(values[name], kind) for name, kind in declared.items()
     ):
         raise ValueError("its manifest is damaged")
-    manifest = Manifest(**values)
-    if not binary.is_file():
-        raise ValueError("it is missing")
-    if (size := binary.stat().st_size) != manifest.tokens:
-        raise ValueError(f"it holds {size:,} bytes where its manifest says {manifest.tokens:,}")
-    if blocks_crc32(binary) != manifest.blocks_crc32:
-        raise ValueError("its content does not match its manifest")
-    return manifest
+    return Manifest(**values)
 
 
 @dataclass(frozen=True)
@@ -127,15 +154,19 @@ class State:
     refreshed: bool = False
 
 
-def state_of(source: Path) -> State:
+def state_of(source: Path, tokenizer: Tokenizer = BYTES) -> State:
     """Return whether the .bin of a text is up to date; reads the text only if its time changed.
+
+    Args:
+      source: the text.
+      tokenizer: of the run.
 
     Raises:
       OSError: if the text cannot be read.
     """
-    binary = bin_path(source)
+    binary = bin_path(source, tokenizer)
     try:
-        manifest = read_manifest(binary)
+        manifest = read_manifest(binary, tokenizer)
     except ValueError as error:
         fresh = not binary.exists() and not manifest_path(binary).exists()
         return State(None, "" if fresh else str(error))
@@ -154,7 +185,11 @@ def state_of(source: Path) -> State:
     return State(manifest, refreshed=True)
 
 
-def build(source: Path, progress: Callable[[int], None] = lambda done: None) -> Manifest:
+def build(
+    source: Path,
+    progress: Callable[[int], None] = lambda done: None,
+    tokenizer: Tokenizer = BYTES,
+) -> Manifest:
     """Write the .bin and then the manifest of a text, each under a temporary name first.
 
     Two processes that build the same text do not disturb each other: the later rename wins, with
@@ -163,11 +198,12 @@ def build(source: Path, progress: Callable[[int], None] = lambda done: None) -> 
     Args:
       source: the text.
       progress: told the number of bytes read so far.
+      tokenizer: of the tokens.
 
     Raises:
       ValueError: names the text and what is wrong, in one line.
     """
-    binary = bin_path(source)
+    binary = bin_path(source, tokenizer)
     try:
         with source.open("rb") as text:
             before = os.fstat(text.fileno())
@@ -180,7 +216,13 @@ def build(source: Path, progress: Callable[[int], None] = lambda done: None) -> 
                 progress(done)
 
             with replacing(binary) as file:
-                facts = convert(text, file.write, progress=watch)
+                facts = convert(
+                    text,
+                    file.write,
+                    reader=find_reader(source),
+                    tokenizer=tokenizer,
+                    progress=watch,
+                )
                 file.flush()
                 crc = blocks_crc32(Path(file.name))
                 after = os.fstat(text.fileno())
@@ -189,7 +231,8 @@ def build(source: Path, progress: Callable[[int], None] = lambda done: None) -> 
         manifest = Manifest(
             **dataclasses.asdict(facts),
             format_version=FORMAT_VERSION,
-            dtype="uint8",
+            dtype=tokenizer.dtype.name,
+            tokenizer=tokenizer.fingerprint,
             source_mtime_ns=before.st_mtime_ns,
             blocks_crc32=crc,
         )
@@ -209,33 +252,38 @@ def _os_reason(error: OSError, binary: Path) -> str:
 
 
 def _write_manifest(manifest: Manifest, binary: Path) -> None:
-    write_text(manifest_path(binary), json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+    values = dataclasses.asdict(manifest)
+    if manifest.tokenizer == BYTES.fingerprint:
+        del values["tokenizer"]  # so that earlier versions can read it
+    write_text(manifest_path(binary), json.dumps(values, indent=2) + "\n")
 
 
 @contextlib.contextmanager
-def turn_to_build(texts: Iterable[Path], report: Callable[[str], None]) -> Iterator[None]:
+def turn_to_build(
+    texts: Iterable[Path], report: Callable[[str], None], tokenizer: Tokenizer = BYTES
+) -> Iterator[None]:
     """Hold the right to build some texts; wait while another process builds one of them.
 
     Args:
       texts: to build.
       report: told every two seconds of a wait.
+      tokenizer: of the run.
 
     Raises:
       ValueError: if that process makes no progress for a long time.
     """
     with contextlib.ExitStack() as turns:
         for text in sorted(texts):  # in one order, so that no two processes wait for each other
-            binary = bin_path(text)
+            binary = bin_path(text, tokenizer)
             lock = binary.with_name(f".{binary.name}.lock")
             # Where no lock can be had, the building itself says why, or works without.
             with contextlib.suppress(OSError):
-                turns.enter_context(held(lock, _patience(text, report)))
+                turns.enter_context(held(lock, _patience(text, binary, report)))
         yield
 
 
-def _patience(text: Path, report: Callable[[str], None]) -> Callable[[Holder], None]:
+def _patience(text: Path, binary: Path, report: Callable[[str], None]) -> Callable[[Holder], None]:
     """Return what tells of a wait for a builder, and gives up one that stands still."""
-    binary = bin_path(text)
     written, since = -1, time.monotonic()
 
     def wait(builder: Holder) -> None:
@@ -260,7 +308,7 @@ def _unfinished_bytes(binary: Path) -> int:
     return 0
 
 
-def _work(source: Path) -> int:
+def _work(source: Path, tokenizer: Tokenizer) -> int:
     """Build one text for another process; tell it of the progress, the manifest or the error."""
     told = 0
 
@@ -271,7 +319,7 @@ def _work(source: Path) -> int:
             say({"done": done})
 
     try:
-        say({"manifest": dataclasses.asdict(build(source, progress))})
+        say({"manifest": dataclasses.asdict(build(source, progress, tokenizer))})
     except ValueError as error:
         say({"error": str(error)})
         return 1
@@ -279,4 +327,4 @@ def _work(source: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_work(Path(sys.argv[1])))
+    sys.exit(_work(Path(sys.argv[1]), TOKENIZERS[sys.argv[2]]))

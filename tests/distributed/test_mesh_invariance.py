@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spectral_dist.data.mixture import TrainRows, token_batches, validation_windows
+from spectral_dist.data.mixture import TrainSequences, token_batches, validation_windows
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.mesh import RULES
 from spectral_dist.settings import Config
@@ -26,7 +26,6 @@ class Run(NamedTuple):
 
     first_params: Any
     tokens: np.ndarray
-    sources: np.ndarray
     losses: np.ndarray
     grad_norms: np.ndarray
     scores: np.ndarray
@@ -57,12 +56,12 @@ def read_batches(config: Config, mesh: Mesh, files: list[TokenFile]) -> list[Any
     """Return the batches of the first STEPS steps, as the command reads them."""
     return list(
         token_batches(
-            TrainRows(files, (0.7, 0.3), T, config.run.seed),
+            TrainSequences(files, [(0, (0.7, 0.3))], T, config.run.seed),
             accum_steps=config.data.accum_steps,
             batch_size=config.data.batch_size,
             sharding=batch_sharding(config, mesh),
             start_step=0,
-            start_row=0,
+            start_sequence=0,
             steps=STEPS,
             prefetch_steps=1,
         )
@@ -95,7 +94,6 @@ def runs(
         found[name] = Run(
             params,
             np.stack([np.asarray(batch.tokens) for batch in batches]),
-            np.stack([np.asarray(batch.sources) for batch in batches]),
             np.array([m["loss"] for m in metrics], np.float64),
             np.array([m["grad_norm"] for m in metrics], np.float64),
             np.asarray(scores),
@@ -113,13 +111,11 @@ def test_initial_parameters_are_bitwise_the_same(runs: dict[str, Run], mesh: str
 @pytest.mark.parametrize("mesh", MESHES[1:])
 def test_batches_are_byte_for_byte_the_same(runs: dict[str, Run], mesh: str) -> None:
     assert runs[mesh].tokens.tobytes() == runs[MESHES[0]].tokens.tobytes()
-    np.testing.assert_array_equal(runs[mesh].sources, runs[MESHES[0]].sources)
 
 
 def test_the_batches_are_of_both_texts_and_differ(runs: dict[str, Run]) -> None:
     run = runs[MESHES[0]]
     assert run.tokens.shape == (STEPS, 2, 8, T + 1)
-    assert run.sources.mean() == pytest.approx(0.3, abs=0.01)
     assert len(np.unique(run.tokens.reshape(-1, T + 1), axis=0)) > STEPS * 16 // 2
 
 

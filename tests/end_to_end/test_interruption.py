@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from spectral_dist.data.mixture import TrainRows, token_batches
+from spectral_dist.data.mixture import TrainSequences, token_batches
 from spectral_dist.data.tokens import prepare
 from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
@@ -161,7 +161,7 @@ def test_a_run_moves_to_another_mesh_and_back(program: Any) -> None:
 def test_the_batches_are_the_same_on_every_mesh(texts: Path) -> None:
     paths = [str(texts / "short.txt"), str(texts / "long.txt")]
     files = prepare(paths, validation_fraction=0.1, min_tokens=33, report=lambda line: None)
-    rows = TrainRows(files, (0.5, 0.5), seq_len=32, seed=0)
+    sequences = TrainSequences(files, [(0, (0.5, 0.5))], seq_len=32, seed=0)
     read = []
     for mesh, start in (("2x2x2", 0), ("1x4x1", 4), ("1x1x8", 4)):
         argv = ["--data_paths", ",".join(paths), "--mesh", mesh, *MOVED, "--seq_len", "32"]
@@ -169,18 +169,16 @@ def test_the_batches_are_the_same_on_every_mesh(texts: Path) -> None:
         config = load_config(argv)
         shape = config.mesh.shape
         batches = token_batches(
-            rows,
+            sequences,
             accum_steps=1,
             batch_size=8,
             sharding=batch_sharding(config, make_mesh(shape, jax.devices()[: np.prod(shape)])),
             start_step=start,
-            start_row=start * 8,
+            start_sequence=start * 8,
             steps=12,
             prefetch_steps=2,
         )
-        read.append(
-            {b.step: (bytes(np.asarray(b.tokens)), bytes(np.asarray(b.sources))) for b in batches}
-        )
+        read.append({b.step: bytes(np.asarray(b.tokens)) for b in batches})
     assert list(read[0]) == list(range(12))
     for later in read[1:]:
         assert later == {step: read[0][step] for step in range(4, 12)}

@@ -23,7 +23,7 @@ from spectral_dist.data.build import (
     read_manifest,
     state_of,
 )
-from spectral_dist.data.text import to_text
+from spectral_dist.data.readers import write_txt
 
 TEXT = "Çağrı, ığdırlı İsmail'e şöyle öğüt verdi.\n<|endoftext|>\nüçüncü\n".encode() * 50
 
@@ -59,7 +59,7 @@ def test_a_build_gives_the_text_back_and_is_trusted(source: Path) -> None:
     )
     binary = bin_path(source)
     assert manifest.exact
-    assert to_text(binary.read_bytes(), ending=manifest.ending) == TEXT
+    assert write_txt(binary.read_bytes().split(b"\0"), ending=manifest.ending) == TEXT
     assert read_manifest(binary) == manifest == state_of(source).manifest
     assert manifest.documents == binary.read_bytes().count(0) == 51
     assert (manifest.format_version, manifest.dtype) == (1, "uint8")
@@ -192,7 +192,7 @@ def test_the_worker_tells_of_its_manifest_or_its_error(source: Path) -> None:
     command = [sys.executable, "-m", "spectral_dist.data.build"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     workers = [
-        subprocess.Popen([*command, path], stdout=subprocess.PIPE, env=environment)
+        subprocess.Popen([*command, path, "bytes"], stdout=subprocess.PIPE, env=environment)
         for path in (str(source), str(source), str(source.with_name("none.txt")))
     ]
     outputs = [json.loads(worker.communicate()[0]) for worker in workers]

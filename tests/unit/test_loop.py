@@ -40,7 +40,7 @@ class Fake:
     def batches(self, count: int, first: int = 0, seconds: float = 0.0) -> Iterator[Batch]:
         for step in range(first, first + count):
             self.now += seconds
-            yield Batch(step, jax.numpy.int32(step), jax.numpy.int32(0))
+            yield Batch(step, jax.numpy.int32(step))
 
     def step(self, state: int, tokens: Any) -> tuple[int, dict[str, Any]]:
         number = int(tokens) + 1

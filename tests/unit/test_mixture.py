@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from spectral_dist.data import mixture
 from spectral_dist.data.mixture import (
     Batch,
-    TrainRows,
+    TrainSequences,
     long_windows,
     token_batches,
     validation_windows,
@@ -35,10 +35,15 @@ def source(name: str, windows: int, held_out: bytes = b"held out\0") -> TokenFil
 FILES = [source("a", 40), source("b", 7), source("c", 1)]
 
 
-def starts(rows: TrainRows, indices: Sequence[int]) -> list[tuple[int, int]]:
+def datasets_of(rows: TrainSequences, indices: Sequence[int]) -> np.ndarray:
+    """Return the dataset of each sequence, int32."""
+    return np.array([rows.start(index)[0] for index in indices], np.int32)
+
+
+def starts(rows: TrainSequences, indices: Sequence[int]) -> list[tuple[int, int]]:
     """Return (source, start) of rows, found by their content."""
     found = []
-    for row, source_index in zip(*rows.rows(indices), strict=True):
+    for row, source_index in zip(rows.read(indices), datasets_of(rows, indices), strict=True):
         train = FILES[source_index].train
         windows = np.lib.stride_tricks.sliding_window_view(train, T + 1)[::T]
         (match,) = np.flatnonzero((windows == row).all(1))
@@ -51,7 +56,7 @@ def test_every_window_comes_once_an_epoch_in_a_new_order(
     few_windows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mixture, "_FEW_WINDOWS", few_windows)
-    rows = TrainRows(FILES, (1, 0, 0), T, seed=3)
+    rows = TrainSequences(FILES, [(0, (1, 0, 0))], T, seed=3)
     epochs = [[w for _, w in starts(rows, range(40 * e, 40 * e + 40))] for e in range(4)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(40))
@@ -62,23 +67,23 @@ def test_every_window_comes_once_an_epoch_in_a_new_order(
 
 def test_rows_do_not_depend_on_how_they_are_asked_for() -> None:
     weights = (0.5, 0.3, 0.2)
-    rows = TrainRows(FILES, weights, T, seed=3)
-    tokens, sources = rows.rows(range(200))
+    rows = TrainSequences(FILES, [(0, weights)], T, seed=3)
+    tokens = rows.read(range(200))
     assert tokens.dtype == np.uint8
-    assert sources.dtype == np.int32
     assert tokens.shape == (200, T + 1)
-    backwards, _ = TrainRows(FILES, weights, T, seed=3).rows(range(199, -1, -1))
+    backwards = TrainSequences(FILES, [(0, weights)], T, seed=3).read(range(199, -1, -1))
     np.testing.assert_array_equal(backwards[::-1], tokens)
-    one, _ = rows.rows([137])
+    one = rows.read([137])
     np.testing.assert_array_equal(one[0], tokens[137])
-    other, _ = TrainRows(FILES, weights, T, seed=4).rows(range(200))
+    other = TrainSequences(FILES, [(0, weights)], T, seed=4).read(range(200))
     assert (other != tokens).any()
 
 
 def test_the_order_of_the_data_is_the_one_of_earlier_versions() -> None:
     """A run that is resumed with a new version must see the batches it would have seen."""
     files = [source("a", 10_000), *FILES[1:]]
-    tokens, sources = TrainRows(files, (0.5, 0.3, 0.2), T, seed=3).rows(range(500))
+    rows = TrainSequences(files, [(0, (0.5, 0.3, 0.2))], T, seed=3)
+    tokens, sources = rows.read(range(500)), datasets_of(rows, range(500))
     digest = hashlib.sha256(tokens.tobytes() + sources.astype("<i4").tobytes()).hexdigest()
     assert digest[:16] == "a5c9b0791410ecee"
 
@@ -87,7 +92,7 @@ def test_the_order_of_the_data_is_the_one_of_earlier_versions() -> None:
     "weights", [(0.8, 0.2, 0), (0.7, 0.3, 0), (1 / 3, 1 / 3, 1 / 3), (0.6, 0.3, 0.1), (1, 0, 1e-3)]
 )
 def test_shares_are_exact_after_any_number_of_rows(weights: tuple[float, ...]) -> None:
-    _, sources = TrainRows(FILES, weights, T, seed=0).rows(range(3000))
+    sources = datasets_of(TrainSequences(FILES, [(0, weights)], T, seed=0), range(3000))
     counts = (sources[:, None] == np.arange(3)).cumsum(0)
     wanted = np.arange(1, 3001)[:, None] * np.array(weights) / sum(weights)
     assert np.abs(counts - wanted).max() < 2
@@ -112,7 +117,7 @@ def test_any_index_can_be_read(
     index: int, few_windows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mixture, "_FEW_WINDOWS", few_windows)
-    rows = TrainRows(FILES[:2], (0.5, 0.5), T, seed=3)
+    rows = TrainSequences(FILES[:2], [(0, (0.5, 0.5))], T, seed=3)
     found = starts(rows, range(index, index + 80))
     assert {s for s, _ in found} == {0, 1}
     # 80 rows hold 40 of the first source: an epoch and the next meet, nothing comes three times.
@@ -121,14 +126,54 @@ def test_any_index_can_be_read(
 
 def test_two_sources_of_one_size_have_orders_of_their_own() -> None:
     twins = [source("a", 40), source("b", 40)]
-    rows = TrainRows(twins, (0.5, 0.5), T, seed=0)
-    tokens, sources = rows.rows(range(80))
+    rows = TrainSequences(twins, [(0, (0.5, 0.5))], T, seed=0)
+    tokens, sources = rows.read(range(80)), datasets_of(rows, range(80))
     assert (tokens[sources == 0] != tokens[sources == 1]).any()
 
 
 def test_too_short_for_one_window() -> None:
     with pytest.raises(ValueError, match=r"a\.bin: 0 windows of seq_len=1000"):
-        TrainRows(FILES, (1, 0, 0), 1000, seed=0)
+        TrainSequences(FILES, [(0, (1, 0, 0))], 1000, seed=0)
+
+
+# ---- phases
+
+
+PHASES = [(0, (0.5, 0.5, 0)), (37, (0.0, 0.3, 0.7)), (41, (0.9, 0.1, 0)), (1000, (0.2, 0, 0.8))]
+
+
+def test_every_phase_has_its_shares_and_each_dataset_goes_on_where_it_was() -> None:
+    """No window twice in an epoch, whatever the phases: the places of a dataset have no gap."""
+    phases = mixture._Phases(PHASES)
+    found = [phases[index] for index in range(3000)]
+    for number in range(3):
+        places = [place for dataset, place in found if dataset == number]
+        assert places == list(range(len(places)))
+    for (first, weights), after in zip(PHASES, (37, 41, 1000, 3000), strict=True):
+        counts = np.bincount([dataset for dataset, _ in found[first:after]], minlength=3)
+        wanted = (after - first) * np.array(weights) / sum(weights)
+        assert np.abs(counts - wanted).max() < 2
+        assert (counts[np.array(weights) == 0] == 0).all()
+
+
+def test_phases_can_be_entered_anywhere() -> None:
+    sequences = TrainSequences(FILES, PHASES, T, seed=3)
+    whole = sequences.read(range(1100))
+    again = TrainSequences(FILES, PHASES, T, seed=3)
+    for index in (1099, 36, 37, 1000, 40, 999, 0):
+        np.testing.assert_array_equal(again.read([index])[0], whole[index])
+    np.testing.assert_array_equal(
+        whole[:37], TrainSequences(FILES, PHASES[:1], T, 3).read(range(37))
+    )
+
+
+def test_phases_of_one_mixture_are_no_phases() -> None:
+    """A boundary between two equal mixtures moves nothing but the places of single shares."""
+    shares = mixture._Shares((0.5, 0.3, 0.2))
+    for count in (0, 1, 7, 1000, 12_345):
+        seen = np.bincount([shares[index][0] for index in range(count)], minlength=3)
+        assert shares.taken(count) == seen.tolist()
+    assert sum(shares.taken(10**15 + 1)) == 10**15 + 1
 
 
 # ---- batches
@@ -143,9 +188,9 @@ def sharding(
 
 
 def batches(
-    place: jax.sharding.Sharding, start: int = 0, steps: int = 4, rows: TrainRows | None = None
+    place: jax.sharding.Sharding, start: int = 0, steps: int = 4, rows: TrainSequences | None = None
 ) -> list[Batch]:
-    rows = rows or TrainRows(FILES, (0.5, 0.3, 0.2), T, seed=3)
+    rows = rows or TrainSequences(FILES, [(0, (0.5, 0.3, 0.2))], T, seed=3)
     return list(
         token_batches(
             rows,
@@ -153,7 +198,7 @@ def batches(
             batch_size=8,
             sharding=place,
             start_step=start,
-            start_row=start * 24,
+            start_sequence=start * 24,
             steps=steps,
             prefetch_steps=2,
         )
@@ -161,15 +206,13 @@ def batches(
 
 
 def test_a_batch_is_the_rows_of_its_step() -> None:
-    rows = TrainRows(FILES, (0.5, 0.3, 0.2), T, seed=3)
+    rows = TrainSequences(FILES, [(0, (0.5, 0.3, 0.2))], T, seed=3)
     got = batches(sharding((1, 1, 1)), start=2)
     assert [batch.step for batch in got] == [2, 3]
     for batch in got:
-        tokens, sources = rows.rows(range(batch.step * 24, batch.step * 24 + 24))
+        tokens = rows.read(range(batch.step * 24, batch.step * 24 + 24))
         assert batch.tokens.dtype == np.uint8
-        assert batch.sources.dtype == np.int32
         np.testing.assert_array_equal(batch.tokens, tokens.reshape(3, 8, T + 1))
-        np.testing.assert_array_equal(batch.sources, sources.reshape(3, 8))
 
 
 def test_another_batch_size_goes_on_with_the_next_unseen_row() -> None:
@@ -180,7 +223,7 @@ def test_another_batch_size_goes_on_with_the_next_unseen_row() -> None:
         batch_size=8,
         sharding=sharding((1, 1, 1)),
         start_step=0,
-        start_row=0,
+        start_sequence=0,
         steps=2,
         prefetch_steps=1,
     )
@@ -191,14 +234,14 @@ def test_another_batch_size_goes_on_with_the_next_unseen_row() -> None:
         batch_size=4,
         sharding=sharding((1, 1, 1)),
         start_step=2,
-        start_row=48,
+        start_sequence=48,
         steps=5,
         prefetch_steps=1,
     )
     assert [(batch.step, batch.tokens.shape[:2]) for batch in after] == [
         (step, (1, 4)) for step in (2, 3, 4)
     ]
-    assert rows.read == list(range(48 + 12))
+    assert rows.seen == list(range(48 + 12))
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
@@ -208,9 +251,7 @@ def test_batches_are_equal_on_every_mesh(shape: tuple[int, int, int]) -> None:
     place = sharding(shape)
     for one, other in zip(batches(sharding((1, 1, 1))), batches(place), strict=True):
         assert other.tokens.sharding.is_equivalent_to(place, 3)
-        assert other.sources.sharding.is_equivalent_to(place, 2)
         np.testing.assert_array_equal(one.tokens, other.tokens)
-        np.testing.assert_array_equal(one.sources, other.sources)
 
 
 def test_a_single_device_needs_no_mesh() -> None:
@@ -219,16 +260,16 @@ def test_a_single_device_needs_no_mesh() -> None:
         np.testing.assert_array_equal(one.tokens, other.tokens)
 
 
-class Recorder(TrainRows):
+class Recorder(TrainSequences):
     """Rows that remember what was read."""
 
     def __init__(self) -> None:
-        super().__init__(FILES, (0.5, 0.3, 0.2), T, seed=3)
-        self.read: list[int] = []
+        super().__init__(FILES, [(0, (0.5, 0.3, 0.2))], T, seed=3)
+        self.seen: list[int] = []
 
-    def rows(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        self.read += indices
-        return super().rows(indices)
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        self.seen += indices
+        return super().read(indices)
 
 
 def test_replicas_do_not_read_a_row_twice() -> None:
@@ -236,7 +277,7 @@ def test_replicas_do_not_read_a_row_twice() -> None:
         pytest.skip("needs 8 devices")
     rows = Recorder()
     batches(sharding((2, 1, 4)), rows=rows)
-    assert sorted(rows.read) == list(range(4 * 24))
+    assert sorted(rows.seen) == list(range(4 * 24))
 
 
 def test_a_process_reads_the_rows_of_its_own_devices_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,29 +305,29 @@ def loader_threads() -> list[threading.Thread]:
 def test_batches_are_made_ahead_and_no_further() -> None:
     rows = Recorder()
     made = threading.Event()
-    original = rows.rows
+    original = rows.read
 
-    def counted(indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def counted(indices: Sequence[int]) -> np.ndarray:
         result = original(indices)
-        if len(rows.read) == 3 * 24:
+        if len(rows.seen) == 3 * 24:
             made.set()
         return result
 
-    rows.rows = counted  # type: ignore[method-assign]
+    rows.read = counted  # type: ignore[method-assign]
     iterator = token_batches(
         rows,
         accum_steps=3,
         batch_size=8,
         sharding=sharding((1, 1, 1)),
         start_step=0,
-        start_row=0,
+        start_sequence=0,
         steps=1000,
         prefetch_steps=2,
     )
     assert next(iterator).step == 0
     assert made.wait(300)  # steps 1 and 2 are made while step 0 is in use
     assert not threading.Event().wait(0.2)
-    assert len(rows.read) == 3 * 24
+    assert len(rows.seen) == 3 * 24
     assert len(loader_threads()) == 1
     iterator.close()  # type: ignore[attr-defined]
     assert loader_threads() == []
@@ -294,10 +335,10 @@ def test_batches_are_made_ahead_and_no_further() -> None:
 
 def test_an_error_while_reading_reaches_the_consumer() -> None:
     class Broken(Recorder):
-        def rows(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        def read(self, indices: Sequence[int]) -> np.ndarray:
             if min(indices) >= 48:
                 raise OSError("the disk is gone")
-            return super().rows(indices)
+            return super().read(indices)
 
     seen = []
     iterator = token_batches(
@@ -306,7 +347,7 @@ def test_an_error_while_reading_reaches_the_consumer() -> None:
         batch_size=8,
         sharding=sharding((1, 1, 1)),
         start_step=0,
-        start_row=0,
+        start_sequence=0,
         steps=1000,
         prefetch_steps=3,
     )

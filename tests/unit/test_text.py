@@ -7,7 +7,8 @@ import tracemalloc
 
 import pytest
 
-from spectral_dist.data.text import SEPARATOR, TextFacts, convert, to_text
+from spectral_dist.data.readers import SEPARATOR, write_txt
+from spectral_dist.data.text import TextFacts, convert
 
 TURKISH = "ğüşıöç İĞÜŞÖÇI: ığdır, İstanbul'da çağrışım şöyleydi\n".encode()
 LINE = SEPARATOR + b"\n"
@@ -15,7 +16,7 @@ LINE = SEPARATOR + b"\n"
 
 def run(text: bytes, block_bytes: int = 1 << 20) -> tuple[bytes, TextFacts]:
     """Convert a text in blocks of the given size."""
-    pieces: list[bytes] = []
+    pieces: list[memoryview] = []
     facts = convert(io.BytesIO(text), pieces.append, block_bytes=block_bytes)
     return b"".join(pieces), facts
 
@@ -64,7 +65,9 @@ def test_tokens_follow_the_rule_and_give_the_text_back(text: bytes, block_bytes:
     assert (facts.tokens, facts.documents) == (len(tokens), tokens.count(0))
     assert facts.source_bytes == len(text)
     assert facts.exact
-    assert to_text(tokens, ending=facts.ending, crlf=facts.crlf_separators > 0) == text
+    assert (
+        write_txt(tokens.split(b"\0"), ending=facts.ending, crlf=facts.crlf_separators > 0) == text
+    )
 
 
 def test_random_texts_agree_at_random_block_sizes() -> None:
@@ -76,7 +79,7 @@ def test_random_texts_agree_at_random_block_sizes() -> None:
         assert tokens == slow(text), text
         if facts.exact:
             crlf = facts.crlf_separators > 0
-            assert to_text(tokens, ending=facts.ending, crlf=crlf) == text
+            assert write_txt(tokens.split(b"\0"), ending=facts.ending, crlf=crlf) == text
 
 
 def test_mixed_line_ends_of_separators_are_called_inexact() -> None:
@@ -124,7 +127,7 @@ def test_an_empty_text_is_refused() -> None:
 
 
 def test_generated_tokens_read_again_as_the_same_documents() -> None:
-    text = to_text(b"first\0second\0\0third")
+    text = write_txt([b"first", b"second", b"", b"third"])
     assert text == b"first\n" + LINE + b"second\n" + LINE + LINE + b"third"
 
 

@@ -1,0 +1,273 @@
+"""Readers: from a file to its documents, and the table of the formats that can be read.
+
+A reader takes a binary stream and yields its text in blocks, in constant memory. A block is a list
+of pieces: the first goes on with the document that the block before left open, and between each two
+pieces a document ends. The last block leaves an empty document open, since every document ends. A
+reader returns what `ReaderFacts` holds. To add one: a function below, one line in `READERS`.
+
+Owns the rules of plain text, too (docs/formats.md holds them for readers of the files):
+
+- A separator is the line `<|endoftext|>` ended by a line feed, by carriage return and line feed, or
+  by the end of the text. The line ending belongs to the separator; the one before it belongs to the
+  document. The same words inside a longer line are ordinary text.
+- The end of the text ends the last document; a text that ends with a separator gets no second end.
+- Consecutive separators stay: each one ends a document, so that the round trip is exact.
+- NUL bytes and invalid UTF-8 are no text. Each becomes U+FFFD; how many, and the first line of
+  them, is reported.
+
+Knows nothing of tokens and imports no JAX. Read `read_txt` first, then its inverse `write_txt`.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+SEPARATOR = b"<|endoftext|>"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
+# 1 MB stays in the cache of a core: 4 and 8 MB were not faster.
+BLOCK_BYTES = 1 << 20
+# The share of unreadable bytes in the first block above which the file is taken for binary.
+BINARY_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderFacts:
+    """What a reader saw; enough, with the documents, to write the file again.
+
+    Attributes:
+      documents: that ended.
+      nul_bytes: NUL bytes replaced by U+FFFD.
+      invalid_sequences: invalid pieces of UTF-8 replaced by U+FFFD, one for each replacement.
+      first_replaced_line: the line (from 1) of the first replacement, or None.
+      crlf_separators: separators ended by carriage return and line feed, the last one aside.
+      ending: the bytes of the source that the last end stands for: "" where the end of the text
+        ended the document, else the separator with its line ending.
+    """
+
+    documents: int
+    nul_bytes: int = 0
+    invalid_sequences: int = 0
+    first_replaced_line: int | None = None
+    crlf_separators: int = 0
+    ending: str = ""
+
+
+Blocks = Generator[list[bytes], None, ReaderFacts]
+Reader = Callable[[BinaryIO, int], Blocks]
+
+
+def read_txt(source: BinaryIO, block_bytes: int) -> Blocks:
+    """Read plain text, at the disk's speed.
+
+    Args:
+      source: opened at its start; it can be read again.
+      block_bytes: bytes read at a time.
+
+    Raises:
+      ValueError: if the first block does not look like text.
+    """
+    text = _PlainText()
+    carry = b""
+    first = True
+    while block := source.read(block_bytes):
+        if first:
+            _check_is_text(block)
+        first = False
+        rest = text.take(carry + block)
+        yield from text.drain()
+        carry = rest
+    ending = text.finish(carry)
+    yield from text.drain()
+    replaced = text.first_replaced
+    return ReaderFacts(
+        documents=text.documents,
+        nul_bytes=text.nul_bytes,
+        invalid_sequences=text.invalid,
+        first_replaced_line=None if replaced is None else _line_of(source, replaced),
+        crlf_separators=text.crlf,
+        ending=ending,
+    )
+
+
+READERS: dict[str, Reader] = {"txt": read_txt}
+
+
+def find_reader(path: Path) -> Reader:
+    """Return the reader for a file by the ending of its name; any that is not known is text."""
+    return READERS.get(path.suffix.lower().removeprefix("."), read_txt)
+
+
+def write_txt(pieces: Sequence[bytes], *, ending: str = "", crlf: bool = False) -> bytes:
+    """Return the text that holds these documents: the inverse of `read_txt`.
+
+    Args:
+      pieces: as in one block of a reader: the last is text after the last end, mostly none.
+      ending: what the last end stands for, as in `ReaderFacts`.
+      crlf: whether separators end with carriage return and line feed.
+
+    Returns:
+      The text. A document in the middle that does not end its last line gets a line feed before
+      its separator (texts that were read never need one; generated ones may).
+    """
+    line = SEPARATOR + (b"\r\n" if crlf else b"\n")
+    final = len(pieces) > 1 and not pieces[-1]
+    *documents, last = pieces[:-1] if final else pieces
+    written = []
+    for document in documents:
+        written += (document, b"" if document.endswith(b"\n") or not document else b"\n", line)
+    return b"".join([*written, last, ending.encode() if final else b""])
+
+
+class _PlainText:
+    """The state of one reading: what was counted, and whether a line starts here."""
+
+    def __init__(self) -> None:
+        self._at_line_start = True
+        self._done = 0  # bytes of the source that were read and given out
+        self._ended = False  # whether a document has just ended
+        self._tail = b""  # the last bytes of the source, as long as the longest line ending
+        self._blocks: list[list[bytes]] = []
+        self.documents = 0
+        self.crlf = 0
+        self.nul_bytes = 0
+        self.invalid = 0
+        self.first_replaced: int | None = None  # where it stands in the source
+
+    def take(self, block: bytes) -> bytes:
+        """Read as much of the block as can be decided; return the rest, for the next block."""
+        cut = block.rfind(b"\n") + 1
+        if cut == 0:
+            # A line longer than the block. It may still turn out a separator if it is short.
+            if self._at_line_start and len(block) <= len(SEPARATOR) + 1:
+                return block
+            cut = _character_cut(block)
+        self._put(block[:cut])
+        return block[cut:]
+
+    def finish(self, rest: bytes) -> str:
+        """Read the rest and end the last document; return what its end stands for."""
+        if rest == SEPARATOR and self._at_line_start:
+            self._give([b"", b""])
+            return rest.decode()
+        self._put(rest)
+        if self._ended:
+            crlf = self._tail.endswith(b"\r\n")
+            self.crlf -= crlf
+            return SEPARATOR.decode() + ("\r\n" if crlf else "\n")
+        self._give([b"", b""])
+        return ""
+
+    def drain(self) -> list[list[bytes]]:
+        """Return the blocks that are through, each once."""
+        blocks, self._blocks = self._blocks, []
+        return blocks
+
+    def _put(self, block: bytes) -> None:
+        """Read a block that ends between two characters, and after a line if it holds one."""
+        if not block:
+            return
+        self._tail = (self._tail + block[-2:])[-2:]
+        clean = self._clean(block)
+        started = self._at_line_start
+        self._at_line_start = block.endswith(b"\n")
+        pieces, crlf = _split_documents(clean, started)
+        self.crlf += crlf
+        self._give(pieces)
+
+    def _give(self, pieces: list[bytes]) -> None:
+        self._blocks.append(pieces)
+        self.documents += len(pieces) - 1
+        self._ended = not pieces[-1] and (len(pieces) > 1 or self._ended)
+
+    def _clean(self, block: bytes) -> bytes:
+        """Return the block with NUL bytes and invalid UTF-8 replaced by U+FFFD, and count them."""
+        original = block
+        if b"\0" in block:
+            self.nul_bytes += block.count(b"\0")
+            block = block.replace(b"\0", REPLACEMENT)
+        try:
+            block.decode()
+        except UnicodeDecodeError:
+            # U+FFFD that the text itself holds is not a replacement.
+            own = block.count(REPLACEMENT)
+            block = block.decode(errors="replace").encode()
+            self.invalid += block.count(REPLACEMENT) - own
+        if block is not original and self.first_replaced is None:
+            self.first_replaced = self._done + _first_difference(original, block)
+        self._done += len(original)
+        return block
+
+
+def _split_documents(block: bytes, at_line_start: bool) -> tuple[list[bytes], int]:
+    """Split a block at its separator lines.
+
+    Returns:
+      The pieces; how many separators ended with carriage return and line feed.
+    """
+    first, *parts = block.split(SEPARATOR)
+    pieces: list[bytes] = []
+    open_piece, crlf = [first], 0
+    # What stands before each separator: a line starts after a line feed or another separator.
+    starts_line = first.endswith(b"\n") or (at_line_start and not first)
+    for part in parts:
+        end = b"\n" if part.startswith(b"\n") else b"\r\n"
+        if starts_line and part.startswith(end):
+            crlf += len(end) - 1
+            rest = part[len(end) :]
+            pieces.append(b"".join(open_piece))
+            open_piece = [rest]
+            starts_line = not rest or rest.endswith(b"\n")
+        else:
+            open_piece += (SEPARATOR, part)
+            starts_line = part.endswith(b"\n")
+    # Without a separator this is the block itself, not a copy.
+    pieces.append(open_piece[0] if len(open_piece) == 1 else b"".join(open_piece))
+    return pieces, crlf
+
+
+def _character_cut(block: bytes) -> int:
+    """Return where to cut a block so that both sides decode as they would together.
+
+    Before any byte that is not a continuation byte both sides do. Where the last four bytes all
+    continue, the last one belongs to no character.
+    """
+    for back in range(1, min(4, len(block)) + 1):
+        if block[-back] & 0xC0 != 0x80:
+            return len(block) - back
+    return max(len(block) - 1, 0)
+
+
+def _line_of(source: BinaryIO, offset: int) -> int:
+    """Return the line, from 1, that the byte at `offset` stands in; reads the text again so far.
+
+    Counting the lines of every text on the way, for the few that need it, would cost a tenth.
+    """
+    source.seek(0)
+    line = 1
+    while offset > 0 and (block := source.read(min(offset, BLOCK_BYTES))):
+        line += block.count(b"\n")
+        offset -= len(block)
+    return line
+
+
+def _first_difference(left: bytes, right: bytes) -> int:
+    """Return the first index where two different byte strings differ."""
+    size = min(len(left), len(right))
+    differ = np.frombuffer(left, np.uint8, size) != np.frombuffer(right, np.uint8, size)
+    return int(differ.argmax()) if differ.any() else size
+
+
+def _check_is_text(block: bytes) -> None:
+    """Raise ValueError if a text's first block holds too many NUL or invalid bytes."""
+    nul_bytes = block.count(b"\0")
+    text = block.decode(errors="ignore").encode()
+    bad = nul_bytes + len(block) - len(text)
+    # The end of the block may cut a character: up to three bytes of it are not a fault.
+    if bad - 3 > BINARY_SHARE * len(block):
+        raise ValueError(
+            f"does not look like text: {bad / len(block):.0%} of its first {len(block):,} bytes are"
+            " NUL or not UTF-8; convert it to UTF-8 text first"
+        )
