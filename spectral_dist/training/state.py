@@ -78,9 +78,9 @@ def opt_state_shardings(opt_state: Any, params: Params, shardings: Params) -> An
     """Return the sharding of every array of an optimizer's state, found by its path.
 
     An array lies where the parameter lies whose path is the end of its own: opt_state/1/mu/head
-    like head. So any tree of arrays like the parameters is sharded as they are, also one with holes in
-    it, as `optax.masked` and `optax.partition` make for a part of the parameters. Counts and other
-    small arrays are replicated.
+    like head. So any tree of arrays like the parameters is sharded as they are, also one with
+    holes in it, as `optax.masked` and `optax.partition` make for a part of the parameters. Counts
+    and other small arrays are replicated.
 
     Args:
       opt_state: the shapes of the optimizer's state.
