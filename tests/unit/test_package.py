@@ -206,6 +206,93 @@ def test_the_ci_script_runs_what_the_readme_says() -> None:
     assert all(command in text for command in commands)
 
 
+# ---- ARCHITECTURE.md and the README ----
+
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    return ARCHITECTURE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_architecture_names_every_module_and_no_other() -> None:
+    """In a row of the table a bare name lies in the folder of the row's first one."""
+    named: list[Path] = []
+    for row in section("The folders").splitlines():
+        names = re.findall(r"`([\w/]+\.py)`", row.split(" | ")[0])
+        for name in names:
+            folder = ROOT if names[0].startswith("benchmarks/") else PACKAGE
+            named.append(folder / name if "/" in name else (folder / names[0]).parent / name)
+    assert [path for path in named if not path.is_file()] == []
+    there = {path for path in [*MODULES, *BENCHMARKS] if path.stem != "__init__"}
+    missing = sorted(str(path.relative_to(ROOT)) for path in there - set(named))
+    assert not missing, f"ARCHITECTURE.md, The folders: add {', '.join(missing)}"
+    assert len(named) == len(set(named))
+
+
+def test_architecture_has_the_layers_of_the_contract() -> None:
+    block = "".join(re.findall(r"^    (.*\n)", section("Layers of imports"), flags=re.MULTILINE))
+    drawn = [set(layer.split()) for layer in block.split(">")]
+    contract = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+    wanted = [set(re.findall(r"spectral_dist\.([\w.]+)", layer)) for layer in contract]
+    assert drawn == wanted
+
+
+def test_architecture_speaks_of_files_that_exist() -> None:
+    """Paths with a slash lie in the package or beside it; of folders too."""
+    paths = set(re.findall(r"`((?:[\w]+/)+[\w.]*)`", ARCHITECTURE))
+    gone = [p for p in paths if not ((ROOT / p).exists() or (PACKAGE / p).exists())]
+    assert not gone, gone
+
+
+def test_architecture_names_things_that_exist() -> None:
+    """Every `name` in code style is a word of the source; paths have a test of their own."""
+    files = [*MODULES, *BENCHMARKS]
+    words = {path.stem for path in files} | {"pyproject", "toml", "tests", "golden"}
+    for path in files:
+        words |= set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    quoted = [name for name in re.findall(r"`([^`\n]+)`", ARCHITECTURE) if "/" not in name]
+    unknown = [name for name in quoted if set(re.findall(r"[A-Za-z_]\w+", name)) - words]
+    assert not unknown, unknown
+
+
+def test_the_settings_shown_in_the_readme_are_a_valid_file(tmp_path: Path) -> None:
+    from spectral_dist.settings import from_flat, resolve
+    from spectral_dist.settings.files import read_yaml
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```yaml\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    assert shown
+    for text in shown:
+        (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
+        config = resolve(from_flat(read_yaml(tmp_path / "shown.yaml")))
+        assert config.datasets
+        assert config.phases
+
+
+def test_the_commands_of_the_door_in_the_readme_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that train are left to tests/end_to_end/test_readme.py: here are the quick ones."""
+    from spectral_dist.__main__ import COMMANDS, main
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"^```yaml\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    assert shown
+    (tmp_path / "run.yaml").write_text(shown[1], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    spectral-dist ([^>\n]*)", readme, flags=re.MULTILINE)
+    assert {command.split()[0] for command in commands} >= {"train", "schema"}
+    for command in commands:
+        words = command.split()
+        assert words[0] in COMMANDS
+        try:
+            assert main(words) == 0
+        except SystemExit as ended:
+            assert ended.code == 0
+        assert capsys.readouterr().out
+
+
 # ---- the tests themselves ----
 
 
