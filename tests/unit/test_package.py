@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -259,13 +260,17 @@ def test_architecture_names_things_that_exist() -> None:
 def test_the_settings_shown_in_the_readme_are_a_valid_file(tmp_path: Path) -> None:
     from spectral_dist.settings import from_flat, resolve
     from spectral_dist.settings.files import read_yaml
+    from spectral_dist.settings.schema import json_schema
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```yaml\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
     assert shown
     for text in shown:
         (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
-        config = resolve(from_flat(read_yaml(tmp_path / "shown.yaml")))
+        values = read_yaml(tmp_path / "shown.yaml")
+        numbers = {"optimizer": values["optimizer"] | {"lr": 3e-3, "adam_lr": 1e-3}}  # of YAML 1.2
+        jsonschema.Draft202012Validator(json_schema()).validate(values | numbers)
+        config = resolve(from_flat(values))
         assert config.datasets
         assert config.phases
 
