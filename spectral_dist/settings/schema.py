@@ -11,6 +11,11 @@ def json_schema() -> dict[str, Any]:
     """Return the schema of a settings file: the sections, and the short names beside them."""
     schema = pydantic.TypeAdapter(Config).json_schema(mode="validation")
     properties, sections = schema["properties"], schema["$defs"]
+    # Pairs in our models, so that settings are hashable, and a mapping in a file.
+    weights = sections["PhaseConfig"]["properties"]["weights"]
+    for name in ("items", "prefixItems"):
+        weights.pop(name, None)
+    weights |= {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}}
     for setting in SETTINGS.values():
         if "." in setting.name:
             continue
