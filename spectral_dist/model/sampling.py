@@ -1,6 +1,6 @@
 """Generation: token by token, by the recurrent form, in constant memory and constant time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from spectral_dist.params import ModelSpec, Params
 def sample(
     spec: ModelSpec[SpectralLM],
     params: Params,
-    prompt: Sequence[int],
+    prompt: Iterable[int],
     *,
     end: int,
     max_new_tokens: int,
