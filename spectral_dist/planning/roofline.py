@@ -149,8 +149,8 @@ def step_time(program: HloProgram, collectives: Sequence[Collective], rates: Rat
     seconds = {c.name: collective_seconds(c, rates) for c in collectives}
     known: dict[str, StepTime] = {}
 
-    # A loop's body is walked once and multiplied. So a collective cannot overlap with what follows
-    # its computation: XLA waits for it inside the same body.
+    # A loop's body is simulated once and multiplied by its trip count. A -start and its -done lie
+    # in the same computation, so no collective is in flight when a body ends.
     def of(computation: Computation) -> StepTime:
         if computation.name not in known:
             known[computation.name] = _simulate(computation)
@@ -189,8 +189,8 @@ def kernel_time(
     """Return the time of one kernel, attributed to what bounds it: compute, memory or launch."""
     work = flops(program, computation, instruction)
     moved = moved_bytes(program, computation, instruction)
-    # A real kernel reaches less than a peak, so the prediction is early. One that finds its operands
-    # in the L2 cache moves fewer bytes than counted, so memory-bound ones may be late.
+    # A real kernel reaches less than a peak, so the prediction is early. One that finds operands in
+    # the L2 cache moves fewer bytes than counted, so a memory-bound one may be late.
     compute = sum(n / rates.flops.get(kind, rates.flops["f32"]) for kind, n in work.items())
     memory = moved / rates.memory
     longest = max(compute, memory, rates.kernel_seconds)
