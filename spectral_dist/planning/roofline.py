@@ -193,6 +193,7 @@ def kernel_time(
     # the L2 cache moves fewer bytes than counted, so a memory-bound one may be late.
     compute = sum(n / rates.flops.get(kind, rates.flops["f32"]) for kind, n in work.items())
     memory = moved / rates.memory
+    # They overlap inside a kernel: the slowest decides, not the sum.
     longest = max(compute, memory, rates.kernel_seconds)
     binds = {"compute_seconds": 0.0, "memory_seconds": 0.0, "launch_seconds": 0.0}
     if longest == rates.kernel_seconds:
@@ -253,7 +254,7 @@ def predict(text: str, config: Config, gpu: Gpu | None, devices_per_host: int) -
     step = step_time(program, collectives, rates_of(gpu))
     data, devices = config.data, math.prod(config.mesh.shape)
     tokens = data.batch_size * data.accum_steps * data.seq_len
-    rate = tokens / step.seconds
+    rate = tokens / step.seconds  # every device runs this same program, so one stands for all
     used = None
     if gpu is not None:
         per_token = flops_per_token(model_spec(config), data.seq_len)
@@ -288,6 +289,7 @@ def run_cost(
 ) -> RunCost:
     """Return the cost of a number of steps, without start-up and evaluation."""
     hours = steps * prediction.step.seconds / 3600
+    # Only training steps: checkpoints cost 0.1% at the default interval (docs/log.md).
     gpu_hours = hours * prediction.devices
     cost = None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour
     return RunCost(steps, steps * prediction.tokens_per_step, hours, gpu_hours, cost)

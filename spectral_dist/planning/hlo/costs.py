@@ -133,8 +133,8 @@ def moved_bytes(program: HloProgram, computation: Computation, instruction: Inst
     if opcode == "fusion":
         fused = program.computations[instruction.called("calls")[0]]
         return _read_by_fusion(fused) + sum(_written(fused, part) for part in _results(fused))
-    # Inside the layer loop a slice takes one layer of the stacked weights: counting the whole operand
-    # would charge all layers in every iteration.
+    # In the loop over layers a slice takes one layer of the stacked weights: with whole operands
+    # each iteration would be charged for all layers.
     if opcode in _SLICES:
         return 2 * instruction.bytes + sum(index.bytes for index in operands[1:])
     if opcode in _IN_PLACE:

@@ -133,7 +133,7 @@ def parse(text: str) -> HloProgram:
     Raises:
       ValueError: if it has no entry computation or a line that is no instruction.
     """
-    # Strict on purpose: a line that is skipped in silence would make a step look cheaper than it is.
+    # Strict on purpose: a line that is skipped in silence would make a step look too cheap.
     computations: dict[str, Computation] = {}
     entry = ""
     lines: list[str] | None = None
