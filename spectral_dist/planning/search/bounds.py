@@ -74,7 +74,7 @@ def find_shapes(config: Config) -> Shapes:
     spec = model_spec(config)
     opt_state = jax.eval_shape(make_optimizer(config.optimizer, spec.axes).init, spec.shapes)
     # By elements, and not by arrays: an optimizer may keep two arrays for some parameters and one
-    # for others. Rounded down, so that it stays a bound.
+    # for others. Rounded down, so that memory_bound stays a lower bound.
     elements = sum(leaf.size for leaf in jax.tree.leaves(opt_state))
     return Shapes(spec, 1 + elements // spec.size)
 
