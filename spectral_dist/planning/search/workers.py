@@ -186,7 +186,7 @@ class Workers:
         return task, found
 
     def whole(self, config: Config) -> list[Program] | Failure:
-        """Return all programs of a candidate, cached or compiled now; the first one has its text."""
+        """Return all programs of a candidate, cached or compiled now; the first has its text."""
         task = Task(config, unlimited=False)
         if programs := _read_programs(self._cache.read(self._question(task, whole=True))):
             return programs
@@ -280,7 +280,7 @@ def _xla_flags() -> str:
 
 def default_count() -> int:
     """Return the number of workers that this machine has cores and memory for, at least one."""
-    # The affinity counts the cores that a container or Slurm gives us, not those of the machine.
+    # The affinity counts the cores that Slurm or taskset gives us, not those of the machine.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, free_bytes() // _WORKER_BYTES))
 
