@@ -196,7 +196,7 @@ def _read_groups(attributes: str, devices: int) -> Groups:
         return _as_groups(_tiles(iota.group(1)).reshape(shape))
     if named := _NAMED.search(attributes):
         return _mesh_groups(*named.groups())
-    raise ValueError("its groups of devices are in a form that this program does not know")
+    raise ValueError("its replica_groups are written in an unknown form")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -231,12 +231,12 @@ def _mesh_groups(axes: str, ids: str | None, over: str) -> Groups:
     joined: list[int] = []
     # Each mesh axis is split into one dimension for every part of it that a group may name, so that
     # a group is some of these dimensions and nothing else.
-    for axis, size in sizes.items():
+    for mesh_axis, size in sizes.items():
         cuts = {1, size}
         for name, before, part in wanted:
-            cuts |= {before, before * part} if name == axis else set()
+            cuts |= {before, before * part} if name == mesh_axis else set()
         for low, high in itertools.pairwise(sorted(cuts)):
-            if any(n == axis and b <= low and high <= b * s for n, b, s in wanted):
+            if any(n == mesh_axis and b <= low and high <= b * s for n, b, s in wanted):
                 joined.append(len(dims))
             dims.append(high // low)
     devices = np.arange(math.prod(dims)) if ids is None else _tiles(ids)
@@ -253,7 +253,7 @@ def spanned_axes(groups: Groups, mesh_shape: MeshShape) -> tuple[str, ...]:
     for group in groups:
         positions = np.array(np.unravel_index(group, shape))
         varying |= positions.min(axis=1) != positions.max(axis=1)
-    return tuple(axis for axis, varies in zip(mesh_shape, varying, strict=True) if varies)
+    return tuple(mesh_axis for mesh_axis, varies in zip(mesh_shape, varying, strict=True) if varies)
 
 
 def rings_per_host(groups: Groups, devices_per_host: int) -> int:
@@ -317,12 +317,12 @@ def lower_bound(config: Config, devices_per_host: int, parameters: int) -> tuple
         ("all-reduce", "tensor", reductions, activations),
     ]
     table = []
-    for kind, axis, count, payload in needed:
-        size = mesh_shape[axis]
+    for kind, mesh_axis, count, payload in needed:
+        size = mesh_shape[mesh_axis]
         if size > 1:
             sent = (2 if kind == "all-reduce" else 1) * (size - 1) / size * payload
-            crosses = rings_per_host(axis_groups(mesh_shape, axis), devices_per_host) > 0
-            table.append(Traffic(kind, axis, count, count * payload, count * sent, crosses))
+            crosses = rings_per_host(axis_groups(mesh_shape, mesh_axis), devices_per_host) > 0
+            table.append(Traffic(kind, mesh_axis, count, count * payload, count * sent, crosses))
     return tuple(table)
 
 
@@ -331,9 +331,9 @@ def mesh_sizes(config: Config) -> MeshShape:
     return dict(zip(MESH_AXES, config.mesh.shape, strict=True))
 
 
-def axis_groups(mesh_shape: MeshShape, axis: str) -> Groups:
+def axis_groups(mesh_shape: MeshShape, mesh_axis: str) -> Groups:
     """Return the device groups along one mesh axis, one for each position on the others."""
     shape = tuple(mesh_shape.values())
     devices = np.arange(math.prod(shape)).reshape(shape)
-    along = np.moveaxis(devices, list(mesh_shape).index(axis), -1)
-    return _as_groups(along.reshape(-1, mesh_shape[axis]))
+    along = np.moveaxis(devices, list(mesh_shape).index(mesh_axis), -1)
+    return _as_groups(along.reshape(-1, mesh_shape[mesh_axis]))

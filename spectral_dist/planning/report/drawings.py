@@ -200,8 +200,8 @@ def mesh_drawing(
         hosts, _ = _hosts([(0,)], 1, 1)
         return [MeshAxisDrawing("", "", "", "1 host with 1 GPU", hosts, 0)]
     drawings = []
-    for axis in used:
-        groups, size = axis_groups(mesh_shape, axis), mesh_shape[axis]
+    for mesh_axis in used:
+        groups, size = axis_groups(mesh_shape, mesh_axis), mesh_shape[mesh_axis]
         # All groups of a mesh axis have one shape, so the first stands for them.
         first = groups[0]
         spanned = len({device // gpus_per_host for device in first})
@@ -210,19 +210,18 @@ def mesh_drawing(
         detail = f"{many} of {size} GPUs, {link}"
         # A screen reader gets twelve numbers at most: hundreds of them say nothing.
         named = ", ".join(map(str, first[:12])) + (", ..." if size > 12 else "")
-        label = f"{axis}: {detail}; GPUs {named} are the first group"
+        label = f"{mesh_axis}: {detail}; GPUs {named} are the first group"
         if len(groups) > _COLOURS:
             detail += f". The first {_COLOURS} groups are coloured"
         hosts, hidden = _hosts(groups, devices, gpus_per_host)
-        drawings.append(
-            MeshAxisDrawing(f"{axis} {size}", MESH_AXIS_WORDS[axis], detail, label, hosts, hidden)
-        )
+        name, words = f"{mesh_axis} {size}", MESH_AXIS_WORDS[mesh_axis]
+        drawings.append(MeshAxisDrawing(name, words, detail, label, hosts, hidden))
     return drawings
 
 
 def used_axes(mesh_shape: MeshShape) -> list[str]:
     """Return the mesh axes of size above 1, in the order of the mesh."""
-    return [axis for axis in MESH_AXES if mesh_shape[axis] > 1]
+    return [mesh_axis for mesh_axis in MESH_AXES if mesh_shape[mesh_axis] > 1]
 
 
 def _hosts(

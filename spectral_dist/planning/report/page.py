@@ -74,6 +74,7 @@ def draw_page(report: Report) -> str:
         values=_arrays(report.values),
         runtime=_runtime(report),
         figures=_figures(report),
+        # All settings, defaults too, so that the page says exactly what was planned.
         settings=yaml.safe_dump(report.config.flat(), sort_keys=False, allow_unicode=True),
     )
 
@@ -171,6 +172,7 @@ def _memory(report: Report) -> dict[str, Any]:
     # One entry for all of the runtime; the table at the end of the page has its lines.
     hatched = [Segment("the runtime, line by line", "added", 1, "")] if added else []
     heads = ("program", *(s.name for s in program_segments(report.programs[0])), "peak")
+    # One unit for all ticks. Toy models, as those of the tests, stay below a GiB.
     unit, name = (GIB, "GiB") if end >= GIB else (MIB, "MiB")
     limit = None if usable is None else usable / unit
     text = "" if usable is None else f"usable: {size_text(usable)}"
@@ -215,7 +217,7 @@ def _mesh(report: Report) -> dict[str, Any]:
             " Devices of one colour send to each other."
         ),
         "axes": mesh_drawing(sizes, each, inside, between),
-        "unused": [axis for axis in sizes if used and axis not in used],
+        "unused": [mesh_axis for mesh_axis in sizes if used and mesh_axis not in used],
     }
 
 
@@ -243,6 +245,7 @@ def _traffic_row(found: Traffic | None, least: Traffic | None) -> Row:
     # Mesh axes and kind are the key of both; whether it crosses hosts follows from the mesh axes.
     known = found or least
     assert known is not None, "a row is of what was found or of the least"
+    # "-" where one side has no such collective: a 0 would claim that it was measured.
     both = [
         ("-", "-", "-")
         if t is None
@@ -281,6 +284,7 @@ def _time(report: Report) -> dict[str, Any]:
 
 
 def _costs(report: Report) -> Table:
+    # No column of costs without --price_per_gpu_hour.
     priced = any(cost.cost is not None for cost in report.costs)
     heads = ("run", "steps", "bytes of text", "hours", "GPU hours", *(("cost",) if priced else ()))
     # As build_report orders them.
@@ -301,6 +305,7 @@ def _ranking(candidates: Sequence[Candidate]) -> tuple[Table, Table]:
     best = max((c.tokens_per_second or 0.0 for c in kept), default=0.0) or 1.0
     heads = ("mesh", "remat", "batch_size", "accum_steps", "peak", "to spare", "step")
     ranked = [(f"{rank}", *_cells(c), _speed(c, best)) for rank, c in enumerate(kept, start=1)]
+    # The reason comes second, beside the mesh: it is what a reader looks for in this table.
     left_out = [(c.mesh, c.reason, *_cells(c)[1:]) for c in out]
     return (
         Table("ranking", ("rank", *heads, "tokens per second"), ranked, words=3),
@@ -330,6 +335,7 @@ def _speed(candidate: Candidate, best: float) -> str:
     rate = candidate.tokens_per_second
     if rate is None:
         return "-"
+    # The width is a number that we formatted: nothing of it can break out of the attribute.
     cell = Markup('{:,.0f}<i class="rate" style="width:{:.2f}%"></i>')
     return cell.format(rate, 100 * rate / best)
 

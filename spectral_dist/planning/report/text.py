@@ -204,6 +204,7 @@ def show_report(report: Report, stream: TextIO | None = None) -> None:
     console.print(_array_table("largest values it makes", report.values))
     if report.runtime:
         console.print(_runtime_table(report.runtime))
+    # A single device sends nothing: no empty tables.
     if report.prediction.traffic or report.bound:
         console.print(_traffic_table("collectives of a step, a device", report.prediction.traffic))
         console.print(_traffic_table("the least on this mesh", report.bound))
@@ -258,6 +259,7 @@ def _runtime_table(lines: list[RuntimeLine]) -> Table:
 
 
 def _traffic_table(title: str, traffic: tuple[Traffic, ...]) -> Table:
+    # Found traffic and its lower bound have the same columns, so that they can be compared by eye.
     table = Table(title=title, box=rich.box.SIMPLE, title_justify="left")
     for name in ("kind", "mesh axes", "crosses hosts"):
         table.add_column(name)
@@ -351,6 +353,8 @@ def to_json(report: Report) -> dict[str, Any]:
             "collectives": [dataclasses.asdict(traffic) for traffic in report.prediction.traffic],
             "lower_bound": [dataclasses.asdict(traffic) for traffic in report.bound],
         },
+        # Properties are no fields, so asdict leaves them out: time, peak and fits are added by
+        # hand.
         "time": _time_json(report),
         "verdict": dataclasses.asdict(report.verdict),
         "remedies": [dataclasses.asdict(r) | {"fits": r.fits} for r in report.remedies],
