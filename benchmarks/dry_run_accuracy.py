@@ -38,7 +38,6 @@ CPU_CASES = (
     "--mesh=1x2x2 --hidden_dim=256 --num_layers=6 --seq_len=512 --batch_size=4 --remat=none"
     " --layer_pattern=attention",
 )
-# Not measured yet, as no GPU was at hand (docs/log.md).
 GPU_CASES = (
     "level1 --accum_steps=2",
     "level1 --accum_steps=2 --remat=full",
