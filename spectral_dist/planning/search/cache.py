@@ -39,8 +39,7 @@ class Cache:
         # A full disk or a read-only home must not stop a search: the next one compiles again.
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Compressed, as it holds the HLO of a training step. mtime=0: equal answers, equal
-            # bytes.
+            # Compressed, as it may hold the HLO of a step. mtime=0: equal answers are equal bytes.
             write_bytes(path, gzip.compress(json.dumps(answer).encode(), 6, mtime=0))
 
     def _path(self, question: dict[str, Any]) -> Path:
