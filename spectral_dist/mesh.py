@@ -63,7 +63,7 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None)
             f"mesh={text}: needs {math.prod(shape)} devices, but {len(devices)} are attached;"
             f" for example --mesh=1x{len(devices)}x1"
         )
-    # Auto: the compiler chooses shardings between our constraints. Neighbours in the list are on one
+    # Auto: the compiler chooses shardings between our constraints. Neighbours in the list share a
     # host, so the last mesh axis, tensor, gets the fastest links.
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 

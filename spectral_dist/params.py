@@ -131,8 +131,8 @@ def make_spec(build: Callable[[nnx.Rngs], M]) -> ModelSpec[M]:
     Args:
       build: makes the model; every parameter is declared by `model.layers.parameter`.
     """
-    # Only shapes are computed, so any key will do. Callers keep the result: with a build at each use
-    # `make_train_step` took about 1 s, and takes 0.06 s without.
+    # Only shapes are computed, so any key will do. Callers keep the result: with a build at every
+    # use, `make_train_step` took about 1 s instead of 0.06 s.
     model = nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0))))
     definition, state = nnx.split(model, nnx.Param)
     shapes = nnx.to_pure_dict(state)

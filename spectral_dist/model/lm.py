@@ -21,7 +21,7 @@ from spectral_dist.model.mixers import MIXERS
 from spectral_dist.params import ModelSpec, make_spec
 from spectral_dist.settings import Config, MixersConfig, ModelConfig
 
-State = Any  # of a layer: what its mixer's init_state returns; of blocks and the model: nested dicts
+State = Any  # of a layer: what its mixer's init_state returns; of blocks and the model: dicts of it
 LayerCall = Callable[[jax.Array, State], tuple[jax.Array, State]]
 
 # Level 1 on an L4 needs 26.0 GiB of temporaries with "none" and 7.7 with "dots" (docs/log.md).
@@ -33,9 +33,7 @@ REMAT_POLICIES = {
 }
 
 
-def activation_checkpointing(
-    remat: str, *, prevent_cse: bool
-) -> Callable[[LayerCall], LayerCall]:
+def activation_checkpointing(remat: str, *, prevent_cse: bool) -> Callable[[LayerCall], LayerCall]:
     """Return activation checkpointing of a layer: the backward pass recomputes activations.
 
     Args:
@@ -147,16 +145,16 @@ class SpectralLM(nnx.Module):
         dim, pattern = model.hidden_dim, model.pattern
         self.dtype = jnp.dtype(model.compute_dtype)
         self.vocab_size = vocab_size
-        self.repeats = model.num_layers // len(pattern)
+        self.num_blocks = model.num_layers // len(pattern)
         rest = pattern[: model.num_layers % len(pattern)]
         self.embed = parameter(rngs, (vocab_size, dim), ("vocab", "embed"), normal(1.0))
-        # Attribute names are parameter names, also in checkpoints: "groups" holds the stacked blocks
-        # and "rest" the last one. Renaming them would make old checkpoints unreadable.
-        if self.repeats:
+        # Attribute names are parameter names, also in checkpoints: "groups" holds the stacked
+        # blocks and "rest" the last one. Renamed, old checkpoints could not be read.
+        if self.num_blocks:
             make = nnx.vmap(
                 lambda r: Block(pattern, model, mixers, r, scanned=True), in_axes=0, out_axes=0
             )
-            self.groups = make(rngs.split(self.repeats))
+            self.groups = make(rngs.split(self.num_blocks))
         if rest:
             self.rest = Block(rest, model, mixers, rngs, scanned=False)
         self.norm = RMSNorm(dim, "norm", rngs)
@@ -181,12 +179,12 @@ class SpectralLM(nnx.Module):
     def _forward(self, tokens_BT: jax.Array, state: State) -> tuple[jax.Array, State]:
         # The embedding is a product with one-hot vectors, not a gather. It is partitioned like any
         # product, and its gradient is a product too, not a scatter. (A gather from a table sharded
-        # over embed made XLA rematerialise all of it.) With the 256 tokens of bytes it costs next to
-        # nothing; with a large vocabulary as much as the head.
+        # over embed made XLA rematerialise all of it.) With 256 tokens it costs next to nothing,
+        # with a large vocabulary as much as the head.
         one_hot = jax.nn.one_hot(tokens_BT, self.vocab_size, dtype=self.dtype)
         x_BTD = constrain(one_hot @ self.embed[...].astype(self.dtype), "batch", "time", "width")
         after: dict[str, State] = {}
-        if self.repeats:
+        if self.num_blocks:
             definition, stacked = nnx.split(self.groups)
 
             def block(x: jax.Array, item: tuple[Any, State]) -> tuple[jax.Array, State]:
@@ -218,12 +216,12 @@ class SpectralLM(nnx.Module):
                 " text; generation needs mixers whose state does not, such as spectral and window"
             )
         state: dict[str, State] = {}
-        if self.repeats:
+        if self.num_blocks:
             # The stacked blocks are alike, so the initial state of one serves all.
             first = nnx.merge(*_first_of_stack(self.groups))
             one = first.init_state(batch, self.dtype)
             state["groups"] = jax.tree.map(
-                lambda s: jnp.broadcast_to(s[None], (self.repeats, *s.shape)), one
+                lambda s: jnp.broadcast_to(s[None], (self.num_blocks, *s.shape)), one
             )
         if hasattr(self, "rest"):
             state["rest"] = self.rest.init_state(batch, self.dtype)
@@ -240,7 +238,7 @@ class SpectralLM(nnx.Module):
 
     def _blocks(self) -> list[tuple[Block, int]]:
         """Return each kind of block, and how many there are of it."""
-        stacked = [(self.groups, self.repeats)] if self.repeats else []
+        stacked = [(self.groups, self.num_blocks)] if self.num_blocks else []
         return stacked + ([(self.rest, 1)] if hasattr(self, "rest") else [])
 
 
