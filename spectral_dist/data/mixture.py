@@ -112,7 +112,7 @@ class _Shares:
 
 
 class _Phases(DatasetSelectionMap):
-    """Weights that change with the phase; each dataset goes on where the last phase left it."""
+    """Weights that change with the phase; each dataset continues where the last phase stopped."""
 
     def __init__(self, phases: Sequence[tuple[int, Sequence[float]]]) -> None:
         self._firsts = [first for first, _ in phases]

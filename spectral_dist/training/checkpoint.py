@@ -79,7 +79,7 @@ class Checkpoints:
 
         Args:
           folder: the run's folder; it need not exist yet. All processes must see the same one.
-          keep: latest checkpoints kept, at least 1; the best by validation is kept beside them.
+          keep: latest checkpoints kept, at least 1; the best by validation is kept as well.
           warn: takes one line for each failed save and each unreadable checkpoint. For a failed
             save it is called from the background thread, as soon as the failure is known.
         """
@@ -284,17 +284,17 @@ class Checkpoints:
     ) -> tuple[Any, dict[str, Any]]:
         """Verify and read one checkpoint, with the same outcome on every process."""
         folder = self.folder / str(step)
-        manifest = self._commit.together(lambda: read_manifest(folder))
+        manifest = self._commit.on_all(lambda: read_manifest(folder))
         description = upgrade(manifest["description"])
         # Settings before shapes: "hidden_dim was 512" explains more than an array of another shape.
         check(description)
         stored, back = as_stored(abstract_state, manifest["arrays"])
         compare(folder, manifest["arrays"], array_types(stored))
         # 0.35 s for 400 MB, so one process reads all files and the others wait for its answer.
-        self._commit.together(
+        self._commit.on_all(
             lambda: verify(folder, manifest["files"]) if jax.process_index() == 0 else None
         )
-        state = self._commit.together(lambda: self._read_arrays(folder, stored))
+        state = self._commit.on_all(lambda: self._read_arrays(folder, stored))
         return back(state), description
 
     def _read_arrays(self, folder: Path, abstract_state: Any) -> Any:
@@ -320,7 +320,7 @@ class Checkpoints:
             for step in damaged:
                 _put_aside(self.folder / str(step))
 
-        self._commit.together(lambda: on_coordinator() if jax.process_index() == 0 else None)
+        self._commit.on_all(lambda: on_coordinator() if jax.process_index() == 0 else None)
         self._ready = True
 
     def _kept(self) -> list[int]:

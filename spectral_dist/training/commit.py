@@ -83,13 +83,13 @@ class Commit:
                 time.sleep(_POLL_SECONDS)
 
     def as_coordinator_sees(self, steps: list[int]) -> list[int]:
-        """Return process 0's list of steps, so that all processes restore the same checkpoint."""
+        """Return process 0's list of steps, so that all processes decide alike."""
         if self._client is None:
             return steps
         # A network file system may show a new folder to one host seconds before another.
         return json.loads(self._exchange(json.dumps(steps))[0])
 
-    def together(self, action: Callable[[], T]) -> T:
+    def on_all(self, action: Callable[[], T]) -> T:
         """Run `action` on every process; if it fails on one, raise on all.
 
         Raises:

@@ -40,5 +40,5 @@ def explain(error: BaseException, config: Config) -> BaseException:
     where = "this host" if isinstance(error, MemoryError) else "a device"
     return ValueError(
         f"out of memory on {where}{asked}. Checkpoints are safe. Change, in this order:"
-        f" {'; '.join(flags)}. python -m spectral_dist.dryrun tells before the start what fits"
+        f" {'; '.join(flags)}. python -m spectral_dist.dryrun shows before the start what fits"
     )

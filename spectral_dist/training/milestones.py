@@ -76,8 +76,8 @@ class Milestones:
           evaluation: what is measured on held-out text.
           outputs: receive every record.
           first: the step that this start of the run begins at, and the index of its first sequence.
-          figures: of the caller, beside the MFU and the memory. A new figure of the program's own
-            joins these two; one that is computed inside the training step is returned by it.
+          figures: the caller's own, in addition to MFU and memory. (A new figure of this program is
+            added to those two; one of the training step is a metric that the step returns.)
         """
         self._config, self._files, self._first = config, files, first
         self._checkpoints, self._evaluation, self._outputs = checkpoints, evaluation, outputs
@@ -146,7 +146,7 @@ class Milestones:
         self.throughput.add(0, 0, checkpoint_wait=waited - self._counted_wait)
         self._counted_wait = waited
 
-    def save_what_is_new(self, progress: Progress) -> None:
+    def save_if_unsaved(self, progress: Progress) -> None:
         """Save the last step of a preempted run, unless a save of it was tried already."""
         if progress.step != self._saved and self._healthy(progress):
             self.save(progress)

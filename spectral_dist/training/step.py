@@ -30,7 +30,7 @@ CountBytes = Callable[[jax.Array], jax.Array]
 
 def batch_sharding(config: Config, mesh: Mesh) -> NamedSharding:
     """Return the sharding of the tokens of a step, [A, B, T + 1]: sequences over data, fsdp."""
-    # Over fsdp too: it divides the batch as data does, and the parameters beside.
+    # Over fsdp too: that mesh axis divides the batch as data does, and the parameters as well.
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
     return sharding(mesh, "the batch", ("layers", "batch", "time"), shape)

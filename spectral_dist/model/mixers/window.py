@@ -49,12 +49,12 @@ def window_attention(
       the attended values, and the last W keys and values as the new state.
     """
     batch, time, heads, size = query.shape
-    reach = state.keys.shape[1]
+    window = state.keys.shape[1]
     keys = jnp.concatenate([state.keys, key], axis=1)
     values = jnp.concatenate([state.values, value], axis=1)
-    after = WindowState(keys[:, time:], values[:, time:], jnp.minimum(state.filled + time, reach))
+    after = WindowState(keys[:, time:], values[:, time:], jnp.minimum(state.filled + time, window))
 
-    block = min(time, reach)
+    block = min(time, window)
     blocks = -(-time // block)
     # Zeros fill the last block; their results are cut off at the end.
     padding = blocks * block - time
@@ -62,16 +62,16 @@ def window_attention(
 
     def overlapping(x: jax.Array) -> jax.Array:  # [B M W+Q G E]: the keys that each block may see
         x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
-        return jnp.stack([x[:, m * block : m * block + reach + block] for m in range(blocks)], 1)
+        return jnp.stack([x[:, m * block : m * block + window + block] for m in range(blocks)], 1)
 
-    at_query = jnp.arange(reach, reach + block)[:, None]
-    at_key = jnp.arange(reach + block)[None, :]
-    in_reach = (at_key <= at_query) & (at_key > at_query - reach)
+    at_query = jnp.arange(window, window + block)[:, None]
+    at_key = jnp.arange(window + block)[None, :]
+    in_window = (at_key <= at_query) & (at_key > at_query - window)
     # The first W keys come from the state. At the start of a sequence it is not filled yet: those
     # keys are zeros, which must not take part in the softmax.
     absolute = jnp.arange(blocks)[:, None] * block + at_key
-    real = absolute[None] >= (reach - state.filled)[:, None, None]
-    visible = in_reach[None, None] & real[:, :, None, :]
+    real = absolute[None] >= (window - state.filled)[:, None, None]
+    visible = in_window[None, None] & real[:, :, None, :]
 
     def flat(x: jax.Array) -> jax.Array:
         return x.reshape(batch * blocks, *x.shape[2:])
@@ -79,7 +79,7 @@ def window_attention(
     # Positions are counted from the first key of each block: RoPE depends on differences only, and
     # small angles stay accurate in float32 however long the sequence is.
     mixed = attend(
-        rotate(query.reshape(batch * blocks, block, heads, size), reach),
+        rotate(query.reshape(batch * blocks, block, heads, size), window),
         rotate(flat(overlapping(keys)), 0),
         flat(overlapping(values)),
         flat(visible),
