@@ -93,8 +93,7 @@ def mix_chunked(
 
     dtype = u_BTD.dtype
     response_CN, powers_CNN = bank.responses(size), bank.powers(size)
-    # Products with the coefficients are in float32; only the large ones below are in u's dtype. The
-    # skip joins the kernel at lag 0, which costs nothing.
+    # float32 up to the kernel; only the large products are in u's dtype. The skip is its lag 0.
     h_DC = jnp.einsum("cn,nd->dc", _constant(response_CN), coefficients_ND).at[:, 0].add(skip_D)
     carry_DNC = jnp.einsum("nd,cnm->dmc", coefficients_ND, _constant(powers_CNN))
     kernel_DIC = jnp.concatenate([toeplitz(h_DC), carry_DNC], axis=1).astype(dtype)
