@@ -98,10 +98,9 @@ def mix_chunked(
     carry_DNC = jnp.einsum("nd,cnm->dmc", coefficients_ND, _constant(powers_CNN))
     kernel_DIC = jnp.concatenate([toeplitz(h_DC), carry_DNC], axis=1).astype(dtype)
     u_BMCD = u_BTD.reshape(batch, time // size, size, channels)
-    # What each chunk adds to the state at its end; its last token has response[0], so reversed.
     inflow_MBND = jnp.einsum(
         "cn,bmcd->mbnd",
-        _constant(response_CN[::-1]).astype(dtype),
+        _constant(response_CN[::-1]).astype(dtype),  # the last token of a chunk has response[0]
         u_BMCD,
         preferred_element_type=jnp.float32,
     )
