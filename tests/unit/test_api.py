@@ -179,7 +179,7 @@ def test_a_run_is_found_by_name_or_path_and_loads_onto_any_mesh(
         assert all(jax.tree.leaves(same))
     assert load_run(folder / "straight", checkpoint=STEPS).step == STEPS
     for missing in (folder / "none", "none"):
-        with pytest.raises(ValueError, match=r"no such run in .*; there: .*straight"):
+        with pytest.raises(ValueError, match=r"no such run in .*; runs there: .*straight"):
             load_run(missing, checkpoint_dir=folder)
     with pytest.raises(ValueError, match="'3' is not in"):
         load_run(folder / "straight", checkpoint=3)
