@@ -1,4 +1,4 @@
-"""Settings in YAML files: reading them, and writing them with what each means.
+"""YAML files of settings: reading them, and writing them with the meaning of each setting.
 
 Imports no JAX. Read `read_yaml`, then `to_yaml`.
 """
@@ -25,10 +25,11 @@ from spectral_dist.settings.hints import hint
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, which by itself would silently keep the last of two equal keys."""
+    """YAML's safe loader, with an error for a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        # By itself YAML keeps the last of two equal keys, without a word.
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"{key!r} is given twice")
@@ -61,29 +62,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def mark_derived(values: dict[str, Any]) -> dict[str, Any]:
-    """Say which values of a run's own file were derived, where the file does not say so itself.
+    """Find which values of a run's config.yaml were derived, if an old file does not say so.
 
-    Files written before settings had sections hold every setting, the derived ones as if they had
-    been given. A file that somebody wrote leaves some out: all that is in it was meant.
+    Files written before settings had sections hold every setting, and derived ones like given ones.
+    A value that equals the derived default is taken for derived.
     """
+    # A file that somebody wrote leaves settings out: everything in it was meant.
     everything = {s.name for s in SETTINGS.values() if s.traits.flag != "" and not s.kinds}
     if "derived" in values or not everything <= set(values):
         return values
-    without = {name: value for name, value in values.items() if SETTINGS_DERIVE.get(name) is None}
+    without = {name: value for name, value in values.items() if _DERIVED.get(name) is None}
     try:
         fresh = resolve(from_flat(without)).nested()
-    except ValueError:  # not whole by itself; then nothing is known of it
+    except ValueError:  # the defaults break a rule here, so these values were given
         return values
     nested, _ = merge([values])
     derived = [
         path
-        for path in (SETTINGS[name].path for name in SETTINGS_DERIVE)
+        for path in (SETTINGS[name].path for name in _DERIVED)
         if value_at(nested, path) == value_at(fresh, path)
     ]
     return values | {"derived": derived}
 
 
-SETTINGS_DERIVE = {
+_DERIVED = {
     name: setting.traits.derive
     for name, setting in SETTINGS.items()
     if setting.traits.derive is not None
@@ -91,12 +93,13 @@ SETTINGS_DERIVE = {
 
 
 def to_yaml(config: Config) -> str:
-    """Return settings as a YAML file in sections, with what each setting means above it."""
+    """Return settings as YAML text in sections, with the meaning of each in a comment above it."""
     values, lines = config.nested(), []
     if config.derived:
-        lines.append("# derived: follow from other settings, and are derived again with them")
+        lines.append("# derived: these follow from other settings, and change with them")
         lines += [*_entry("derived", values["derived"], 0), ""]
     done: set[str] = set()
+    # In the order of declaration; PyYAML cannot write comments, so the lines are made here.
     for section in SECTIONS:
         top = section.partition(".")[0]
         for depth, part in enumerate(section.split(".")):
@@ -117,13 +120,14 @@ def to_yaml(config: Config) -> str:
 
 
 def _entry(name: str, value: Any, indent: int) -> list[str]:
+    # A list of mappings (datasets, phases) in block style; everything else on one line.
     flow = None if isinstance(value, list) and value and isinstance(value[0], dict) else True
     text = yaml.safe_dump(
         {name: plain(value)} if flow is None else plain(value),
         allow_unicode=True,
         default_flow_style=flow,
         sort_keys=False,
-        width=2**20,
-    ).removesuffix("...\n")
+        width=2**20,  # never wraps
+    ).removesuffix("...\n")  # YAML's end of document, which a lone scalar gets
     body = text.rstrip("\n") if flow is None else f"{name}: {text.strip()}"
     return [f"{'  ' * indent}{line}" for line in body.split("\n")]

@@ -1,4 +1,4 @@
-"""`python -m spectral_dist.outputs.report FOLDER`: draws report.html of a run on request."""
+"""`python -m spectral_dist.outputs.report FOLDER`: draw report.html of a run."""
 
 import argparse
 import sys
@@ -9,11 +9,11 @@ from spectral_dist.outputs.report.run_page import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the report of the folder named on the command line; return the exit status."""
+    """Draw the report of the run folder on the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m spectral_dist.outputs.report", description="Draw report.html of a run."
     )
-    parser.add_argument("folder", type=Path, help="the run's folder, which holds metrics.jsonl")
+    parser.add_argument("folder", type=Path, help="the run folder, which holds metrics.jsonl")
     folder = parser.parse_args(arguments).folder
     try:
         path = write_report(folder)
