@@ -21,7 +21,7 @@ _FAKE_DEVICES = "xla_force_host_platform_device_count"
 
 def main(argv: Sequence[str]) -> int:
     """Compile, report and judge; return the exit code."""
-    flags, rest = _parse(argv)
+    flags, rest = make_parser().read_some(argv)
     check_flags(flags)
     config = load_config(rest, "spectral_dist.dryrun")
     auto = config.mesh.mesh == AUTO_MESH
@@ -61,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     return DOES_NOT_FIT if report.verdict.fits is False else 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+def make_parser() -> Parser:
+    """Return the parser of this command's own flags; those of training come beside them."""
     parser = Parser(
         prog="python -m spectral_dist.dryrun",
         allow_abbrev=False,
@@ -78,7 +79,7 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--price_per_gpu_hour", type=float, help="for the cost, in any currency")
     parser.add_argument("--json", metavar="FILE", help="file to write the report to")
     parser.add_argument("--html", metavar="FILE", help="the same as a page for a browser")
-    return parser.read_some(argv)
+    return parser
 
 
 def prepare_environment() -> None:

@@ -38,9 +38,12 @@ UPLOAD_TIMEOUT = 5.0  # seconds to upload what is left at the end of training; b
 POLL_SECONDS = 1.0  # between two reads of metrics.jsonl
 
 
-def main(argv: Sequence[str]) -> int:
-    """Send the metrics of a run to Weights & Biases; return the exit code."""
-    parser = Parser(prog="python -m spectral_dist.outputs.wandb_mirror", description=main.__doc__)
+def make_parser() -> Parser:
+    """Return the argument parser of this command."""
+    parser = Parser(
+        prog="python -m spectral_dist.outputs.wandb_mirror",
+        description="Send the metrics of a run to Weights & Biases.",
+    )
     parser.add_argument("folder", metavar="RUN_FOLDER", help="with config.yaml and metrics.jsonl")
     parser.add_argument(
         "--mode", choices=("auto", "online", "offline"), default="auto", help="as wandb_mode"
@@ -58,7 +61,12 @@ def main(argv: Sequence[str]) -> int:
         type=int,
         help="size of metrics.jsonl, in bytes, before a resumed run appended to it",
     )
-    flags = parser.read(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Send the metrics of a run to Weights & Biases; return the exit code."""
+    flags = make_parser().read(argv)
     folder = Path(flags.folder)
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"RUN_FOLDER={flags.folder!r}: is not a run folder: it has no config.yaml")

@@ -16,7 +16,6 @@ from spectral_dist.settings.config import (
     Config,
     from_flat,
     known_names,
-    merge,
     resolve,
     value_at,
 )
@@ -67,37 +66,28 @@ def mark_derived(values: dict[str, Any]) -> dict[str, Any]:
     Files written before settings had sections hold every setting, and derived ones like given ones.
     A value that equals the derived default is taken for derived.
     """
+    # Such a file knows only AdamW, whose settings have short names.
+    short = [
+        s for s in SETTINGS.values() if s.traits.flag != "" and (not s.kinds or "adamw" in s.kinds)
+    ]
     # A file that somebody wrote leaves settings out: everything in it was meant.
-    everything = {s.name for s in SETTINGS.values() if s.traits.flag != "" and not s.kinds}
-    if "derived" in values or not everything <= set(values):
+    if "derived" in values or not {s.name for s in short} <= set(values):
         return values
-    without = {name: value for name, value in values.items() if _DERIVED.get(name) is None}
+    derivable = [s for s in short if s.traits.derive is not None]
+    names = {s.name for s in derivable}
+    without = {name: value for name, value in values.items() if name not in names}
     try:
-        fresh = resolve(from_flat(without)).nested()
+        fresh = resolve(from_flat(without)).flat()
     except ValueError:  # the defaults break a rule here, so these values were given
         return values
-    nested, _ = merge([values])
-    derived = [
-        path
-        for path in (SETTINGS[name].path for name in _DERIVED)
-        if value_at(nested, path) == value_at(fresh, path)
-    ]
+    derived = [s.path for s in derivable if values[s.name] == fresh[s.name]]
     return values | {"derived": derived}
-
-
-_DERIVED = {
-    name: setting.traits.derive
-    for name, setting in SETTINGS.items()
-    if setting.traits.derive is not None
-}
 
 
 def to_yaml(config: Config) -> str:
     """Return settings as YAML text in sections, with the meaning of each in a comment above it."""
-    values, lines = config.nested(), []
-    if config.derived:
-        lines.append("# derived: these follow from other settings, and change with them")
-        lines += [*_entry("derived", values["derived"], 0), ""]
+    values = config.nested()
+    lines: list[str] = []
     done: set[str] = set()
     # In the order of declaration; PyYAML cannot write comments, so the lines are made here.
     for section in SECTIONS:
@@ -112,7 +102,13 @@ def to_yaml(config: Config) -> str:
             if setting.section == section and setting.belongs_to(config):
                 name = setting.path.rpartition(".")[2]
                 lines.append(f"{'  ' * indent}# {setting.help}")
-                lines += _entry(name, value_at(values, setting.path), indent)
+                entry = _entry(name, value_at(values, setting.path), indent)
+                # A derived value is a comment: who changes hidden_dim in the file gets the mlp_dim
+                # that goes with it.
+                if setting.path in config.derived:
+                    follows = ", ".join(setting.traits.follows)
+                    entry = [f"{'  ' * indent}# {entry[0].strip()}  # follows from {follows}"]
+                lines += entry
         if top == "data":
             for name in LISTS:
                 lines += ["", *_entry(name, values[name], 0)]
