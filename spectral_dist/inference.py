@@ -107,6 +107,7 @@ def load_run(
         mesh = make_mesh(shape, jax.devices()[:1] if shape == (1, 1, 1) else None)
     folder = _run_folder(run, checkpoint_dir)
     step = resolve(folder, str(checkpoint))
+    # Nothing is saved, so `keep` deletes nothing.
     checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)
     try:
         with jax.set_mesh(mesh):
@@ -115,7 +116,7 @@ def load_run(
             config = stored_config(description)
             state, _ = checkpoints.restore(abstract_state(config, mesh), step)
     finally:
-        checkpoints.close()
+        checkpoints.close()  # ends Orbax's threads
     return LoadedRun(config, state.params, step, description, mesh)
 
 
@@ -231,5 +232,5 @@ def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be positive")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature}: must be finite and not negative")
-    if not 0 <= seed < 2**31:
+    if not 0 <= seed < 2**31:  # as `seed` of a run; JAX would wrap others around
         raise ValueError(f"seed={seed}: must be at least 0 and below 2**31")

@@ -93,7 +93,7 @@ class Trainer:
             with the text, the devices, the folder or the checkpoint.
         """
         self._broken = self._closed = False
-        self._stop = stop or StopSignal()
+        self._stop = stop or StopSignal()  # not entered, so a notebook's Ctrl-C stays its own
         self._processes = processes or Processes(self._stop)
         config = make_config(config, settings)
         # Everything opened below is closed again if a later part of the set-up fails.
@@ -184,13 +184,14 @@ class Trainer:
         as time of the step.
 
         Raises:
-          ValueError: after max_bad_steps non-finite steps in a row, or where memory ran out.
+          ValueError: after max_bad_steps non-finite steps in succession, or if memory runs out.
         """
         with self._training(self.config.run.steps):
             while self._advance():
                 # A step's record comes one step later, so that the devices never wait for the host.
                 yield from self._unread.take()
             self._finish()
+        # Outside `_training`: the time that the caller takes now belongs to no step.
         yield from self._unread.take()
 
     def run_until(self, step: int) -> list[Record]:
@@ -266,6 +267,7 @@ class Trainer:
 
         They are not added to the records, which hold the evaluations that `eval_every` plans.
         """
+        # Excluded from the throughput, or tokens per second would drop in the next record.
         with self._working(), self._throughput.excluded():
             return self._milestones.measure(self.params)
 
@@ -328,7 +330,8 @@ class Trainer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; after an error nothing is saved."""
+        """Close; after an error, save nothing."""
+        # The error may come from a state that is wrong: the last good checkpoint stays the latest.
         self.close() if error is None else self._release()
 
     # ---- contexts ----
@@ -337,7 +340,7 @@ class Trainer:
     def _training(self, until: int) -> Iterator[None]:
         """Measure the throughput while the caller trains up to a step."""
         self._until = until
-        self._asked.clear()
+        self._stop_requested.clear()  # a stop of an earlier loop must not end this one
         self._throughput.resume()
         try:
             yield
@@ -364,7 +367,7 @@ class Trainer:
         """Turn an error of JAX's runtime, such as out of memory, into one line for the user."""
         try:
             yield
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:  # device's or host's memory
             raise explain(error, config) from error
 
 

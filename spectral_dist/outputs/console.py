@@ -141,7 +141,7 @@ class Console:
 
     def _warn_skipped(self, record: Record) -> None:
         """Warn of skipped steps above the progress bar, which has no room for them."""
-        skipped = record.metrics.get("train/skipped_steps", 0.0)
+        skipped = record.metrics.get("train/skipped_steps", 0.0)  # a total, so warn only on growth
         if skipped > self._skipped:
             self.warn(
                 f"{skipped:.0f} steps skipped so far because loss or gradient was not finite (at"

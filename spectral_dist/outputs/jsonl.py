@@ -104,7 +104,7 @@ def _drop_after(path: Path, resume_step: int) -> None:
     # The run repeats the steps after its last checkpoint: each must stand in the file once.
     kept = bytearray()
     content = path.read_bytes()
-    for line in content.splitlines():
+    for line in content.splitlines():  # bytes: only \n and \r end a line, not U+2028 in a name
         values = _parse(line)
         if values is not None and values["step"] <= resume_step and resume_step > 0:
             kept += line + b"\n"

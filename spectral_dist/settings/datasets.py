@@ -48,6 +48,7 @@ def from_lists(lists: Mapping[str, Any], earlier: Any) -> list[dict[str, Any]]:
             f"data_weights={shown}: {len(weights)} weights for {len(found)} files in data_paths"
             f" ({', '.join(names)}); give one for each file"
         )
+    # Checked here and not by the model, to name the flag and the file that the user wrote.
     for weight, name in zip(weights, names, strict=True):
         if not math.isfinite(weight) or weight < 0:
             raise ValueError(

@@ -39,6 +39,7 @@ class _Common:
     schedule: Literal["cosine", "wsd"] = setting(
         "cosine", "decay of the learning rate after warm-up", compiled=True
     )
+    # For "wsd" only; "cosine" decays from the end of the warm-up.
     decay_fraction: Float = share(0.2, "share of the steps that wsd decays over, at the end")
     final_lr_fraction: Float = share(0.1, "last learning rate, as a share of the peak")
     weight_decay: Float = not_negative(
@@ -50,7 +51,7 @@ class _Common:
     )
     z_loss: Float = not_negative(
         0.0,
-        "weight of the squared log of the softmax's sum (1e-4 is usual)",
+        "weight of the z-loss, the squared log of the softmax's denominator (1e-4 is usual)",
         compiled=True,
     )
 

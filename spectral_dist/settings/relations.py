@@ -43,6 +43,7 @@ def check_relations(config: "Config") -> None:
     # Only the mixers in use: a pattern without attention needs no valid num_kv_heads.
     for name in dict.fromkeys(model.pattern):
         getattr(config.mixers, name).check(model, mesh)
+    # A warm-up longer than the run would never reach the learning rate that was asked for.
     if (warmup := cast(int, config.optimizer.warmup_steps)) > run.steps:
         raise ValueError(f"warmup_steps={warmup}: must be at most steps={run.steps}")
     _check_phases(config)

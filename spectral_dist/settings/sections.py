@@ -54,11 +54,13 @@ class RunConfig:
     log_every: Int = positive(10, "steps between two lines of metrics", resume="silent")
     # A save costs 0.26 s of training, of which it blocks 0.05 s (155 MB of state, two CPU cores).
     save_every: Int = positive(500, "steps between two checkpoints")
+    # At least 2 in practice: if the latest one is damaged, resuming takes the one before it.
     keep: Int = positive(
         2,
         "number of latest checkpoints to keep, beside the one with the best validation",
         resume="silent",
     )
+    # A single bad batch is skipped and forgotten; more in succession mean that training has diverged.
     max_bad_steps: Int = positive(10, "non-finite steps in succession after which the run stops")
     # Loading JAX can take a minute on a busy file system; schedulers start hosts one by one.
     start_timeout: Float = positive(300.0, "seconds in which all processes must report in")
@@ -264,6 +266,7 @@ class EvalConfig:
         "context lengths of the extrapolation table, as multiples of seq_len",
         compiled=True,
     )
+    # The same last seq_len tokens of each, with more context in front: a difference is not chance.
     extrapolation_windows: Int = positive(
         64, "windows of long held-out documents to evaluate at every context length, per dataset"
     )

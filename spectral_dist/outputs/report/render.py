@@ -49,6 +49,7 @@ def bold(text: str) -> Markup:
     return Markup("<b>{}</b>").format(text)
 
 
+# Cached: parsing the templates is slower than filling them.
 @functools.cache
 def environment(folder: Path = SHARED) -> Environment:
     """Return the jinja environment of a folder of templates, the shared templates included."""
