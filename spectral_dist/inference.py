@@ -232,5 +232,5 @@ def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be positive")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature}: must be finite and not negative")
-    if not 0 <= seed < 2**31:  # as `seed` of a run; JAX would wrap others around
+    if not 0 <= seed < 2**31:  # the range of a run's `seed`
         raise ValueError(f"seed={seed}: must be at least 0 and below 2**31")

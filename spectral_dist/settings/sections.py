@@ -60,7 +60,7 @@ class RunConfig:
         "number of latest checkpoints to keep, beside the one with the best validation",
         resume="silent",
     )
-    # A single bad batch is skipped and forgotten; more in succession mean that training has diverged.
+    # A single bad batch is skipped; many in succession mean that training has diverged.
     max_bad_steps: Int = positive(10, "non-finite steps in succession after which the run stops")
     # Loading JAX can take a minute on a busy file system; schedulers start hosts one by one.
     start_timeout: Float = positive(300.0, "seconds in which all processes must report in")
