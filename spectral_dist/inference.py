@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from spectral_dist.data.tokenizers import find_tokenizer
+from spectral_dist.data.tokenizers import Tokenizer, find_tokenizer
 from spectral_dist.mesh import make_mesh
 from spectral_dist.model.lm import State
 from spectral_dist.model.sampling import sample
@@ -193,33 +194,36 @@ class Generator:
         """
         # Checked here and not in a generator function, where it would wait for the first piece.
         check_sampling(max_new_tokens, temperature, seed)
-        run = self.run
+        run, tokenizer = self.run, find_tokenizer(self.run.config)
         tokens = sample(
             model_spec(run.config),
             run.params,
-            prompt.encode(errors="replace"),  # a lone surrogate has no UTF-8
-            end=find_tokenizer(run.config).end,
+            # A lone surrogate, which no UTF-8 can hold, becomes "?".
+            tokenizer.encode(prompt.encode(errors="replace")),
+            end=tokenizer.end,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             key=jax.random.key(seed),
             copies=math.prod(run.mesh.devices.shape[:2]),  # one sequence for each shard
         )
-        return _characters(tokens, run.mesh)
+        return _characters(tokens, tokenizer, run.mesh)
 
 
-def _characters(tokens: Iterator[int], mesh: Mesh) -> Iterator[str]:
-    """Decode UTF-8 bytes into whole characters; invalid ones become U+FFFD."""
-    # One character is up to four bytes, and so up to four tokens.
+def _characters(tokens: Iterator[int], tokenizer: Tokenizer, mesh: Mesh) -> Iterator[str]:
+    """Decode tokens into whole characters; invalid UTF-8 becomes U+FFFD."""
+    # A character of several bytes may be spread over as many tokens.
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     while True:
         # Left before the yield, or the mesh would be set in the caller's own code too.
         with jax.set_mesh(mesh):
             token = next(tokens, None)
-        end = token is None
-        if piece := decoder.decode(b"" if token is None else bytes([token]), final=end):
+        if token is None:
+            break
+        text = tokenizer.decode(np.array([token], tokenizer.dtype))
+        if piece := decoder.decode(text):
             yield piece
-        if end:
-            return
+    if piece := decoder.decode(b"", final=True):
+        yield piece
 
 
 def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:

@@ -313,7 +313,7 @@ class Trainer:
         # After a failed step there is no state left that could be saved.
         if not (self._closed or self._broken):
             with self._working():
-                self._milestones.save_what_is_new(self._progress)
+                self._milestones.save_if_unsaved(self._progress)
         self._release()
 
     def _release(self) -> None:

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.api import Generator, LoadedRun, Record, Trainer, load_run
+from spectral_dist.api import Generator, LoadedRun, Record, load_run
+from spectral_dist.data.tokenizers import BYTES
 from spectral_dist.inference import _characters, check_sampling
+from spectral_dist.trainer import Trainer
 from spectral_dist.training.state import TrainState
 from tests.end_to_end.conftest import write_text
 
@@ -87,7 +89,7 @@ def test_a_run_with_breaks_is_the_same_run(folder: Path, straight: dict[int, flo
     assert trainer.saved().steps == [5]
     assert jax.sharding.get_abstract_mesh().empty  # the mesh is set while the trainer works only
     trainer.close()
-    with pytest.raises(ValueError, match="this Trainer is closed; a new one goes on"):
+    with pytest.raises(ValueError, match="this Trainer is closed; a new one resumes"):
         trainer.run_until(6)
     trainer.close()
 
@@ -192,7 +194,8 @@ def test_text_is_drawn_by_seed_and_streamed_in_whole_characters(run: LoadedRun) 
     pieces = list(generator.stream("a", max_new_tokens=8, temperature=2.0, seed=1))
     assert "".join(pieces) == texts[0]
     spelt = "ağ😀".encode() + b"\xff" + "é".encode() + b"\xc4"
-    assert list(_characters(iter(spelt), run.mesh)) == ["a", "ğ", "😀", "\ufffd", "é", "\ufffd"]
+    characters = list(_characters(iter(spelt), BYTES, run.mesh))
+    assert characters == ["a", "ğ", "😀", "\ufffd", "é", "\ufffd"]
 
 
 @pytest.mark.parametrize(
