@@ -239,7 +239,7 @@ def _watch(training_ended: threading.Event, warnings: Warnings) -> None:
     training_ended.set()
     # Training, if it is alive, ends us after CLOSE_TIMEOUT. If it was killed, this does.
     time.sleep(CLOSE_TIMEOUT + 1)
-    warnings.warn("W&B did not finish: what is missing there is in metrics.jsonl")
+    warnings.warn("W&B did not finish: metrics.jsonl has what is missing there")
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)  # with W&B's own process, which would outlive us
     os._exit(1)
