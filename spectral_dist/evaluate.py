@@ -16,11 +16,10 @@ import jax
 from spectral_dist.atomic_file import write_text
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.data.tokens import TokenFile, prepare
-from spectral_dist.mesh import make_mesh
+from spectral_dist.inference import LoadedRun, load_run
 from spectral_dist.outputs.console import Console
-from spectral_dist.settings import Config, MeshConfig, from_flat, resolve
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.evaluation import Evaluation
-from spectral_dist.training.resume import LoadedRun, load_run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,15 +27,17 @@ def main(argv: Sequence[str]) -> int:
     flags = _parse(argv)
     if flags.json and (Path(flags.json).is_dir() or not Path(flags.json).parent.is_dir()):
         raise ValueError(f"json={flags.json!r}: must name a file in a folder that exists")
-    shape = MeshConfig(mesh=flags.mesh).shape
-    devices = jax.devices()[:1] if shape == (1, 1, 1) else None
-    mesh = make_mesh(shape, devices)
     console = Console(0)
-    with jax.set_mesh(mesh):
-        loaded = load_run(flags.checkpoint_dir, flags.run_name, flags.checkpoint, mesh)
-        files = open_texts(loaded, flags.data_paths, console)
-        config = _config(loaded.config, flags, files)
-        evaluation = Evaluation(config, files, mesh, report=console.note)
+    loaded = load_run(
+        flags.run_name,
+        checkpoint_dir=flags.checkpoint_dir,
+        checkpoint=flags.checkpoint,
+        mesh=flags.mesh,
+    )
+    files = open_texts(loaded, flags.data_paths, console)
+    config = _config(loaded.config, flags, files)
+    with jax.set_mesh(loaded.mesh):
+        evaluation = Evaluation(config, files, loaded.mesh, report=console.note)
         measured = evaluation.by_source(loaded.params) | evaluation.extrapolation(loaded.params)
     if not measured:
         raise ValueError(

@@ -4,20 +4,12 @@ Works by the recurrent form: memory and time for each byte do not depend on how 
 Read `main` first.
 """
 
-import codecs
-import math
 import sys
 import time
 from collections.abc import Sequence
 
-import jax
-
 from spectral_dist.command_line import Parser, run_main
-from spectral_dist.data.tokenizers import find_tokenizer
-from spectral_dist.mesh import make_mesh
-from spectral_dist.model.sampling import sample
-from spectral_dist.training.resume import load_run
-from spectral_dist.training.state import model_spec
+from spectral_dist.inference import Generator, check_sampling
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,36 +25,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     flags = parser.read(argv)
-    if flags.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={flags.max_new_tokens}: must be positive")
-    if not 0 <= flags.temperature < math.inf:
-        raise ValueError(f"temperature={flags.temperature}: must be finite and not negative")
-    if not 0 <= flags.seed < 2**31:
-        raise ValueError(f"seed={flags.seed}: must be at least 0 and below 2**31")
-
-    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        loaded = load_run(flags.checkpoint_dir, flags.run_name, flags.checkpoint, mesh)
-        text = sample(
-            model_spec(loaded.config),
-            loaded.params,
-            flags.prompt.encode(errors="replace"),
-            end=find_tokenizer(loaded.config).end,
-            max_new_tokens=flags.max_new_tokens,
-            temperature=flags.temperature,
-            key=jax.random.key(flags.seed),
-        )
-        sys.stdout.write(flags.prompt)
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        times = []
-        for byte in text:
-            times.append(time.perf_counter())
-            sys.stdout.write(decoder.decode(bytes([byte])))
-            sys.stdout.flush()
-        sys.stdout.write(decoder.decode(b"", final=True) + "\n")
+    check_sampling(flags.max_new_tokens, flags.temperature, flags.seed)
+    generator = Generator(
+        flags.run_name, checkpoint_dir=flags.checkpoint_dir, checkpoint=flags.checkpoint
+    )
+    pieces = generator.stream(
+        flags.prompt,
+        max_new_tokens=flags.max_new_tokens,
+        temperature=flags.temperature,
+        seed=flags.seed,
+    )
+    sys.stdout.write(flags.prompt)
+    times, sizes = [], []
+    for piece in pieces:
+        times.append(time.perf_counter())
+        sizes.append(len(piece.encode()))
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
     if len(times) > 2:  # the first two compile
-        each = (times[-1] - times[1]) / (len(times) - 2)
-        sys.stderr.write(f"{len(times)} bytes, {each * 1e3:.1f} ms a byte\n")
+        each = (times[-1] - times[1]) / sum(sizes[2:])
+        sys.stderr.write(f"{sum(sizes)} bytes, {each * 1e3:.1f} ms a byte\n")
     return 0
 
 

@@ -111,6 +111,13 @@ def _automatic_axes() -> set[str]:
     return set(mesh.axis_names) - set(mesh.manual_axes)
 
 
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """Return the axes of the mesh in use that divide a logical axis; none where no mesh is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    allowed = _automatic_axes()
+    return tuple(m for m in RULES[axis] if m in allowed and mesh.shape[m] > 1)
+
+
 def _spec(axes: Axes, allowed: set[str]) -> PartitionSpec:
     return PartitionSpec(*(tuple(m for m in RULES[axis] if m in allowed) or None for axis in axes))
 

@@ -7,7 +7,8 @@ interpreter, not a fork (JAX's threads would not survive one) and not `multiproc
 children import the main module again, JAX included).
 
 Not started this way: the copies of a training run (`launch.py`: they share the console and get its
-signals) and the control service (`cluster/start.py`: it has to outlive its parent). Imports no JAX.
+signals), the control service (`cluster/start.py`) and the mirror of W&B (`outputs/wandb.py`), which
+have to outlive their parent. Imports no JAX.
 Read `ModuleProcess`; a module that is started uses `read_request` and `say`.
 """
 

@@ -34,12 +34,65 @@ os.environ["XDG_CACHE_HOME"] = _caches.name
 
 import jax  # noqa: E402 - reads the environment when it is imported
 from jaxtyping import install_import_hook  # noqa: E402
+from xdist.scheduler import LoadFileScheduling  # noqa: E402
+
+from tests import warm  # noqa: E402
+from tests.processor_time import ProcessorTime  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # The shapes and types written in the model's annotations are checked at every call.
 install_import_hook("spectral_dist.model", "beartype.beartype")
+
+# The dearest files first, so that small ones fill the gaps at the end.
+_ORDER = ("multiprocess", "end_to_end", "golden", "distributed", "oracle", "unit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ProcessorTime())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(warm.ROOT / "tests").parts[0]
+        return _ORDER.index(folder) if folder in _ORDER else len(_ORDER)
+
+    items.sort(key=place)
+
+
+class WaitingApart(LoadFileScheduling):
+    """Gives each process that runs tests whole files, and those that wait to one process each.
+
+    Tests of several processes mostly wait: side by side they would leave the cores idle first and
+    be in each other's way later. As two long pieces of work, SLURM's and the others, they lie
+    beside what computes.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        if "multiprocess/" not in file:
+            return file
+        return "slurm" if "slurm" in file else "processes"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return WaitingApart(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_server() -> Iterator[None]:
+    """End the process that programs are forked from."""
+    yield
+    warm.stop_server()
+
+
+@pytest.fixture
+def mixed_types() -> Iterator[None]:
+    """Let Optax, which a test calls by itself, mix its integer counts with floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,9 @@ class StopSignal:
         self._pipe = (-1, -1)
 
     def __enter__(self) -> "StopSignal":
-        """Take the signals over."""
+        """Take the signals over; only the main thread may, so that elsewhere nothing is heard."""
+        if threading.current_thread() is not threading.main_thread():
+            return self
         # The operating system's handler writes the number here at once; Python's own waits until
         # the main thread runs Python again.
         self._pipe = os.pipe()
@@ -77,6 +79,8 @@ class StopSignal:
         traceback: TracebackType | None,
     ) -> None:
         """Give the signals back; once stopping, a scheduler's second one no longer counts."""
+        if not self._before:
+            return
         for number, handler in self._before.items():
             stopping = self.received is not None and number != signal.SIGINT
             signal.signal(number, signal.SIG_IGN if stopping else handler)

@@ -30,6 +30,18 @@ from spectral_dist.training.metrics import (
 SMOOTHING = 0.3
 
 
+# The figures of a training line, in order: name, form, factor before printing.
+COLUMNS = (
+    ("train/loss", "loss {:6.4f}", 1.0),
+    ("train/bits_per_byte", "{:6.4f} bits/byte", 1.0),
+    ("train/grad_norm", "grad {:7.3g}", 1.0),
+    ("optimizer/learning_rate", "lr {:7.1e}", 1.0),
+    ("perf/tokens_per_second", "{:>9,.0f} tokens/s", 1.0),
+    ("perf/data_wait_seconds", "data wait {:5.1f} ms", 1e3),
+    ("perf/mfu", "mfu {:4.1f}%", 1e2),
+)
+
+
 class _Screen(rich.console.Console):
     """A rich console that outlives its pipe: rich's own ends the program."""
 
@@ -207,21 +219,19 @@ def training_line(record: Record, total: int, left: str) -> str:
     """
     metrics = record.metrics
     parts = [_step(record.step, total)]
-    columns = (
-        ("train/loss", "loss {:6.4f}", 1.0),
-        ("train/bits_per_byte", "{:6.4f} bits/byte", 1.0),
-        ("train/grad_norm", "grad {:7.3g}", 1.0),
-        ("optimizer/learning_rate", "lr {:7.1e}", 1.0),
-        ("perf/tokens_per_second", "{:>9,.0f} tokens/s", 1.0),
-        ("perf/data_wait_seconds", "data wait {:5.1f} ms", 1e3),
-        ("perf/mfu", "mfu {:4.1f}%", 1e2),
-    )
-    for name, form, scale in columns:
+    for name, form, scale in COLUMNS:
         if name in metrics:
             parts.append(_formatted(form, metrics[name] * scale))
+    parts += [f"{name[6:]} {_formatted('{:.4g}', metrics[name])}" for name in _others(metrics)]
     parts.append(f"left {left}")
     parts += _skipped(metrics)
     return "  ".join(parts)
+
+
+def _others(metrics: Mapping[str, float]) -> list[str]:
+    """Return the figures train/<name> without a column of their own; train/a/b is not printed."""
+    known = {name for name, _, _ in COLUMNS} | {"train/skipped_steps"}
+    return [n for n in metrics if n.startswith("train/") and n.count("/") == 1 and n not in known]
 
 
 def bar_figures(metrics: Mapping[str, float], left: str) -> str:

@@ -134,17 +134,20 @@ def read_metrics(path: Path) -> list[Record]:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"metrics file {str(path)!r}: cannot be read: {error.strerror}") from error
-    records: list[Record] = []
-    for line in content.splitlines():
-        values = _parse(line)
-        if values is None:
-            continue
-        step = values.pop("step")
-        values.pop("time", None)
-        metrics = {
-            name: math.nan if value is None else float(value)
-            for name, value in values.items()
-            if value is None or isinstance(value, int | float)
-        }
-        records.append(Record(step=step, metrics=metrics))
-    return records
+    records = (parse_record(line) for line in content.splitlines())
+    return [record for record in records if record is not None]
+
+
+def parse_record(line: bytes) -> Record | None:
+    """Return the record of one line; None if the line is damaged. A null becomes NaN."""
+    values = _parse(line)
+    if values is None:
+        return None
+    step = values.pop("step")
+    values.pop("time", None)
+    metrics = {
+        name: math.nan if value is None else float(value)
+        for name, value in values.items()
+        if value is None or isinstance(value, int | float)
+    }
+    return Record(step=step, metrics=metrics)

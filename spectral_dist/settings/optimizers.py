@@ -5,7 +5,7 @@ are the keys of the table `spectral_dist.training.optimizers.OPTIMIZERS`; a test
 against each other. Imports no JAX.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -76,9 +76,18 @@ class MuonConfig(_Adam):
     name: Literal["muon"] = setting(
         "muon", "which optimizer trains", flag="", resume="same", compiled=True
     )
-    momentum: Float = share(0.95, "Muon's decay of the momentum", flag="", compiled=True)
-    adam_lr: Float = positive(
-        1e-3, "peak learning rate of Adam, for what is no matrix", flag="", compiled=True
+    momentum: Float = share(0.95, "decay of the momentum", flag="", compiled=True)
+    ns_steps: Int = positive(
+        5, "Newton-Schulz steps that make a matrix orthogonal", flag="", le=20, compiled=True
+    )
+    # Muon's updates are scaled to the size of Adam's, so one rate is where to begin.
+    adam_lr: Float | None = positive(
+        None,
+        "peak learning rate of Adam, for norms, filters, embedding and head (default: lr)",
+        flag="",
+        compiled=True,
+        derive=lambda config: config.optimizer.lr,
+        follows=("optimizer.lr",),
     )
 
 
@@ -89,16 +98,17 @@ class LionConfig(_Common):
     name: Literal["lion"] = setting(
         "lion", "which optimizer trains", flag="", resume="same", compiled=True
     )
-    momentum: Float = share(0.99, "Lion's decay of the momentum", flag="", compiled=True)
+    momentum: Float = share(0.99, "decay of the momentum", flag="", compiled=True)
     interpolation: Float = share(
-        0.9, "Lion's share of the momentum in the update", flag="", compiled=True
+        0.9,
+        "share of the momentum in the update, beside the gradient",
+        flag="",
+        compiled=True,
     )
 
 
 OptimizerConfig = AdamWConfig | MuonConfig | LionConfig
 Optimizer = Annotated[OptimizerConfig, Field(discriminator="name")]
 OPTIMIZER_KINDS: dict[str, type] = {
-    "adamw": AdamWConfig,
-    "muon": MuonConfig,
-    "lion": LionConfig,
+    kind.__pydantic_fields__["name"].default: kind for kind in get_args(OptimizerConfig)
 }

@@ -132,7 +132,7 @@ class Checkpoints:
           ValueError: if there is no such checkpoint, it is damaged, or an array has another shape
             or type than `abstract_state` wants.
         """
-        self._finish()
+        self.wait()
         resolve(self.folder, str(step))
         try:
             return self._read(abstract_state, step, lambda description: None)
@@ -159,7 +159,7 @@ class Checkpoints:
           ValueError: if there are checkpoints but none can be read, or an array has another shape
             or type than `abstract_state` wants. Nothing has changed then.
         """
-        self._finish()
+        self.wait()
         damaged: list[int] = []
         for step in reversed(self._commit.as_coordinator_sees(self.steps())):
             try:
@@ -200,7 +200,7 @@ class Checkpoints:
         """
         start = time.perf_counter()
         try:
-            self._finish()
+            self.wait()
             # Orbax has collectives of its own, which must not run beside the step's.
             jax.block_until_ready(state)
             self._commit.begin()
@@ -212,9 +212,15 @@ class Checkpoints:
         finally:
             self.wait_seconds += time.perf_counter() - start
 
+    def wait(self) -> None:
+        """Wait for the save in flight, if there is one."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
     def close(self) -> None:
         """Wait for the save in flight and release Orbax's threads."""
-        self._finish()
+        self.wait()
         self._checkpointer.close()
 
     def _start(
@@ -249,12 +255,6 @@ class Checkpoints:
                     _delete(self.folder / str(old))
             except OSError as error:
                 self._warn(f"checkpoint {step} is saved, but its folder not tidied: {error}")
-
-    def _finish(self) -> None:
-        """Wait for the save in flight, if there is one."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
 
     def _report_failure(self, step: int, error: Exception) -> None:
         """Warn of a failed save and remove what it left, which may be what fills the disk."""

@@ -64,10 +64,10 @@ def train(
         waited = time.perf_counter() - started
         if batch is None:
             break
-        state, metrics = train_step(state, batch.tokens)
-        record = None
-        if pending is not None:
-            record = _read(*pending, config, tokens, throughput)
+        # A value that crosses unasked between host and devices makes every step wait for it.
+        with jax.transfer_guard("disallow"):
+            state, metrics = train_step(state, batch.tokens)
+            record = None if pending is None else _read(*pending, config, tokens, throughput)
         throughput.add(1, tokens, data_wait=waited)
         pending = (batch.step + 1, metrics)
         yield Progress(batch.step + 1, state, record)
@@ -85,7 +85,7 @@ def _read(
 ) -> Record | None:
     """Wait for a step, stop the run if it must, and return its record if it is due."""
     values = {name: float(value) for name, value in jax.device_get(on_device).items()}
-    bad = int(values["bad_in_row"])
+    bad = int(values.pop("bad_in_row"))
     if bad >= config.run.max_bad_steps:
         raise ValueError(
             f"max_bad_steps={config.run.max_bad_steps}: loss or gradient was not finite in the last"
@@ -95,11 +95,13 @@ def _read(
         )
     if step % config.run.log_every and not last:
         return None
+    loss = values.pop("loss")
     metrics = {
-        "train/loss": values["loss"],
-        "train/bits_per_byte": values["loss"] * (tokens / values["bytes"]) / LN2,
-        "train/grad_norm": values["grad_norm"],
-        "train/skipped_steps": values["skipped"],
-        "optimizer/learning_rate": values["learning_rate"],
+        "train/loss": loss,
+        "train/bits_per_byte": loss * (tokens / values.pop("bytes")) / LN2,
+        "train/grad_norm": values.pop("grad_norm"),
+        "train/skipped_steps": values.pop("skipped"),
+        "optimizer/learning_rate": values.pop("learning_rate"),
     }
-    return Record(step, metrics | throughput.read())
+    # What else the step returns is a figure under the name that it has there: train/..., say.
+    return Record(step, metrics | values | throughput.read())

@@ -5,8 +5,9 @@ record: no terminal, no file and no tracker is named here, and JAX is not import
 and `Throughput` first.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -134,6 +135,18 @@ class Throughput:
         assert self._paused_at is not None, "not paused"
         self._excluded += self._clock() - self._paused_at
         self._paused_at = None
+
+    @contextlib.contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Stop the clock for a while, whether it runs or not."""
+        ran = self._paused_at is None
+        if ran:
+            self.pause()
+        try:
+            yield
+        finally:
+            if ran:
+                self.resume()
 
     def read(self) -> dict[str, float]:
         """Return the figures of the window since the last read, and begin the next.

@@ -1,22 +1,18 @@
 """What a checkpoint says of its run, and what a run that resumes from it may change.
 
 Owns the description stored with every checkpoint and the comparison with the settings of today. The
-settings of the model must be the same; everything else may change, and is told. Read `resume`.
+settings of the model and the name of the optimizer must be the same; everything else may change,
+and is told. Read `resume`.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
-from jax.sharding import Mesh
-
 from spectral_dist.data.tokens import TokenFile
-from spectral_dist.params import Params
 from spectral_dist.settings import SETTINGS, Config, from_flat, resolve
 from spectral_dist.training.checkpoint import Checkpoints
-from spectral_dist.training.checkpoint import resolve as find_checkpoint
-from spectral_dist.training.state import TrainState, abstract_state
+from spectral_dist.training.state import TrainState
 
 
 def describe(config: Config, files: Sequence[TokenFile], next_row: int) -> dict[str, Any]:
@@ -103,6 +99,31 @@ def _reorders(name: str) -> bool:
     return name != "data_paths"  # the same text under another path is the same text
 
 
+def check_optimizer(config: Config, description: dict[str, Any]) -> None:
+    """Refuse a checkpoint that another optimizer wrote: its state means nothing to this one.
+
+    Raises:
+      ValueError: names both.
+    """
+    # Checkpoints older than the choice name none: theirs is the default, adamw.
+    now, then = config.optimizer.name, stored_config(description).optimizer.name
+    if now != then:
+        raise ValueError(
+            f"optimizer.name={now}: run_name={config.run.run_name!r} was trained with {then}, whose"
+            f" state is of no use to {now}; use --optimizer.name={then}, or another --run_name"
+        )
+
+
+def check_run(config: Config, description: dict[str, Any]) -> None:
+    """Refuse a checkpoint that these settings cannot go on from.
+
+    Raises:
+      ValueError: names each setting that differs, with both values.
+    """
+    check_optimizer(config, description)
+    check_model(config, description)
+
+
 def resume(
     checkpoints: Checkpoints,
     abstract: TrainState,
@@ -113,9 +134,10 @@ def resume(
     """Return the state, its step and the next row from the newest readable checkpoint, or None.
 
     Raises:
-      ValueError: if the model changed, or there are checkpoints and none can be read.
+      ValueError: if the model or the optimizer changed, or there are checkpoints and none can be
+        read.
     """
-    found = checkpoints.restore_latest(abstract, lambda stored: check_model(config, stored))
+    found = checkpoints.restore_latest(abstract, lambda stored: check_run(config, stored))
     if found is None:
         return None
     state, description = found
@@ -132,53 +154,6 @@ def resume(
             "the order of the data is another one from here on: some rows may come twice or never"
         )
     return state, step, int(description["next_row"])
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedRun:
-    """A trained model.
-
-    Attributes:
-      config: the settings it was trained with.
-      params: its parameters, on the mesh it was loaded onto.
-      step: completed steps.
-      description: what its checkpoint says.
-    """
-
-    config: Config
-    params: Params
-    step: int
-    description: dict[str, Any]
-
-
-def load_run(checkpoint_dir: str, run_name: str, checkpoint: str, mesh: Mesh) -> LoadedRun:
-    """Load one checkpoint of a run onto a mesh, changing nothing.
-
-    Args:
-      checkpoint_dir: folder of the runs.
-      run_name: the run.
-      checkpoint: checkpoint_0 (latest), checkpoint_1 (previous) or a step.
-      mesh: of any shape.
-
-    Raises:
-      ValueError: if there is no such run or checkpoint, or it cannot be read.
-    """
-    folder = Path(checkpoint_dir) / run_name
-    if not run_name or not folder.is_dir():
-        there = sorted(p.name for p in Path(checkpoint_dir).glob("*") if p.is_dir())
-        raise ValueError(
-            f"run_name={run_name!r}: no such run in {checkpoint_dir};"
-            f" there: {', '.join(there) or 'none'}"
-        )
-    step = find_checkpoint(folder, checkpoint)
-    checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)
-    try:
-        description = checkpoints.describe(step)
-        config = stored_config(description)
-        state, _ = checkpoints.restore(abstract_state(config, mesh), step)
-    finally:
-        checkpoints.close()
-    return LoadedRun(config, state.params, step, description)
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ derived from the description of the parameters. Read `TrainState`, then `abstrac
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,11 @@ from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.model.lm import SpectralLM, describe_model
 from spectral_dist.params import ModelSpec, Params
 from spectral_dist.settings import Config
-from spectral_dist.training.optimizer import make_optimizer
+from spectral_dist.training.optimizers import make_optimizer
+
+# Elements of the largest array of an optimizer's state that is replicated for want of a parameter
+# like it: 4 KiB on every device.
+SMALL = 1024
 
 
 @jax.tree_util.register_dataclass
@@ -54,26 +59,67 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """Return the state's shapes, dtypes and shardings, with no array made.
 
     Raises:
-      ValueError: names a parameter that the mesh cannot divide.
+      ValueError: names a parameter that the mesh cannot divide, or an array of the optimizer's
+        state that has no place.
     """
     spec = model_spec(config)
     shapes = jax.eval_shape(lambda params: _first_state(config, params), spec.shapes)
-    placed = spec.shardings(mesh)
+    params = spec.shardings(mesh)
+    opt_state = opt_state_shardings(shapes.moments, shapes.params, params)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    like_params = jax.tree.structure(shapes.params)
-
-    def is_params(node: Any) -> bool:
-        return jax.tree.structure(node) == like_params
-
-    # Each moment is a tree like the parameters and lies where they do; the counts lie everywhere.
-    moments = jax.tree.map(
-        lambda node: placed if is_params(node) else everywhere, shapes.moments, is_leaf=is_params
-    )
     shardings = jax.tree.map(lambda _: everywhere, shapes)
-    shardings = dataclasses.replace(shardings, params=placed, moments=moments)
+    shardings = dataclasses.replace(shardings, params=params, moments=opt_state)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
     )
+
+
+def opt_state_shardings(opt_state: Any, params: Params, shardings: Params) -> Any:
+    """Return the sharding of every array of an optimizer's state, found by its path.
+
+    An array lies where the parameter lies whose path is the end of its own: moments/1/mu/head like
+    head. So any tree of arrays like the parameters is sharded as they are, also one with holes in
+    it, as `optax.masked` and `optax.partition` make for a part of the parameters. Counts and other
+    small arrays are replicated.
+
+    Args:
+      opt_state: the shapes of the optimizer's state.
+      params: the shapes of the parameters.
+      shardings: of the parameters.
+
+    Raises:
+      ValueError: names a large array that is like no parameter. Replicated, it would take from
+        every device the memory that sharding saves: an optimizer must not do so unnoticed.
+    """
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    known = {
+        _names(path): (leaf.shape, where)
+        for (path, leaf), where in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def place(path: Any, array: jax.ShapeDtypeStruct) -> NamedSharding:
+        names = _names(path)
+        # The longest end first: of the parameters "a/scale" and "scale" the nearer one is meant.
+        for start in range(len(names)):
+            shape, where = known.get(names[start:], (None, None))
+            if where is not None and shape == array.shape:
+                return where
+        if math.prod(array.shape) <= SMALL:
+            return NamedSharding(mesh, PartitionSpec())
+        raise ValueError(
+            f"optimizer: its state's array {'/'.join(names)} of shape {array.shape} has neither the"
+            " path and shape of a parameter, to be sharded like it, nor at most"
+            f" {SMALL} elements, to be replicated"
+        )
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return the keys of a path as text, whatever kind of node each comes from."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def make_init(config: Config, mesh: Mesh) -> jax.stages.Wrapped:

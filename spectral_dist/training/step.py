@@ -20,7 +20,8 @@ from spectral_dist.mesh import RULES, constrain_like, sharding
 from spectral_dist.params import Params
 from spectral_dist.settings import Config
 from spectral_dist.training.loss import loss_sums, token_cross_entropy
-from spectral_dist.training.optimizer import learning_rate, make_optimizer
+from spectral_dist.training.optimizers import make_optimizer
+from spectral_dist.training.schedule import learning_rate
 from spectral_dist.training.state import TrainState, abstract_state, model_spec
 
 Metrics = dict[str, jax.Array]
@@ -54,8 +55,10 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     ) -> tuple[TrainState, Metrics]:
         loss, grads = accumulate(state.params, tokens_ABT)
         norm = optax.tree.norm(grads)
-        rate = schedule(state.step)
-        updates, moments = optimizer.update(grads, state.moments, state.params)
+        # Optax mixes its integer counts with floats; our own arithmetic also holds under "strict".
+        with jax.numpy_dtype_promotion("standard"):
+            rate = schedule(state.step)
+            updates, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         # Decided on the device, before anything changes: no bad number ever enters the state.
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))

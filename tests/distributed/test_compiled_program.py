@@ -184,7 +184,6 @@ def compile_apart(argument: str) -> str:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
         check=False,
     )
     assert done.stdout == "compiled\n", done.stderr[-2000:]

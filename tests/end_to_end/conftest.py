@@ -1,7 +1,7 @@
 """What the end-to-end tests share: tiny texts, a tiny model, and the real program to run on them.
 
-The programs are processes of their own, as a user starts them; compiled steps are shared through
-the cache that tests/conftest.py sets up.
+The programs are processes of their own, forked from one that has loaded JAX (tests/warm.py), and
+compiled steps are shared through the cache that tests/conftest.py sets up.
 """
 
 import os
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import finish
+from tests.warm import start_warm
 
 ROOT = Path(__file__).parents[2]
 _FLAGS = """--hidden_dim 32 --head_dim 16 --num_kv_heads 2 --num_layers 3 --layer_pattern spectral
@@ -63,7 +66,7 @@ class Program:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
             " --xla_backend_optimization_level=0",
         }
-        return subprocess.Popen(
+        return start_warm(
             self.command(*flags),
             cwd=self.folder,
             env=environment,
@@ -74,7 +77,7 @@ class Program:
 
     def run(self, *flags: str, devices: int = 1) -> "subprocess.CompletedProcess[str]":
         process = self.start(*flags, devices=devices)
-        out, err = process.communicate(timeout=300)
+        out, err = finish(process)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def run_folder(self, name: str) -> Path:

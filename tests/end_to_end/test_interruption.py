@@ -24,6 +24,7 @@ from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints, complete_steps
 from spectral_dist.training.state import TrainState, abstract_state
 from spectral_dist.training.step import batch_sharding
+from tests.waiting import finish
 
 STEPS = 200
 LONG = ["--steps", str(STEPS), "--save_every", "50", "--eval_every", "100"]
@@ -76,7 +77,7 @@ def at_first_loss(process: "subprocess.Popen[str]", *signals: signal.Signals) ->
     for number in signals:
         process.send_signal(number)
         time.sleep(0.03)  # two of one kind that arrive at once are one
-    out, err = process.communicate(timeout=120)
+    out, err = finish(process)
     return subprocess.CompletedProcess(process.args, process.returncode, "".join(before) + out, err)
 
 

@@ -11,8 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 _FLAGS = """--hidden_dim 64 --num_layers 3 --head_dim 32 --num_kv_heads 2 --seq_len 64 --window 16
     --chunk_size 16 --batch_size 8 --accum_steps 1 --steps 3 --eval_windows 2
@@ -32,7 +30,6 @@ def test_readme_names_every_entry_point() -> None:
     assert entries >= {f"spectral_dist.{name}" for name in ("train", "evaluate", "generate")}
 
 
-@pytest.mark.timeout(400)
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     story = "Bir varmış bir yokmuş, evvel zaman içinde küçük bir öğrenci yaşarmış. " * 12
@@ -58,7 +55,6 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
             capture_output=True,
             text=True,
-            timeout=200,
             check=False,
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"

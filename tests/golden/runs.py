@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from spectral_dist.assembly import open_batches, open_sources
 from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.mesh import make_mesh
-from spectral_dist.run import open_batches, open_sources
 from spectral_dist.sample_text.build import build_sample
 from spectral_dist.settings import from_flat, resolve
 from spectral_dist.training.evaluation import Evaluation

@@ -16,7 +16,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import ROOT
+from tests.waiting import Patience, wait_until
 
 SCRIPT = ROOT / "launch" / "slurm_l4.sh"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
@@ -68,15 +68,6 @@ PartitionName=l4 Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 RESOURCES = "CPUs=8 RealMemory=1000 Gres=gpu:l4:8"
 
 
-def wait_until(condition: Callable[[], object], what: object, seconds: float = 60) -> None:
-    """Wait for a condition; fail with `what` (called, if it can be) when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds} s: {what() if callable(what) else what}")
-        time.sleep(0.02)
-
-
 @dataclass
 class Slurm:
     """The cluster: its daemons and the commands that the tests give it."""
@@ -88,9 +79,7 @@ class Slurm:
 
     def command(self, *words: str) -> str:
         """Run one of SLURM's commands; return what it prints."""
-        done = subprocess.run(
-            words, env=self.environment, capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run(words, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         return done.stdout.strip()
 
@@ -111,7 +100,8 @@ class Slurm:
 
     def wait_for_idle_nodes(self) -> None:
         """Wait until the next job finds both nodes free."""
-        wait_until(lambda: self.node_states() == ["idle", "idle"], self.log)
+        patience = Patience(self.processes, self.node_states)
+        wait_until(lambda: self.node_states() == ["idle", "idle"], self.log, patience)
 
     def crash_node(self, node: str) -> None:
         """End a node's slurmd, its steps and their tasks at once, as if the power went."""
@@ -126,9 +116,10 @@ class Slurm:
                     with suppress(ProcessLookupError):
                         os.kill(each, signal.SIGKILL)
 
-    def processes(self, variable: str) -> list[int]:
-        """Return the processes of this cluster that have a variable ("NAME=value")."""
-        wanted = {variable.encode(), f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()}
+    def processes(self, *variables: str) -> list[int]:
+        """Return the processes of this cluster; those that have all variables ("NAME=value")."""
+        wanted = {f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()}
+        wanted |= {variable.encode() for variable in variables}
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -143,7 +134,7 @@ class Slurm:
 
     def stop(self) -> None:
         """Stop all that this cluster has started."""
-        with suppress(AssertionError, subprocess.TimeoutExpired):
+        with suppress(AssertionError, pytest.fail.Exception):
             self.command("scancel", "--user=root")
             self.wait_for_idle_nodes()
         for name in (*self.nodes, "slurmctld", "munged"):
@@ -154,7 +145,7 @@ class Slurm:
                 except subprocess.TimeoutExpired:
                     self.daemons[name].kill()
                     self.daemons[name].wait()
-        for pid in self.processes(f"SLURM_CONF={self.environment['SLURM_CONF']}"):
+        for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -205,24 +196,30 @@ class Job:
         for pid in found:
             os.kill(pid, signal.SIGKILL)
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 90) -> None:
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait for a condition, as long as the job or SLURM does something."""
+
+        def said() -> object:
+            return self.facts["JobState"], self.output(), self.logs()
+
+        patience = Patience(self.slurm.processes, said)
+        wait_until(condition, self.described, patience, interval=0.1)
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait for a condition; the job must not end before."""
-
-        def met_or_over() -> bool:
-            return bool(condition()) or self.facts["JobState"] in ("COMPLETED", "FAILED")
-
-        wait_until(met_or_over, self.described, seconds)
+        over = ("COMPLETED", "FAILED")
+        self.wait_until(lambda: condition() or self.facts["JobState"] in over)
         assert condition(), self.described()
 
-    def wait_for_text(self, pattern: str, seconds: float = 90) -> None:
+    def wait_for_text(self, pattern: str) -> None:
         """Wait until the job's output matches a regular expression."""
-        self.wait_for(lambda: re.search(pattern, self.output()), seconds)
+        self.wait_for(lambda: re.search(pattern, self.output()))
 
-    def wait_for_end(self, state: str = "COMPLETED", seconds: float = 150) -> dict[str, str]:
+    def wait_for_end(self, state: str = "COMPLETED") -> dict[str, str]:
         """Wait until the job is over, in this state; return its facts."""
         # Not NODE_FAIL, which a job is in until it is requeued.
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-        wait_until(lambda: self.facts["JobState"] in over, self.described, seconds)
+        self.wait_until(lambda: self.facts["JobState"] in over)
         facts = self.facts
         assert facts["JobState"] == state, self.described()
         return facts

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,22 +25,15 @@ from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.state import TrainState, abstract_state
 from tests.end_to_end.conftest import ROOT, SMALL, write_text
+from tests.waiting import Patience, wait_until
+from tests.warm import start_warm
 
 _MARK = "SPECTRAL_DIST_TEST_RUN"
-_TIMEOUT = 120.0
 # What the runtime prints of itself, whatever the program does.
 _NOISE = ("cudart_stub", "absl::InitializeLog", "[Gloo]")
 _DATA = ("--data_paths", "short.txt,long.txt")
 # The program, after the patch of one process: a fault that needs a hand inside.
 _START = "\nfrom spectral_dist.command_line import run_main\nrun_main(train.main)\n"
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = _TIMEOUT) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"{what}: not within {timeout:.0f} s"
-        time.sleep(0.02)
 
 
 @dataclass
@@ -86,27 +78,41 @@ class Run:
             assert met or not ended, f"{what}: the run has ended\n{self.told()}"
             return met
 
-        until(holds, what)
+        wait_until(holds, lambda: f"{what}\n{self.told()}", self._patience())
 
     def send(self, number: int, *ranks: int) -> None:
         """Send a signal to some of the processes."""
         for rank in ranks:
             self.ranks[rank].process.send_signal(number)
 
-    def wait(self, timeout: float = _TIMEOUT) -> list[int]:
+    def wait(self) -> list[int]:
         """Wait for the end of all; return their exit codes."""
-        end = time.monotonic() + timeout
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return [r.process.wait(end - time.monotonic()) for r in self.ranks]
-        raise AssertionError(f"the run goes on after {timeout:.0f} s\n{self.told()}")
+        processes = [r.process for r in self.ranks]
+        wait_until(
+            lambda: all(p.poll() is not None for p in processes),
+            lambda: f"the end of the run\n{self.told()}",
+            self._patience(),
+        )
+        return [p.wait() for p in processes]
+
+    def wait_until_gone(self) -> None:
+        """Wait until nothing is left of the run, its control service included."""
+        wait_until(lambda: not self.left(), lambda: f"{self.left()}\n{self.told()}")
+
+    def _patience(self) -> Patience:
+        files = [path for r in self.ranks for path in (r.stdout, r.stderr)]
+        return Patience(self.left, lambda: [path.stat().st_size for path in files])
 
     def left(self) -> list[int]:
         """Return the processes of the run that still live, those that it started included."""
-        mark, found = f"{_MARK}={self.mark}".encode(), []
+        # A fork has the variables of what it was forked from: its own are not seen from outside.
+        mark, own = f"{_MARK}={self.mark}".encode(), [r.process for r in self.ranks]
+        found = [process.pid for process in own if process.poll() is None]
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-                if state != "Z" and mark in (folder / "environ").read_bytes().split(b"\0"):
+                marked = mark in (folder / "environ").read_bytes().split(b"\0")
+                if state != "Z" and marked and int(folder.name) not in found:
                     found.append(int(folder.name))
         return found
 
@@ -187,7 +193,7 @@ class Local:
                 program = ["-c", f"from spectral_dist import run, train\n{mine.patch}{_START}"]
             files = [self.folder / f"{mark}.{index}.{kind}" for kind in ("out", "err")]
             with files[0].open("wb") as out, files[1].open("wb") as err:
-                process = subprocess.Popen(
+                process = start_warm(
                     [sys.executable, *program, *SMALL, *_DATA, *flags, *mine.flags],
                     cwd=mine.folder or self.folder,
                     env=os.environ

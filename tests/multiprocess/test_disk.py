@@ -170,7 +170,7 @@ def test_a_wandb_server_that_never_answers(tmp_path: Path) -> None:
         run.wait_for("step 20/20  validation")
         trained = time.monotonic()
         assert run.wait() == [0], run.told()
-        assert time.monotonic() - trained < 20
+        assert time.monotonic() - trained < 60  # W&B itself would try for longer
         assert run.ranks[0].err.startswith("warning: W&B did not finish within 8 s")
         assert run.ranks[0].err.count("\n") == 1, run.told()
         assert list(losses(local.run_folder("hole"))) == list(range(1, 21))

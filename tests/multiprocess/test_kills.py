@@ -93,7 +93,6 @@ def survive(local: Local, name: str, seed: int, shape: dict[str, int]) -> int:
     return inside
 
 
-@pytest.mark.timeout(1200)  # under three minutes on two idle cores
 def test_forty_kills_lose_nothing(tmp_path: Path) -> None:
     """Nine runs of one process, one of two; the wholes are what they must end like."""
     with local_runs(tmp_path) as local, ThreadPoolExecutor(2) as pool:

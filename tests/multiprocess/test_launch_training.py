@@ -12,6 +12,7 @@ import pytest
 
 from spectral_dist.training.checkpoint import complete_steps
 from tests.end_to_end.conftest import ROOT, SMALL, Program, write_text
+from tests.waiting import finish
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -62,11 +63,11 @@ def test_two_processes_stop_continue_and_train_like_one(tmp_path: Path) -> None:
     with launch(two) as process:
         read_to_first_loss(process)
         process.send_signal(signal.SIGUSR1)
-        out, err = process.communicate(timeout=120)
+        out, err = finish(process)
     assert process.returncode == 75, err
     (step,) = re.findall(r"stopped by SIGUSR1: saved step (\d+)", out)
     with launch(two) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = finish(process)
     assert process.returncode == 0, err
     assert f"resumed from step {step} " in out
     done = Program(one).run(*SETTINGS, devices=4)
@@ -84,7 +85,7 @@ def test_a_killed_process_ends_the_run_and_is_named(tmp_path: Path) -> None:
         )
         ranks = sorted(map(int, listed.stdout.split()))
         os.kill(ranks[1], signal.SIGKILL)
-        _, err = process.communicate(timeout=120)
+        _, err = finish(process)
     assert process.returncode == 137
     assert "launch: process 1 was killed by signal 9" in err
     assert re.search(r"^error: process 1 of 2 \(", err, flags=re.MULTILINE)

@@ -1,8 +1,8 @@
 """A process that dies, stands still, hangs or never comes: the others end and say which it was."""
 
+import re
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import ROOT, write_text
-from tests.multiprocess.local import Local, Own, Run, local_runs, until
+from tests.multiprocess.local import Local, Own, Run, local_runs
 
 HANG_SECONDS, START_SECONDS = 20, 6
-# The control service outlives process 0 by seconds, so that the others can read why it ended.
-LINGER_SECONDS = 30.0
+SILENT_SECONDS = 100  # where hang_timeout is longer
 PAIR = ["--mesh", "1x2x1", "--steps", "100000", "--save_every", "1000", "--eval_every", "100000"]
 FLAGS = [*PAIR, "--hang_timeout", str(HANG_SECONDS), "--start_timeout", "60"]
 HANG = """
@@ -40,17 +39,13 @@ def ended(run: Run, codes: list[int], words: str, *ranks: int) -> None:
         assert run.ranks[rank].err.count("\n") == 1, run.told()
 
 
-def nothing_left(run: Run) -> None:
-    until(lambda: not run.left(), "the end of all processes of the run", LINGER_SECONDS)
-
-
 def killed(local: Local) -> None:
     """Process 0 is killed: the other one outlives JAX's wish to abort, and names it."""
     run = local.start(*FLAGS, "--run_name", "killed", processes=2)
     run.wait_for(" 10/100000")
     run.send(signal.SIGKILL, 0)
     ended(run, run.wait(), "process 0 of 2", 1)
-    nothing_left(run)
+    run.wait_until_gone()
 
 
 def stopped(local: Local) -> None:
@@ -58,29 +53,27 @@ def stopped(local: Local) -> None:
     run = local.start(*FLAGS, "--run_name", "stopped", processes=2)
     run.wait_for(" 10/100000")
     run.send(signal.SIGSTOP, 1)
-    start = time.monotonic()
-    run.ranks[0].process.wait(3 * HANG_SECONDS)
-    assert time.monotonic() - start < 2 * HANG_SECONDS
+    run.wait_until(lambda: run.ranks[0].process.poll() is not None, "the end of the other one")
     run.send(signal.SIGCONT, 1)
     codes = run.wait()
     ended(run, codes, "process 1 of 2", 0)
-    assert "no heartbeat for" in run.ranks[0].err
+    (seconds,) = re.findall(r"no heartbeat for (\d+) s", run.ranks[0].err)
+    assert HANG_SECONDS <= int(seconds) < SILENT_SECONDS
     ended(run, codes, "process 0 of 2", 1)
-    nothing_left(run)
+    run.wait_until_gone()
 
 
 def hung(local: Local) -> None:
     """Its main thread hangs while it still says that it lives."""
     run = local.start(*FLAGS, "--run_name", "hung", processes=2, own={1: Own(HANG)})
     run.wait_for("now: hanging", rank=1)
-    start = time.monotonic()
     codes = run.wait()
-    assert time.monotonic() - start < 2 * HANG_SECONDS
     ended(run, codes, "process 1 of 2", 0, 1)
+    assert f"hang_timeout={HANG_SECONDS} s" in run.ranks[0].err
     assert "process 0 of 2" not in run.ranks[0].err.partition("no process has made progress")[0], (
         run.told()
     )
-    nothing_left(run)
+    run.wait_until_gone()
 
 
 def absent(local: Local, here: int, words: str) -> None:
@@ -88,7 +81,7 @@ def absent(local: Local, here: int, words: str) -> None:
     run = local.start(*flags, "--run_name", "absent", processes=2, only=here)
     ended(run, run.wait(), words, 0)
     assert f"within start_timeout={START_SECONDS} s" in run.ranks[0].err
-    nothing_left(run)
+    run.wait_until_gone()
 
 
 def never_came(local: Local) -> None:
@@ -106,7 +99,7 @@ def disagree(local: Local, own: Own, words: str, name: str) -> None:
         assert words in rank.err, run.told()
         assert rank.err.count("\n") == 1, run.told()
     assert not local.run_folder(name).exists()
-    nothing_left(run)
+    run.wait_until_gone()
 
 
 def other_settings(local: Local) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from spectral_dist.file_lock import FileLock
 from spectral_dist.training.checkpoint import complete_steps
-from tests.multiprocess.local import ROOT, Local, Own, Run, bits, local_runs, losses, until
+from tests.multiprocess.local import ROOT, Local, Own, Run, bits, local_runs, losses
+from tests.waiting import wait_until
 
 TERM, USR1 = signal.SIGTERM, signal.SIGUSR1
 STEPS = 40
@@ -52,14 +53,14 @@ class Phase:
 
 PHASES = {
     "compile": Phase(
-        announced("spectral_dist.run", "compile_step", "compiling"),
+        announced("spectral_dist.trainer", "compile_step", "compiling"),
         "now: compiling",
         nothing_to_save=True,
         environment=(("JAX_ENABLE_COMPILATION_CACHE", "false"),),
     ),
     "step": Phase("pass", "  loss "),
     "evaluation": Phase(
-        announced("spectral_dist.run", "Evaluation.by_source", "evaluating"),
+        announced("spectral_dist.trainer", "Evaluation.by_source", "evaluating"),
         "now: evaluating",
         flags=("--eval_windows", "400"),
     ),
@@ -90,7 +91,7 @@ WITHOUT_A_STATE = [TERM, USR1]
 def being_built(text: Path) -> Iterator[None]:
     """Hold the turn to build a text, as another run would."""
     lock = FileLock(text.with_name(f".{text.stem}.bin.lock"))
-    until(lock.take, "the turn to build")
+    wait_until(lock.take, "the turn to build")
     try:
         yield
     finally:

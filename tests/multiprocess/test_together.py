@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.multiprocess.local import local_runs, losses, until
+from tests.multiprocess.local import local_runs, losses
+from tests.waiting import wait_until
 
 FLAGS = ["--steps", "40", "--save_every", "10", "--eval_every", "1000"]
 
@@ -49,4 +50,4 @@ def test_a_text_is_built_once_and_by_the_next_if_the_first_is_killed(tmp_path: P
         assert [other.wait() for other in others] == [[0], [0]], [o.told() for o in others]
         built = [" documents -> big.bin" in other.ranks[0].out for other in others]
         assert sorted(built) == [False, True]
-        until(lambda: not list(tmp_path.glob("*.lock")), "no lock is left", 1)
+        wait_until(lambda: not list(tmp_path.glob("*.lock")), "no lock is left")

@@ -93,7 +93,7 @@ def test_what_differs_is_named_everywhere() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=300)
     assert errors == ["settings: seed=1 in process 2, but 0 in process 0"] * 3
 
 
@@ -115,7 +115,7 @@ def test_only_the_coordinator_makes_what_all_get() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=300)
     assert made == [0]
     assert got == [{"mesh": "1x2x1"}] * 3
 

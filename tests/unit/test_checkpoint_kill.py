@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_dist.training.checkpoint import Checkpoints
+from tests.warm import start_warm
 
 KILLED = """
 import time
@@ -44,7 +45,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_one(
 ) -> None:
     folder = tmp_path / "run"
     warnings: list[str] = []
-    process = subprocess.Popen(
+    process = start_warm(
         [sys.executable, "-c", KILLED, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

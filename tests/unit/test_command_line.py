@@ -29,7 +29,6 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "COLUMNS": "100"},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
 

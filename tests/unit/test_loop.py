@@ -151,3 +151,29 @@ def test_bad_steps_with_good_ones_between_do_not_stop_the_run() -> None:
     assert record is not None
     assert record.step == 8
     assert record.metrics["train/skipped_steps"] == 5.0
+
+
+def test_what_else_the_step_returns_is_a_figure_of_the_record() -> None:
+    fake = Fake()
+
+    def step(state: int, tokens: Any) -> tuple[int, dict[str, Any]]:
+        state, metrics = fake.step(state, tokens)
+        return state, metrics | {"train/entropy": np.float32(1.5)}
+
+    items = list(train(step, 0, fake.batches(1), config(), Throughput()))  # type: ignore[arg-type]
+    record = items[-1].record
+    assert record is not None
+    assert record.metrics["train/entropy"] == 1.5
+    assert "bad_in_row" not in record.metrics
+
+
+def test_nothing_crosses_between_host_and_device_unasked() -> None:
+    fake = Fake()
+
+    def step(state: jax.Array, tokens: Any) -> tuple[Any, dict[str, Any]]:
+        _, metrics = fake.step(0, tokens)
+        return state + np.float32(1), metrics  # a number of the host's, at every step
+
+    items = train(step, jax.numpy.zeros(3), fake.batches(1), config(), Throughput())  # type: ignore[arg-type]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        list(items)

@@ -199,4 +199,4 @@ def test_module_imports_neither_jax_nor_an_output() -> None:
     tree = ast.parse(Path(metrics.__file__).read_text(encoding="utf-8"))
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert names <= {"time", "collections.abc", "dataclasses", "typing"}
+    assert names <= {"contextlib", "time", "collections.abc", "dataclasses", "typing"}

@@ -325,7 +325,7 @@ def test_batches_are_made_ahead_and_no_further() -> None:
         prefetch_steps=2,
     )
     assert next(iterator).step == 0
-    assert made.wait(10)  # steps 1 and 2 are made while step 0 is in use
+    assert made.wait(300)  # steps 1 and 2 are made while step 0 is in use
     assert not threading.Event().wait(0.2)
     assert len(rows.seen) == 3 * 24
     assert len(loader_threads()) == 1

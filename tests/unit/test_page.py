@@ -403,7 +403,6 @@ def browse(folder: Path, text: str, *flags: str) -> tuple[str, list[str]]:
         [*command, (folder / "page.html").as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
         check=True,
     )
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

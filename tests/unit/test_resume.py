@@ -10,7 +10,13 @@ from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
-from spectral_dist.training.resume import check_model, describe, resume, stored_config
+from spectral_dist.training.resume import (
+    check_model,
+    check_run,
+    describe,
+    resume,
+    stored_config,
+)
 from spectral_dist.training.state import TrainState
 
 BASE = ["--data_paths", "a.txt,b.txt", "--data_weights", "0.5,0.5", "--steps", "100"]
@@ -131,6 +137,27 @@ def test_another_model_is_refused_by_name(flags: list[str], change: str) -> None
         resumed(load_config([*BASE, *flags]))
     assert change in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_another_optimizer_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^optimizer\.name=muon: ") as caught:
+        resumed(load_config([*BASE, "--optimizer.name", "muon"]))
+    assert "run_name='default' was trained with adamw" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_older_than_the_choice_of_an_optimizer_is_adamws() -> None:
+    description = describe(load_config(BASE), FILES, 0)
+    del description["config"]["optimizer.name"]
+    check_run(load_config(BASE), description)
+    with pytest.raises(ValueError, match="trained with adamw"):
+        check_run(load_config([*BASE, "--optimizer.name", "lion"]), description)
+
+
+def test_the_settings_of_an_optimizer_may_change() -> None:
+    then = load_config([*BASE, "--optimizer.name", "muon"])
+    now = load_config([*BASE, "--optimizer.name", "muon", "--optimizer.momentum", "0.9"])
+    check_run(now, describe(then, FILES, 0))
 
 
 def test_how_the_model_is_computed_may_change() -> None:

@@ -87,7 +87,6 @@ def test_a_port_that_is_taken_is_named(port: int) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 1

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from spectral_dist.cluster.signals import SIGNALS, StopSignal, exit_code
 from spectral_dist.command_line import STOPPED, Ending
+from tests.waiting import finish
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -64,7 +66,7 @@ with StopSignal() as stop, stop.interruptible("compiling"):
         assert child.stdout is not None
         assert child.stdout.readline() == "deep\n"
         child.send_signal(signal.SIGTERM)
-        out, _ = child.communicate(timeout=30)
+        out, _ = finish(child)
     assert child.returncode == STOPPED
     assert out.startswith("stopped by SIGTERM while compiling")
 
@@ -96,3 +98,18 @@ def test_the_handlers_of_before_come_back() -> None:
     with pytest.raises(OSError, match="disk"):
         fails()
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_in_another_thread_signals_are_left_alone() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    seen: list[object] = []
+
+    def elsewhere() -> None:
+        with StopSignal() as stop, stop.interruptible("compiling"):
+            seen.append(stop.received)
+            seen.extend(signal.getsignal(number) for number in SIGNALS)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [None, *before]

@@ -5,11 +5,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from spectral_dist.mesh import make_mesh
 from spectral_dist.settings import Config, from_flat, resolve
-from spectral_dist.training.state import abstract_state, init_state, model_spec
+from spectral_dist.training.state import (
+    abstract_state,
+    init_state,
+    model_spec,
+    opt_state_shardings,
+)
 
 
 def config(**settings: Any) -> Config:
@@ -37,6 +44,74 @@ def test_moments_lie_where_their_parameters_lie() -> None:
     assert model_spec(made).shardings(make_mesh((2, 2, 2))) == jax.tree.map(
         lambda s: s.sharding, state.params
     )
+
+
+# ---- the optimizer's state, placed by path ----
+
+MESH = make_mesh((2, 2, 2))
+LONG = {"head": (64, 32), "norm": {"scale": (64, 32)}, "layer": {"norm": {"scale": (64, 32)}}}
+
+
+def shaped(shapes: Any) -> Any:
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def placed(opt_state: Any) -> dict[str, PartitionSpec]:
+    """Return where each array of an optimizer's state lies, beside parameters of three layouts."""
+    where = {"head": ("fsdp", None), "norm": {"scale": ("data",)}}
+    where |= {"layer": {"norm": {"scale": ("tensor", "fsdp")}}}
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(MESH, PartitionSpec(*spec)),
+        where,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    found = opt_state_shardings(opt_state, shaped(LONG), shardings)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+    }
+
+
+def test_a_masked_state_lies_where_its_parameters_lie() -> None:
+    labels = {"head": "adam", "norm": {"scale": "sgd"}, "layer": {"norm": {"scale": "sgd"}}}
+    two = optax.partition({"adam": optax.scale_by_adam(), "sgd": optax.trace(0.9)}, labels)
+    assert placed(jax.eval_shape(two.init, shaped(LONG))) == {
+        "inner_states/adam/inner_state/count": PartitionSpec(),
+        "inner_states/adam/inner_state/mu/head": PartitionSpec("fsdp", None),
+        "inner_states/adam/inner_state/nu/head": PartitionSpec("fsdp", None),
+        # Its last two keys are the path of another parameter.
+        "inner_states/sgd/inner_state/trace/layer/norm/scale": PartitionSpec("tensor", "fsdp"),
+        "inner_states/sgd/inner_state/trace/norm/scale": PartitionSpec("data"),
+    }
+
+
+def test_a_small_array_like_no_parameter_is_replicated() -> None:
+    small = {"count": (), "coefficients": (32, 32)}
+    assert placed(shaped(small)) == dict.fromkeys(small, PartitionSpec())
+
+
+@pytest.mark.parametrize(
+    ("opt_state", "words"),
+    [
+        ({"seen": {"rows": (33, 32)}}, ["seen/rows", "(33, 32)"]),  # no parameter's path
+        ({"sums": {"head": (64, 17)}}, ["sums/head", "(64, 17)"]),  # another shape than head
+    ],
+)
+def test_a_large_array_like_no_parameter_is_refused_by_name(
+    opt_state: Any, words: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="optimizer: its state's array") as error:
+        placed(shaped(opt_state))
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# ---- the whole state ----
 
 
 def test_every_long_dimension_is_divided() -> None:

@@ -11,7 +11,7 @@ from spectral_dist.mesh import make_mesh
 from spectral_dist.params import Params
 from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training import step as step_module
-from spectral_dist.training.optimizer import learning_rate
+from spectral_dist.training.schedule import learning_rate
 from spectral_dist.training.state import TrainState, abstract_state, init_state
 from spectral_dist.training.step import (
     batch_sharding,

@@ -1,227 +1,157 @@
+"""W&B as training sees it: a process that is started, hears the end, and is never waited for long.
+
+What the process does with the metrics is in test_wandb_mirror. Here a module of the name `wandb`
+stands for W&B's own, found first by the process because it lies in the folder that it runs in.
+"""
+
 import dataclasses
+import json
 import os
-import subprocess
-import sys
-import threading
+import signal
 import time
-import types
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
 
-from spectral_dist.outputs import wandb as mirror
-from spectral_dist.outputs.wandb import ID_FILE, WandbMirror, choose_mode, has_key
+from spectral_dist.outputs import wandb as module
+from spectral_dist.outputs.jsonl import MetricsFile
+from spectral_dist.outputs.wandb import ID_FILE, SENT_FILE, WandbMirror, choose_mode, has_key
 from spectral_dist.settings import Config, OutputConfig, RunConfig
 from spectral_dist.training.metrics import Record
+from tests.multiprocess.local import until
 
 CONFIG = Config(
     run=RunConfig(run_name="trial"),
     output=OutputConfig(wandb_mode="offline", wandb_project="letters"),
 )
-
-
-class FakeRun:
-    def __init__(self, fake: "FakeWandb") -> None:
-        self.fake = fake
-
-    def define_metric(self, name: str, **options: Any) -> None:
-        self.fake.axes[name] = options
-
-    def log(self, values: dict[str, float]) -> None:
-        self.fake.released.wait(20)
-        if values["step"] in self.fake.refused:
-            raise RuntimeError("no such\nthing")
-        self.fake.logged.append(values)
-
-    def finish(self) -> None:
-        self.fake.finished = True
-
-
-class FakeWandb(types.ModuleType):
-    Settings = types.SimpleNamespace
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.logged: list[dict[str, float]] = []
-        self.axes: dict[str, Any] = {}
-        self.arguments: dict[str, Any] = {}
-        self.finished = False
-        self.refused: set[int] = set()
-        self.error: BaseException | None = None
-        self.modes: list[str] = []
-        self.offline_works = False
-        self.released = threading.Event()
-        self.released.set()
-        self.init_released = threading.Event()
-        self.init_released.set()
-
-    def init(self, **arguments: Any) -> FakeRun:
-        self.init_released.wait(20)
-        self.modes.append(arguments["mode"])
-        if self.error is not None and not (arguments["mode"] == "offline" and self.offline_works):
-            raise self.error
-        self.arguments = arguments
-        return FakeRun(self)
+# Writes each record that it is given as a line, and what it was started with.
+FAKE = """
+import json, os, sys, types
+print("words of W&B"); print("more words", file=sys.stderr)
+class Settings(types.SimpleNamespace): pass
+class Run:
+    def define_metric(self, name, **options): pass
+    def log(self, values):
+        with open("logged", "a") as file: file.write(json.dumps(values) + "\\n")
+    def finish(self):
+        open("finished", "w").close()
+        {at_the_end}
+def init(**arguments):
+    {at_the_start}
+    with open("pid", "w") as file: file.write(str(os.getpid()))
+    return Run()
+"""
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
-    module = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    return module
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder that is also where the program runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG.flat()))
+    fake(tmp_path)
+    return tmp_path
 
 
-def record(step: int) -> Record:
-    return Record(step, {"train/loss": 1.0 / step})
+def fake(folder: Path, at_the_start: str = "pass", at_the_end: str = "pass") -> None:
+    text = FAKE.format(at_the_start=at_the_start, at_the_end=at_the_end)
+    (folder / "wandb.py").write_text(text)
 
 
-def test_records_arrive_in_order_with_their_step_as_the_axis(
-    fake: FakeWandb, tmp_path: Path
+def logged(folder: Path) -> list[int]:
+    path = folder / "logged"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+def train(folder: Path, first: int, last: int, *, wait: bool = False) -> None:
+    """Write what a run from one step to another one would, mirrored."""
+    file = MetricsFile(folder / "metrics.jsonl", first)
+    mirror = WandbMirror(CONFIG, folder, resume=first > 0, warn=pytest.fail)
+    for step in range(first + 1, last + 1):
+        file.write(Record(step, {"train/loss": 1.0 / step}))
+    if wait:
+        until(lambda: last in logged(folder), "the last record is there")
+    file.close()
+    mirror.close()
+    mirror.close()
+
+
+def test_a_run_is_mirrored_and_a_resumed_one_goes_on(
+    folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    warnings: list[str] = []
-    output = WandbMirror(CONFIG, tmp_path, resume=False, warn=warnings.append)
-    for step in range(1, 51):
-        output.write(record(step))
-    output.close()
-    output.close()
-    assert fake.logged == [{"step": n, "train/loss": 1.0 / n} for n in range(1, 51)]
-    assert fake.axes["*"] == {"step_metric": "step"}
-    assert fake.finished
-    assert output.dropped == 0
-    assert warnings == []
+    train(folder, 0, 4, wait=True)  # not only at the end
+    assert (folder / "finished").exists()
+    identity = (folder / ID_FILE).read_text()
+    train(folder, 3, 6)  # step 4 was after the checkpoint: it is trained, and sent, again
+    assert logged(folder) == [1, 2, 3, 4, 4, 5, 6]
+    assert (folder / ID_FILE).read_text() == identity
+    assert int((folder / SENT_FILE).read_text()) == (folder / "metrics.jsonl").stat().st_size
+    train(folder, 0, 1)  # a new run in the folder
+    assert logged(folder)[7:] == [1]
+    assert (folder / ID_FILE).read_text() != identity
+    assert capfd.readouterr() == ("", "")  # W&B's own words are kept from the run's
 
 
-def test_run_is_named_placed_and_configured(fake: FakeWandb, tmp_path: Path) -> None:
-    WandbMirror(CONFIG, tmp_path, resume=False).close()
-    arguments = fake.arguments
-    assert (arguments["project"], arguments["name"]) == ("letters", "trial")
-    assert (arguments["mode"], arguments["resume"]) == ("offline", "allow")
-    assert arguments["dir"] == str(tmp_path)
-    assert arguments["config"] == CONFIG.flat()
-    settings = arguments["settings"]
-    assert settings.init_timeout == 30
-    assert settings.silent
-    assert settings.console == "off"
-    assert settings.disable_git
-
-
-def test_id_stays_on_resume_and_changes_for_a_new_run(fake: FakeWandb, tmp_path: Path) -> None:
-    ids = []
-    for resume in (True, True, False):
-        WandbMirror(CONFIG, tmp_path, resume=resume).close()
-        ids.append(fake.arguments["id"])
-    assert ids[0] == ids[1] != ids[2]
-    (tmp_path / ID_FILE).write_text("../not an id\n")
-    WandbMirror(CONFIG, tmp_path, resume=True).close()
-    assert fake.arguments["id"].isalnum()
-
-
-@pytest.mark.parametrize("error", [RuntimeError("no\nnetwork"), SystemExit(1), ImportError("gone")])
-def test_failure_to_start_gives_one_warning(
-    fake: FakeWandb, tmp_path: Path, error: BaseException
+def test_w_and_b_may_hang_at_the_end_but_not_for_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake.error = error
+    fake(folder, at_the_end="import time; time.sleep(60)")
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.2)
     warnings: list[str] = []
-    output = WandbMirror(CONFIG, tmp_path, resume=False, warn=warnings.append)
-    assert output._thread is not None
-    output._thread.join(10)
-    for step in range(1, 4):
-        output.write(record(step))
-    output.close()
-    assert len(warnings) == 1
-    assert "\n" not in warnings[0]
-    assert output.dropped == 3
+    mirror = WandbMirror(CONFIG, folder, resume=False, warn=warnings.append)
+    process = mirror._process
+    assert process is not None
+    until(lambda: (folder / "pid").exists(), "W&B has started")
+    mirror.close()
+    assert warnings == ["W&B did not finish within 0 s: what is missing there is in metrics.jsonl"]
+    assert process.returncode == -signal.SIGKILL
 
 
-def test_unreachable_server_falls_back_to_offline(
-    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_process_outlives_ctrl_c_and_ends_with_the_pipe(folder: Path) -> None:
+    mirror = WandbMirror(CONFIG, folder, resume=False, warn=pytest.fail)
+    assert mirror._process is not None
+    until(lambda: (folder / "pid").exists(), "W&B has started")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        mirror._process.send_signal(number)
+    (folder / "metrics.jsonl").write_text('{"step": 7, "train/loss": 1.0}\n')
+    until(lambda: logged(folder) == [7], "the record is there")
+    assert os.getpgid(mirror._process.pid) != os.getpgrp()
+    mirror.close()
+    assert mirror._process is None
+    assert (folder / "finished").exists()
+
+
+def test_a_start_that_hangs_or_fails_leaves_training_alone(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "k")
-    fake.error = RuntimeError("timed out")
-    fake.offline_works = True
-    config = dataclasses.replace(CONFIG, output=OutputConfig(wandb_mode="online"))
-    warnings: list[str] = []
-    output = WandbMirror(config, tmp_path, resume=False, warn=warnings.append)
-    output.write(record(1))
-    output.close()
-    assert fake.modes == ["online", "offline"]
-    assert len(fake.logged) == 1
-    assert len(warnings) == 1
-    assert "timed out" in warnings[0]
-
-
-def test_missing_folder_gives_one_warning(fake: FakeWandb, tmp_path: Path) -> None:
-    warnings: list[str] = []
-    WandbMirror(CONFIG, tmp_path / "absent", resume=False, warn=warnings.append).close()
-    assert len(warnings) == 1
-
-
-def test_refused_records_give_one_warning_and_the_rest_arrive(
-    fake: FakeWandb, tmp_path: Path
-) -> None:
-    fake.refused = {2, 3}
-    warnings: list[str] = []
-    output = WandbMirror(CONFIG, tmp_path, resume=False, warn=warnings.append)
-    for step in range(1, 6):
-        output.write(record(step))
-    output.close()
-    assert [values["step"] for values in fake.logged] == [1, 4, 5]
-    assert len(warnings) == 1
-    assert output.dropped == 2
-    assert fake.finished
-
-
-def test_hanging_log_drops_what_is_too_much_and_never_waits(
-    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mirror, "QUEUE_RECORDS", 10)
-    fake.released.clear()
-    warnings: list[str] = []
-    output = WandbMirror(CONFIG, tmp_path, resume=False, warn=warnings.append, close_timeout=0.2)
+    fake(folder, at_the_start='raise RuntimeError("no\\nspace")')
     began = time.monotonic()
-    for step in range(1, 1001):
-        output.write(record(step))
-    assert time.monotonic() - began < 1
-    assert 989 <= output.dropped <= 990
-    began = time.monotonic()
-    output.close()
+    mirror = WandbMirror(CONFIG, folder, resume=False, warn=pytest.fail)
     assert time.monotonic() - began < 2
-    assert len(warnings) == 1
-    fake.released.set()
-    assert output._thread is not None
-    output._thread.join(10)
-    # The full queue had no room for the end mark: the thread must still have ended by itself.
-    assert not output._thread.is_alive()
-    assert fake.finished
-
-
-def test_hanging_start_does_not_hold_training_or_the_end(fake: FakeWandb, tmp_path: Path) -> None:
-    fake.init_released.clear()
+    mirror.close()
+    said = capfd.readouterr().err
+    assert said == "warning: W&B is left out: no space; metrics.jsonl has it all\n"
+    monkeypatch.setattr(module.sys, "executable", str(folder / "absent"))
     warnings: list[str] = []
-    began = time.monotonic()
-    output = WandbMirror(CONFIG, tmp_path, resume=False, warn=warnings.append, close_timeout=0.2)
-    output.write(record(1))
-    output.close()
-    assert time.monotonic() - began < 2
+    WandbMirror(CONFIG, folder, resume=False, warn=warnings.append).close()
     assert len(warnings) == 1
-    assert "did not finish" in warnings[0]
-    fake.init_released.set()
-    assert output._thread is not None
-    output._thread.join(10)
-    assert [values["step"] for values in fake.logged] == [1]
+    assert "left out" in warnings[0]
 
 
-def test_disabled_imports_nothing_and_starts_no_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
+def test_disabled_starts_nothing(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, output=OutputConfig(wandb_mode="disabled"))
-    output = WandbMirror(config, tmp_path, resume=False, warn=pytest.fail)
-    output.write(record(1))
-    output.close()
-    assert output._thread is None
+    mirror = WandbMirror(config, tmp_path, resume=False, warn=pytest.fail)
+    assert mirror._process is None
+    mirror.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_offline_files_lie_is_said(folder: Path) -> None:
+    told: list[str] = []
+    fake(folder, at_the_start='os.makedirs("wandb/offline-run-1")')
+    WandbMirror(CONFIG, folder, resume=False, report=told.append, warn=pytest.fail).close()
+    assert told == [f"to send the offline W&B files: wandb sync {folder}/wandb/offline-*"]
 
 
 @pytest.mark.parametrize(
@@ -232,6 +162,9 @@ def test_disabled_imports_nothing_and_starts_no_thread(
         ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
         ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "dryrun"}, "offline"),
         ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, "disabled"),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_DISABLED": "true"}, "disabled"),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_DISABLED": "false"}, "online"),
+        ("online", {"WANDB_DISABLED": "true"}, "online"),
         ("offline", {"WANDB_API_KEY": "k"}, "offline"),
         ("online", {"WANDB_MODE": "disabled"}, "online"),
     ],
@@ -253,51 +186,3 @@ def test_key_in_netrc(tmp_path: Path) -> None:
     assert not has_key({**home, "NETRC": str(tmp_path / "absent")})
     file.write_text("machine api.wandb.ai gibberish\n")
     assert not has_key(home)
-
-
-def test_online_without_a_key_goes_offline_and_asks_nothing(
-    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("NETRC", raising=False)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    config = dataclasses.replace(CONFIG, output=OutputConfig(wandb_mode="online"))
-    warnings: list[str] = []
-    WandbMirror(config, tmp_path, resume=False, warn=warnings.append).close()
-    assert fake.arguments["mode"] == "offline"
-    assert len(warnings) == 1
-
-
-def test_nothing_secret_is_handed_over(
-    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "very-secret-key")
-    monkeypatch.setenv("SOME_TOKEN", "very-secret-token")
-    WandbMirror(CONFIG, tmp_path, resume=False).close()
-    assert "very-secret" not in repr(fake.arguments)
-
-
-def test_really_offline(tmp_path: Path) -> None:
-    """A process of its own: wandb keeps state in the module, and hooks the exit."""
-    script = f"""
-from pathlib import Path
-from spectral_dist.settings import Config, OutputConfig, RunConfig
-from spectral_dist.outputs.wandb import WandbMirror
-from spectral_dist.training.metrics import Record
-config = Config(run=RunConfig(run_name="trial"), output=OutputConfig(wandb_mode="offline"))
-output = WandbMirror(config, Path({str(tmp_path)!r}), resume=False)
-for step in range(1, 6):
-    output.write(Record(step, {{"train/loss": 0.5}}))
-output.close()
-assert output.dropped == 0
-"""
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    environment.pop("WANDB_SILENT", None)
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(files) == 1
-    assert b"train/loss" in files[0].read_bytes()
-    assert (tmp_path / ID_FILE).read_text().strip() in files[0].name

@@ -118,7 +118,7 @@ def test_leaving_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         workers.start(Task(tiny(), unlimited=False))
     _, found = workers.wait()
     assert isinstance(found, Failure)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
 
 
 def test_workers_see_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from spectral_dist.planning.hlo.collectives import (
 from spectral_dist.planning.roofline import Rates
 from spectral_dist.settings import Config
 from spectral_dist.training.loss import loss_sums
-from spectral_dist.training.optimizer import make_optimizer
+from spectral_dist.training.optimizers import make_optimizer
 from spectral_dist.training.state import model_spec
 
 _FLOAT32 = 4
@@ -71,8 +71,9 @@ def find_shapes(config: Config) -> Shapes:
     """Return the arrays of a run's state; no device is asked for anything."""
     spec = model_spec(config)
     moments = jax.eval_shape(make_optimizer(config.optimizer, spec.axes).init, spec.shapes)
-    arrays = sum(leaf.ndim > 0 for leaf in jax.tree.leaves(moments))
-    return Shapes(spec, 1 + arrays // len(spec.parameters))
+    # By elements: an optimizer may keep one array beside some parameters and two beside others.
+    elements = sum(leaf.size for leaf in jax.tree.leaves(moments))
+    return Shapes(spec, 1 + elements // spec.size)
 
 
 def memory_bound(config: Config, shapes: Shapes) -> int:

@@ -1,4 +1,4 @@
-"""AdamW against one written out by hand, what decays, and the schedule at its corners."""
+"""The optimizers against ones written out by hand, what decays, and the schedule at its corners."""
 
 from typing import Any
 
@@ -7,9 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.settings import AdamWConfig, Config, from_flat, resolve
-from spectral_dist.training.optimizer import decays, learning_rate, make_optimizer
+from spectral_dist.settings import (
+    AdamWConfig,
+    Config,
+    LionConfig,
+    MuonConfig,
+    from_flat,
+    resolve,
+)
+from spectral_dist.settings.optimizers import OPTIMIZER_KINDS
+from spectral_dist.training.optimizers import OPTIMIZERS, decays, make_optimizer
+from spectral_dist.training.schedule import learning_rate
 from spectral_dist.training.state import model_spec
+
+pytestmark = pytest.mark.usefixtures("mixed_types")
 
 PEAK = 2e-3
 
@@ -114,6 +125,43 @@ def test_five_steps_of_adamw_with_clipping_and_decay(size: float) -> None:
     expected = by_hand(start, grads)
     for name in SHAPES:
         np.testing.assert_allclose(params[name], expected[name], rtol=2e-6, atol=2e-6)
+
+
+def test_two_steps_of_lion() -> None:
+    """Chen et al. 2023, algorithm 2, in float64."""
+    settings = LionConfig(momentum=0.8, interpolation=0.6, weight_decay=0.3, clip_norm=1e9)
+    lion = make_optimizer(settings, AXES)
+    rng = np.random.default_rng(1)
+    params = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
+    momentum = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    single = jax.tree.map(jnp.float32, params)
+    opt_state = lion.init(single)
+    for _ in range(2):
+        grads = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
+        updates, opt_state = lion.update(jax.tree.map(jnp.float32, grads), opt_state, single)
+        for name, grad in grads.items():
+            expected = np.sign(0.6 * momentum[name] + 0.4 * grad)
+            expected += (0.3 if name == "matrix" else 0.0) * params[name]
+            np.testing.assert_allclose(updates[name], expected, rtol=1e-5, atol=1e-6)
+            momentum[name] = 0.8 * momentum[name] + 0.2 * grad
+
+
+def test_muon_gives_adam_its_own_rate() -> None:
+    """Of the rest Muon makes what AdamW does, times adam_lr / lr, decay and all."""
+    shapes = {"norm": (5,), "head": (3, 2)}
+    axes = {"norm": ("norm",), "head": ("embed", "vocab")}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    grads = {name: jnp.linspace(-1, 2, 6)[: np.prod(s)].reshape(s) for name, s in shapes.items()}
+    updates = []
+    for settings in (AdamWConfig(), MuonConfig(lr=0.5, adam_lr=0.1)):
+        optimizer = make_optimizer(settings, axes)
+        updates.append(optimizer.update(grads, optimizer.init(params), params)[0])
+    for name in shapes:
+        np.testing.assert_allclose(0.2 * updates[0][name], updates[1][name], rtol=1e-6)
+
+
+def test_every_optimizer_has_settings_and_every_settings_an_optimizer() -> None:
+    assert OPTIMIZERS.keys() == OPTIMIZER_KINDS.keys()
 
 
 # ---- what decays ----

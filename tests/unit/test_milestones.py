@@ -1,20 +1,18 @@
-"""A run's own decisions: what falls due at which step, and the sources of a run."""
+"""What falls due at which step, and what joins a record."""
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pytest
 
-from spectral_dist.cluster.agreement import Processes
-from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
-from spectral_dist.run import compile_step, open_sources
 from spectral_dist.training.evaluation import Interrupted
 from spectral_dist.training.loop import Progress
 from spectral_dist.training.metrics import Record
-from spectral_dist.training.milestones import Milestones
+from spectral_dist.training.milestones import Figure, Milestones
 from spectral_dist.training.state import TrainState
 
 STATE = TrainState(cast(Any, 0), {}, None, cast(Any, 0), cast(Any, 0))
@@ -24,7 +22,12 @@ FLAGS = "--data_paths a.txt --steps 12 --save_every 5 --eval_every 4 --batch_siz
 class Heard:
     """Stands for checkpoints, evaluation and output: keeps what each was given."""
 
-    def __init__(self, first: tuple[int, int] = (0, 0), stopping: bool = False) -> None:
+    def __init__(
+        self,
+        first: tuple[int, int] = (0, 0),
+        stopping: bool = False,
+        figures: Sequence[Figure] = (),
+    ) -> None:
         self.stopping = stopping
         self.saved: list[tuple[int, int, float | None]] = []
         self.written: list[Record] = []
@@ -32,7 +35,7 @@ class Heard:
         files = [TokenFile("a", Path("a.bin"), np.zeros(9, np.uint8), 1, "", 5)]
         me = cast(Any, self)
         config = load_config(FLAGS.split())
-        self.milestones = Milestones(config, files, me, me, [me], first)
+        self.milestones = Milestones(config, files, me, me, [me], first, figures)
 
     def save(self, step: int, state: Any, description: Any, *, validation: float | None) -> None:
         del state
@@ -90,26 +93,32 @@ def test_the_record_of_the_step_before_is_written_with_its_own_step() -> None:
     assert "perf/mfu" not in heard.written[0].metrics  # no tokens per second, and a CPU
 
 
-def test_a_complete_run_compiles_nothing() -> None:
-    told: list[str] = []
-    config = load_config(FLAGS.split())
-    for step in (12, 20):
-        assert compile_step(config, cast(Any, None), STATE, step, told.append) is None
-    assert told[1] == "complete at step 20: nothing is left to train; more --steps would go on"
+def test_a_loop_that_ends_tells_twice_of_its_last_step() -> None:
+    heard = Heard()
+    heard.milestones.reach(progress(4))
+    heard.milestones.reach(progress(4, Record(4, {"train/loss": 5.0})))
+    assert [sorted(r.metrics) for r in heard.written] == [
+        ["extrapolation/2x/success", "val/bits_per_byte"],
+        ["train/loss"],
+    ]
 
 
-def test_sources_are_prepared_and_weights_normalised(tmp_path: Path) -> None:
-    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    for path in paths:
-        path.write_text("one line of text\n" * 40, encoding="utf-8")
-    argv = ["--data_paths", ",".join(map(str, paths)), "--data_weights", "3,1", "--seq_len", "16"]
-    told: list[str] = []
-    alone = Processes(StopSignal())
-    config, files = open_sources(load_config(argv), told.append, alone)
-    assert [dataset.weight for dataset in config.datasets] == [0.75, 0.25]
-    assert [file.name for file in files] == ["a", "b"]
-    assert told[0] == "data_weights=3,1 sum to 4: normalised to 0.75,0.25"
-    with pytest.raises(ValueError, match="too short"):
-        open_sources(
-            load_config([*argv, "--seq_len", "4000"]), told.append, Processes(StopSignal())
-        )
+def test_a_step_is_saved_once_and_not_where_it_was_not_finite() -> None:
+    heard = Heard()
+    heard.milestones.save_what_is_new(progress(3))
+    heard.milestones.save_what_is_new(progress(3))
+    assert heard.saved == [(3, 18, None)]
+    sick = Progress(5, dataclasses.replace(STATE, bad_in_row=cast(Any, 2)), None)
+    heard.milestones.save_what_is_new(sick)
+    heard.milestones.reach(sick)
+    assert len(heard.saved) == 1
+
+
+def test_a_figure_of_ones_own_joins_every_record() -> None:
+    def doubled(record: Record, state: TrainState) -> Mapping[str, float]:
+        assert state is STATE
+        return {"train/doubled_loss": 2 * record.metrics["train/loss"]}
+
+    heard = Heard(figures=[doubled])
+    heard.milestones.reach(progress(2, Record(1, {"train/loss": 5.0})))
+    assert heard.written[0].metrics == {"train/loss": 5.0, "train/doubled_loss": 10.0}

@@ -1,0 +1,19 @@
+"""What a notebook imports: `from spectral_dist.api import Trainer, load_run, Generator`.
+
+    with Trainer(data_paths=["book.txt"], hidden_dim=128, num_layers=4, steps=500) as trainer:
+        for record in trainer:
+            print(record.step, record.metrics)
+
+    run = load_run("default")
+    logits, state = run.model(tokens)
+    print(Generator(run).text("Once "))
+
+Settings are the flags of `python -m spectral_dist.train`, as keywords. A mistake of the caller is a
+`ValueError` of one line. docs/api.md shows it all.
+"""
+
+from spectral_dist.inference import Generator, LoadedRun, load_run
+from spectral_dist.trainer import Trainer
+from spectral_dist.training.metrics import Record
+
+__all__ = ["Generator", "LoadedRun", "Record", "Trainer", "load_run"]

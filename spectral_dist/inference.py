@@ -1,0 +1,230 @@
+"""A trained model, loaded: its settings, its parameters, the model as a function, its text.
+
+Knows nothing of training. Read `load_run`, then `LoadedRun.model` and `Generator`.
+"""
+
+import codecs
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+
+from spectral_dist.data.tokenizers import find_tokenizer
+from spectral_dist.mesh import make_mesh
+from spectral_dist.model.lm import State
+from spectral_dist.model.sampling import sample
+from spectral_dist.params import Params
+from spectral_dist.settings import Config, MeshConfig
+from spectral_dist.training.checkpoint import Checkpoints, resolve
+from spectral_dist.training.resume import stored_config
+from spectral_dist.training.state import abstract_state, model_spec
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model.
+
+    Attributes:
+      config: the settings it was trained with.
+      params: its parameters, a nested dict of float32 arrays, on the mesh it was loaded onto.
+      step: completed steps.
+      description: what its checkpoint says of the run: settings, datasets, how far it had read.
+      mesh: the devices.
+    """
+
+    config: Config
+    params: Params
+    step: int
+    description: dict[str, Any]
+    mesh: Mesh
+
+    def model(self, tokens: ArrayLike, state: State = None) -> tuple[jax.Array, State]:
+        """Return the logits of each next token, and the state after the last one. Jitted.
+
+        A text of any length may come at once, in pieces or token by token: the logits are the same.
+        Each shape of `tokens` compiles once.
+
+        Args:
+          tokens: integers [B, T], such as the bytes of a text; B a multiple of the mesh's data x
+            fsdp.
+          state: what the call for the tokens before returned; None at the start of a sequence.
+
+        Returns:
+          logits, float32 [B, T, vocabulary]; the state, a pytree whose size does not depend on T.
+        """
+        with jax.set_mesh(self.mesh):
+            return self._forward(self.params, jnp.asarray(tokens, jnp.int32), state)
+
+    def init_state(self, batch: int) -> State:
+        """Return the state before the first token of `batch` sequences.
+
+        `model` takes it in place of None, so that one shape of the state, and thus one compiled
+        program, serves the first token too.
+
+        Raises:
+          ValueError: if a layer is full attention, whose state would grow with the text.
+        """
+        with jax.set_mesh(self.mesh):
+            return model_spec(self.config).bind(self.params).init_state(batch)
+
+    @cached_property
+    def _forward(self) -> Any:
+        spec = model_spec(self.config)
+        return jax.jit(lambda params, tokens_BT, state: spec.bind(params)(tokens_BT, state))
+
+
+def load_run(
+    run: str | PathLike[str],
+    *,
+    checkpoint_dir: str | PathLike[str] = "checkpoints",
+    checkpoint: str | int = "checkpoint_0",
+    mesh: Mesh | str = "1x1x1",
+) -> LoadedRun:
+    """Load one checkpoint of a run, changing nothing.
+
+    Args:
+      run: its name, or the path of its folder.
+      checkpoint_dir: folder of the runs, for a name.
+      checkpoint: checkpoint_0 (latest), checkpoint_1 (previous) or a step.
+      mesh: to load it onto, whatever it was trained on: a mesh, or its shape as
+        DATAxFSDPxTENSOR; the first device by default.
+
+    Raises:
+      ValueError: if there is no such run or checkpoint, or it cannot be read.
+    """
+    if isinstance(mesh, str):
+        shape = MeshConfig(mesh=mesh).shape
+        mesh = make_mesh(shape, jax.devices()[:1] if shape == (1, 1, 1) else None)
+    folder = _run_folder(run, checkpoint_dir)
+    step = resolve(folder, str(checkpoint))
+    checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)
+    try:
+        with jax.set_mesh(mesh):
+            description = checkpoints.describe(step)
+            config = stored_config(description)
+            state, _ = checkpoints.restore(abstract_state(config, mesh), step)
+    finally:
+        checkpoints.close()
+    return LoadedRun(config, state.params, step, description, mesh)
+
+
+def _run_folder(run: str | PathLike[str], checkpoint_dir: str | PathLike[str]) -> Path:
+    name = os.fspath(run)
+    is_path = not isinstance(run, str) or os.sep in name
+    folder = Path(name) if is_path else Path(checkpoint_dir) / name
+    if not name or not folder.is_dir():
+        runs = folder.parent if is_path else Path(checkpoint_dir)
+        there = sorted(p.name for p in runs.glob("*") if p.is_dir())
+        raise ValueError(
+            f"run_name={name!r}: no such run in {runs}; there: {', '.join(there) or 'none'}"
+        )
+    return folder
+
+
+class Generator:
+    """Writes text with a trained model: in constant memory, and constant time for each token."""
+
+    def __init__(
+        self,
+        run: LoadedRun | str | PathLike[str],
+        *,
+        checkpoint_dir: str | PathLike[str] = "checkpoints",
+        checkpoint: str | int = "checkpoint_0",
+    ) -> None:
+        """Take a loaded run, or load one.
+
+        Args:
+          run: as `load_run` returned it; or what `load_run` takes.
+          checkpoint_dir: folder of the runs, for a name.
+          checkpoint: which one to load.
+
+        Raises:
+          ValueError: as `load_run`.
+        """
+        if not isinstance(run, LoadedRun):
+            run = load_run(run, checkpoint_dir=checkpoint_dir, checkpoint=checkpoint)
+        self.run = run
+
+    def text(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 400,
+        temperature: float = 0.8,
+        seed: int = 0,
+    ) -> str:
+        """Return what follows a prompt, in one piece; as `stream`."""
+        return "".join(
+            self.stream(prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        )
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 400,
+        temperature: float = 0.8,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Return the pieces of what follows a prompt, as they are written: whole characters.
+
+        Args:
+          prompt: text to continue, read as the start of a document; it is not part of the pieces.
+          max_new_tokens: the most tokens to write; a document's end ends the text before.
+          temperature: of the draws; 0 takes the likeliest token.
+          seed: of the draws; the same seed, prompt and model give the same text.
+
+        Raises:
+          ValueError: names the argument, its value and the rule; or, at the first piece, if the
+            model has full attention, whose state would grow.
+        """
+        check_sampling(max_new_tokens, temperature, seed)
+        run = self.run
+        tokens = sample(
+            model_spec(run.config),
+            run.params,
+            prompt.encode(errors="replace"),
+            end=find_tokenizer(run.config).end,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            key=jax.random.key(seed),
+            copies=math.prod(run.mesh.devices.shape[:2]),  # one for each shard of the batch
+        )
+        return _characters(tokens, run.mesh)
+
+
+def _characters(tokens: Iterator[int], mesh: Mesh) -> Iterator[str]:
+    """Yield whole characters of the text that bytes of UTF-8 make; bad ones are replaced."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while True:
+        # Not across the yield: the caller's own code would find the mesh set.
+        with jax.set_mesh(mesh):
+            token = next(tokens, None)
+        end = token is None
+        if piece := decoder.decode(b"" if token is None else bytes([token]), final=end):
+            yield piece
+        if end:
+            return
+
+
+def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:
+    """Check how text is to be drawn.
+
+    Raises:
+      ValueError: names the setting, its value and the rule it breaks.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: must be positive")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: must be finite and not negative")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed={seed}: must be at least 0 and below 2**31")
