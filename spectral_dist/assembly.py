@@ -85,7 +85,7 @@ def settle_mesh(
     return resolve(from_flat(chosen))
 
 
-def open_sources(
+def open_datasets(
     config: Config, report: Callable[[str], None], processes: Processes
 ) -> tuple[Config, list[TokenFile]]:
     """Return the settings with their sources and normalised weights, and the sources prepared."""

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     config = _config(loaded.config, flags, files)
     with jax.set_mesh(loaded.mesh):
         evaluation = Evaluation(config, files, loaded.mesh, report=console.note)
-        measured = evaluation.by_source(loaded.params) | evaluation.extrapolation(loaded.params)
+        measured = evaluation.by_dataset(loaded.params) | evaluation.extrapolation(loaded.params)
     if not measured:
         raise ValueError(
             f"data_paths={','.join(str(f.path) for f in files)}: no text is as long as one window"
@@ -83,7 +83,7 @@ def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> l
         min_tokens=1,
         report=console.note,
     )
-    trained_on = {source["sha256"]: source["split"] for source in loaded.description["sources"]}
+    trained_on = {stored["sha256"]: stored["split"] for stored in loaded.description["datasets"]}
     return [dataclasses.replace(file, split=trained_on.get(file.sha256, 0)) for file in files]
 
 

@@ -21,7 +21,7 @@ from spectral_dist.assembly import (
     compile_step,
     make_config,
     open_batches,
-    open_sources,
+    open_datasets,
     settle_mesh,
 )
 from spectral_dist.cluster.agreement import Processes
@@ -101,7 +101,7 @@ class Trainer:
             with self._explaining(config):
                 config = settle_mesh(config, self._stop, self._processes, console.note)
                 self.mesh = make_mesh(config.mesh.shape, devices)
-                config, self.files = open_sources(config, console.note, self._processes)
+                config, self.files = open_datasets(config, console.note, self._processes)
                 self.config = config
                 self.folder = Path(config.run.checkpoint_dir) / config.run.run_name
                 with jax.set_mesh(self.mesh):

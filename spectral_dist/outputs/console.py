@@ -22,8 +22,8 @@ from rich.text import Text
 from spectral_dist.training.metrics import (
     ExtrapolationRow,
     Record,
+    dataset_bits,
     extrapolation_rows,
-    source_bits,
 )
 
 # Of the time left: how much the newest window counts against the windows before it.
@@ -158,7 +158,7 @@ class Console:
 
     def show_tables(self, metrics: Mapping[str, float]) -> None:
         """Print bits per byte by source and the extrapolation table, where `metrics` has them."""
-        sources, rows = source_bits(metrics), extrapolation_rows(metrics)
+        sources, rows = dataset_bits(metrics), extrapolation_rows(metrics)
         if sources:
             self._print_table(_source_table(sources, metrics.get("val/bits_per_byte")))
         if rows:
@@ -253,7 +253,7 @@ def evaluation_line(record: Record, total: int) -> str:
     parts = [_step(record.step, total)]
     if "val/bits_per_byte" in metrics:
         parts.append(_formatted("validation {:.4f} bits/byte", metrics["val/bits_per_byte"]))
-    parts += [f"{_name(s)} {_number(v)}" for s, v in source_bits(metrics).items()]
+    parts += [f"{_name(s)} {_number(v)}" for s, v in dataset_bits(metrics).items()]
     for row in extrapolation_rows(metrics):
         if row.difference is not None and row.multiple != 1:
             verdict = f" {_verdict(row)}" if row.success is not None else ""
@@ -335,7 +335,7 @@ def _extrapolation_table(rows: list[ExtrapolationRow]) -> Table:
     for heading in ("context", "bits/byte", "difference to 1x", "upper 95% bound"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
-    sources = list(dict.fromkeys(name for row in rows for name in row.by_source))
+    sources = list(dict.fromkeys(name for row in rows for name in row.by_dataset))
     for name in sources if len(sources) > 1 else []:
         table.add_column(_printable(name), justify="right")
     for row in rows:
@@ -344,6 +344,6 @@ def _extrapolation_table(rows: list[ExtrapolationRow]) -> Table:
             for value in (row.difference, row.upper)
         ]
         cells = [f"{row.multiple}x", _number(row.bits_per_byte), *signed, _verdict(row)]
-        by_source = [_number(row.by_source.get(name)) for name in sources]
-        table.add_row(*cells, *(by_source if len(sources) > 1 else []))
+        by_dataset = [_number(row.by_dataset.get(name)) for name in sources]
+        table.add_row(*cells, *(by_dataset if len(sources) > 1 else []))
     return table

@@ -51,7 +51,7 @@ class Program:
       seconds: spent on compiling.
       warnings: what the compiler said against it.
       parameters: the part of the arguments that are parameters.
-      optimizer_state: the part that are the optimizer's moments.
+      optimizer_state: the part that are the optimizer's state.
       batch: the part that are tokens.
     """
 
@@ -206,7 +206,7 @@ def compile_programs(config: Config, mesh: Mesh) -> Iterator[Program]:
     yield dataclasses.replace(
         _compile("train step", mesh, lambda: step.lower(state, batch), resident=waiting),
         parameters=parameters,
-        optimizer_state=local_bytes(state.moments),
+        optimizer_state=local_bytes(state.opt_state),
         batch=batch_bytes,
     )
     eval_step = make_eval_step(config, mesh)

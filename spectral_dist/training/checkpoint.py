@@ -39,6 +39,7 @@ from spectral_dist.training.manifest import (
     verify,
     write_manifest,
 )
+from spectral_dist.training.migrations import as_stored, upgrade
 
 LINKS = ("checkpoint_0", "checkpoint_1")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # how Orbax ends the name of a folder not yet committed
@@ -114,7 +115,7 @@ class Checkpoints:
         """
         resolve(self.folder, str(step))
         try:
-            return read_manifest(self.folder / str(step))["description"]
+            return upgrade(read_manifest(self.folder / str(step))["description"])
         except Unreadable as reason:
             raise ValueError(f"checkpoint {self.folder / str(step)}: {reason}") from reason
 
@@ -282,13 +283,15 @@ class Checkpoints:
         """Verify and read one checkpoint, with the same outcome on every process."""
         folder = self.folder / str(step)
         manifest = self._commit.together(lambda: read_manifest(folder))
-        check(manifest["description"])
-        compare(folder, manifest["arrays"], array_types(abstract_state))
+        description = upgrade(manifest["description"])
+        check(description)
+        stored, back = as_stored(abstract_state, manifest["arrays"])
+        compare(folder, manifest["arrays"], array_types(stored))
         self._commit.together(
             lambda: verify(folder, manifest["files"]) if jax.process_index() == 0 else None
         )
-        state = self._commit.together(lambda: self._read_arrays(folder, abstract_state))
-        return state, manifest["description"]
+        state = self._commit.together(lambda: self._read_arrays(folder, stored))
+        return back(state), description
 
     def _read_arrays(self, folder: Path, abstract_state: Any) -> Any:
         try:

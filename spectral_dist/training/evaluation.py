@@ -78,7 +78,7 @@ class Evaluation:
                 f" tokens ({self.lengths[-1]}x seq_len): left out of the extrapolation table"
             )
 
-    def by_source(self, params: Params) -> dict[str, float]:
+    def by_dataset(self, params: Params) -> dict[str, float]:
         """Return val/<source>/bits_per_byte, and val/bits_per_byte, their mean by weight."""
         seq_len = self._config.data.seq_len
         bits = {

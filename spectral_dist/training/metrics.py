@@ -35,7 +35,7 @@ class ExtrapolationRow:
       difference: mean over windows of bits per byte at k minus at 1, or None.
       upper: upper 95% bound of the difference, or None.
       success: the verdict, or None where none was given (k = 1).
-      by_source: bits per byte of each source.
+      by_dataset: bits per byte of each source.
     """
 
     multiple: int
@@ -43,10 +43,10 @@ class ExtrapolationRow:
     difference: float | None
     upper: float | None
     success: bool | None
-    by_source: dict[str, float]
+    by_dataset: dict[str, float]
 
 
-def source_bits(metrics: Mapping[str, float]) -> dict[str, float]:
+def dataset_bits(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return bits per byte by source, from the names val/<source>/bits_per_byte."""
     return {
         name.split("/")[1]: value
@@ -77,7 +77,7 @@ def extrapolation_rows(metrics: Mapping[str, float]) -> list[ExtrapolationRow]:
             difference=row.get("difference"),
             upper=row.get("difference_upper"),
             success=row["success"] == 1.0 if "success" in row else None,
-            by_source=sources.get(multiple, {}),
+            by_dataset=sources.get(multiple, {}),
         )
         for multiple, row in sorted(found.items())
     ]

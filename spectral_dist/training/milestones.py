@@ -124,7 +124,7 @@ class Milestones:
         Raises:
           Interrupted: where the run is asked to stop before all is measured.
         """
-        return self._evaluation.by_source(params) | self._evaluation.extrapolation(params)
+        return self._evaluation.by_dataset(params) | self._evaluation.extrapolation(params)
 
     def save(self, progress: Progress, validation: float | None = None) -> None:
         """Save a step in the background; what it costs the run is counted.
@@ -134,8 +134,8 @@ class Milestones:
           validation: bits per byte on held-out text, where it was measured.
         """
         data, (step, row) = self._config.data, self._first
-        next_row = row + (progress.step - step) * data.batch_size * data.accum_steps
-        description = describe(self._config, self._files, next_row)
+        next_sequence = row + (progress.step - step) * data.batch_size * data.accum_steps
+        description = describe(self._config, self._files, next_sequence)
         self._checkpoints.save(progress.step, progress.state, description, validation=validation)
         self._saved = progress.step
         waited = self._checkpoints.wait_seconds

@@ -12,22 +12,24 @@ from typing import Any, cast
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.settings import SETTINGS, Config, from_flat, resolve
 from spectral_dist.training.checkpoint import Checkpoints
+from spectral_dist.training.migrations import FORMAT
 from spectral_dist.training.state import TrainState
 
 
-def describe(config: Config, files: Sequence[TokenFile], next_row: int) -> dict[str, Any]:
+def describe(config: Config, files: Sequence[TokenFile], next_sequence: int) -> dict[str, Any]:
     """Return what a checkpoint stores beside its arrays.
 
     Args:
       config: the settings.
-      files: the sources.
-      next_row: global index of the first row that no completed step has seen.
+      files: the datasets.
+      next_sequence: global index of the first sequence that no completed step has seen.
     """
-    sources = [
+    datasets = [
         {"name": f.name, "tokens": len(f.tokens), "split": f.split, "sha256": f.sha256}
         for f in files
     ]
-    return {"config": config.flat(), "sources": sources, "next_row": next_row}
+    found = {"config": config.flat(), "datasets": datasets, "next_sequence": next_sequence}
+    return {"format": FORMAT} | found
 
 
 def stored_config(description: dict[str, Any]) -> Config:
@@ -131,7 +133,7 @@ def resume(
     files: Sequence[TokenFile],
     report: Callable[[str], None],
 ) -> tuple[TrainState, int, int] | None:
-    """Return the state, its step and the next row from the newest readable checkpoint, or None.
+    """Return the state, its step and the next sequence of the newest readable checkpoint, if any.
 
     Raises:
       ValueError: if the model or the optimizer changed, or there are checkpoints and none can be
@@ -147,13 +149,14 @@ def resume(
     if changed:
         shown = ", ".join(f"{k} {_short(a)} -> {_short(b)}" for k, (a, b) in changed.items())
         report(f"changed since then: {shown}")
-    hashes = [source["sha256"] for source in description["sources"]]
+    hashes = [dataset["sha256"] for dataset in description["datasets"]]
     new_data = hashes != [f.sha256 for f in files]
     if new_data or any(_reorders(name) for name in changed):
         report(
-            "the order of the data is another one from here on: some rows may come twice or never"
+            "the order of the data is another one from here on: some sequences may come twice or"
+            " never"
         )
-    return state, step, int(description["next_row"])
+    return state, step, int(description["next_sequence"])
 
 
 def _short(value: Any) -> str:

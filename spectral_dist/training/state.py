@@ -32,14 +32,14 @@ class TrainState:
     Attributes:
       step: completed steps, int32; a skipped one counts.
       params: nested dict of float32 arrays.
-      moments: the optimizer's state.
+      opt_state: the optimizer's state.
       skipped: steps skipped so far because loss or gradient was not finite, int32.
       bad_in_row: how many of the last steps in a row were, int32.
     """
 
     step: jax.Array
     params: Params
-    moments: Any
+    opt_state: Any
     skipped: jax.Array
     bad_in_row: jax.Array
 
@@ -65,10 +65,10 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     spec = model_spec(config)
     shapes = jax.eval_shape(lambda params: _first_state(config, params), spec.shapes)
     params = spec.shardings(mesh)
-    opt_state = opt_state_shardings(shapes.moments, shapes.params, params)
+    opt_state = opt_state_shardings(shapes.opt_state, shapes.params, params)
     everywhere = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda _: everywhere, shapes)
-    shardings = dataclasses.replace(shardings, params=params, moments=opt_state)
+    shardings = dataclasses.replace(shardings, params=params, opt_state=opt_state)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
     )
@@ -77,10 +77,10 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 def opt_state_shardings(opt_state: Any, params: Params, shardings: Params) -> Any:
     """Return the sharding of every array of an optimizer's state, found by its path.
 
-    An array lies where the parameter lies whose path is the end of its own: moments/1/mu/head like
-    head. So any tree of arrays like the parameters is sharded as they are, also one with holes in
-    it, as `optax.masked` and `optax.partition` make for a part of the parameters. Counts and other
-    small arrays are replicated.
+    An array lies where the parameter lies whose path is the end of its own: opt_state/1/mu/head
+    like head. So any tree of arrays like the parameters is sharded as they are, also one with
+    holes in it, as `optax.masked` and `optax.partition` make for a part of the parameters. Counts
+    and other small arrays are replicated.
 
     Args:
       opt_state: the shapes of the optimizer's state.

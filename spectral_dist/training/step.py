@@ -58,14 +58,14 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         # Optax mixes its integer counts with floats; our own arithmetic also holds under "strict".
         with jax.numpy_dtype_promotion("standard"):
             rate = schedule(state.step)
-            updates, moments = optimizer.update(grads, state.moments, state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         # Decided on the device, before anything changes: no bad number ever enters the state.
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
-        params, moments = jax.tree.map(
+        params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
-            (params, moments),
-            (state.params, state.moments),
+            (params, opt_state),
+            (state.params, state.opt_state),
         )
         bad_in_row = jnp.where(good, 0, state.bad_in_row + 1)
         skipped = state.skipped + jnp.where(good, 0, 1)
@@ -73,7 +73,7 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         metrics |= {"bytes": count_bytes(tokens_ABT[:, :, 1:])}
         metrics |= {"skipped": skipped, "bad_in_row": bad_in_row}
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, params, moments, skipped, bad_in_row), metrics
+        return TrainState(state.step + 1, params, opt_state, skipped, bad_in_row), metrics
 
     at_state = jax.tree.map(lambda s: s.sharding, abstract_state(config, mesh))
     everywhere = NamedSharding(mesh, PartitionSpec())

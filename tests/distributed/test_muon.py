@@ -31,11 +31,11 @@ def with_muon(config: Config) -> Config:
 def compile_update(config: Config, mesh: Mesh) -> Any:
     """Return the compiled update alone: (gradients, state, parameters) -> (updates, state)."""
     state = abstract_state(config, mesh)
-    where = jax.tree.map(lambda s: s.sharding, (state.params, state.moments))
+    where = jax.tree.map(lambda s: s.sharding, (state.params, state.opt_state))
     optimizer = make_optimizer(config.optimizer, model_spec(config).axes)
     with jax.set_mesh(mesh):
         update = jax.jit(optimizer.update, out_shardings=where)
-        return update.lower(state.params, state.moments, state.params).compile()
+        return update.lower(state.params, state.opt_state, state.params).compile()
 
 
 def optax_muon(config: Config) -> Any:
@@ -101,7 +101,7 @@ def test_sharding_changes_no_number(model: MakeConfig, mesh_of: MakeMesh) -> Non
 
     params = random(state.params)
     sharded_state = jax.tree.map(
-        lambda s: jax.device_put(jnp.zeros(s.shape, s.dtype), s.sharding), state.moments
+        lambda s: jax.device_put(jnp.zeros(s.shape, s.dtype), s.sharding), state.opt_state
     )
     whole_state = reference.init(params)
     update = jax.jit(reference.update)

@@ -151,7 +151,7 @@ def test_a_run_moves_to_another_mesh_and_back(program: Any) -> None:
         done = program.run(*MOVED, *flags, "--run_name", "moved", devices=devices)
         assert (done.returncode, done.stderr) == (0, "")
         assert f"resumed from step {after} in" in done.stdout
-        assert "some rows may come twice" not in done.stdout
+        assert "some sequences may come twice" not in done.stdout
         assert [step for step, _ in losses(moved)] == list(range(1, 13))
         np.testing.assert_allclose(
             [loss for _, loss in losses(moved)], [loss for _, loss in losses(still)], rtol=1e-4

@@ -107,7 +107,7 @@ def test_the_learning_rate_and_the_batch_may_change(copied: Any) -> None:
     told = next(line for line in done.stdout.splitlines() if line.startswith("changed since"))
     for change in ("steps 6 -> 8", "batch_size 4 -> 8", "lr 0.001 -> 0.0005"):
         assert change in told
-    assert "some rows may come twice" not in done.stdout
+    assert "some sequences may come twice" not in done.stdout
     manifest = (folder / "8" / "checkpoint.json").read_text(encoding="utf-8")
     # 6 steps of 4 rows and 2 of 8: the next unseen row.
-    assert json.loads(manifest)["description"]["next_row"] == 6 * 4 + 2 * 8
+    assert json.loads(manifest)["description"]["next_sequence"] == 6 * 4 + 2 * 8

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from spectral_dist.assembly import open_batches, open_sources
+from spectral_dist.assembly import open_batches, open_datasets
 from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.mesh import make_mesh
@@ -92,7 +92,7 @@ def train_and_evaluate(case: Case, texts: list[Path], changes: Mapping[str, Any]
     """
     paths = {"data_paths": tuple(map(str, texts))}
     config = resolve(from_flat({**SETTINGS, **case._asdict(), **paths, **changes}))
-    config, files = open_sources(config, lambda line: None, Processes(StopSignal()))
+    config, files = open_datasets(config, lambda line: None, Processes(StopSignal()))
     shape = config.mesh.shape
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
     with jax.set_mesh(mesh):
@@ -103,6 +103,6 @@ def train_and_evaluate(case: Case, texts: list[Path], changes: Mapping[str, Any]
             state = progress.state
             if progress.record is not None:
                 losses.append(progress.record.metrics["train/loss"])
-        scores = Evaluation(config, files, mesh, report=print).by_source(state.params)
+        scores = Evaluation(config, files, mesh, report=print).by_dataset(state.params)
     bits = {name: scores[f"val/{name}/bits_per_byte"] for name in DATASETS}
     return Numbers(losses, bits | {"mean": scores["val/bits_per_byte"]})

@@ -66,7 +66,7 @@ def train(local: Local, shape: str, name: str) -> dict[tuple[int, int], int]:
     assert run.wait() == [0] * processes, run.told()
     assert all(rank.err == "" for rank in run.ranks), run.told()
     assert all("step" not in rank.out for rank in run.ranks[1:])  # one console
-    assert "some rows may come twice" not in run.ranks[0].out
+    assert "some sequences may come twice" not in run.ranks[0].out
     return rows(run)
 
 

@@ -60,7 +60,7 @@ PHASES = {
     ),
     "step": Phase("pass", "  loss "),
     "evaluation": Phase(
-        announced("spectral_dist.trainer", "Evaluation.by_source", "evaluating"),
+        announced("spectral_dist.trainer", "Evaluation.by_dataset", "evaluating"),
         "now: evaluating",
         flags=("--eval_windows", "400"),
     ),

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from spectral_dist.assembly import compile_step, make_config, open_sources
+from spectral_dist.assembly import compile_step, make_config, open_datasets
 from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.flags import load_config
@@ -26,12 +26,12 @@ def test_sources_are_prepared_and_weights_normalised(tmp_path: Path) -> None:
     argv = ["--data_paths", ",".join(map(str, paths)), "--data_weights", "3,1", "--seq_len", "16"]
     told: list[str] = []
     alone = Processes(StopSignal())
-    config, files = open_sources(load_config(argv), told.append, alone)
+    config, files = open_datasets(load_config(argv), told.append, alone)
     assert [dataset.weight for dataset in config.datasets] == [0.75, 0.25]
     assert [file.name for file in files] == ["a", "b"]
     assert told[0] == "data_weights=3,1 sum to 4: normalised to 0.75,0.25"
     with pytest.raises(ValueError, match="too short"):
-        open_sources(
+        open_datasets(
             load_config([*argv, "--seq_len", "4000"]), told.append, Processes(StopSignal())
         )
 

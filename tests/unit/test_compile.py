@@ -70,7 +70,7 @@ def test_memory_is_that_of_the_shapes(programs: list[Program]) -> None:
     assert step.arguments == local_bytes(state) + local_bytes(batch)
     assert step.aliased == local_bytes(state)
     assert step.parameters == local_bytes(state.params)
-    assert step.optimizer_state == local_bytes(state.moments)
+    assert step.optimizer_state == local_bytes(state.opt_state)
     assert step.batch == local_bytes(batch)
     # What is left are the three counters of the state.
     assert step.arguments - step.parameters - step.optimizer_state - step.batch == 3 * 4
@@ -81,8 +81,8 @@ def test_memory_is_that_of_the_shapes(programs: list[Program]) -> None:
         step.outputs - step.aliased
     )
     # The moments wait while the parameters are evaluated.
-    moments = local_bytes(state) - local_bytes(state.params)
-    assert short.resident == moments + step.resident
+    opt_state = local_bytes(state) - local_bytes(state.params)
+    assert short.resident == opt_state + step.resident
     assert short.arguments == local_bytes(state.params) + 2 * 17
     assert long.arguments == local_bytes(state.params) + 1 * 33
     assert restore.peak == local_bytes(state)

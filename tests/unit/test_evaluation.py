@@ -54,8 +54,8 @@ class Spied:
 
         object.__setattr__(self.evaluation, "_eval_step", spy)
 
-    def by_source(self) -> dict[str, float]:
-        return self.evaluation.by_source({"some": "parameters"})
+    def by_dataset(self) -> dict[str, float]:
+        return self.evaluation.by_dataset({"some": "parameters"})
 
     def extrapolation(self) -> dict[str, float]:
         return self.evaluation.extrapolation({"some": "parameters"})
@@ -75,7 +75,7 @@ def test_by_source_is_the_model_s_cross_entropy() -> None:
     params = model_spec(config).init(jax.random.key(3))
     with jax.set_mesh(mesh):
         measured = Evaluation(config, [LONG, SHORT], mesh, report=pytest.fail)
-        metrics = measured.by_source(params)
+        metrics = measured.by_dataset(params)
     expected = {}
     for file in (LONG, SHORT):
         windows = validation_windows(file, SEQ_LEN, 7)
@@ -93,7 +93,7 @@ def test_by_source_is_the_model_s_cross_entropy() -> None:
 @pytest.mark.parametrize(("mesh", "batch"), [("1x1x1", 16), ("1x1x1", 3), ("2x4x1", 8)])
 def test_rows_that_fill_up_a_batch_never_count(mesh: str, batch: int) -> None:
     spied = Spied(sum_of_targets, [LONG, SHORT], mesh, "--batch_size", str(batch))
-    metrics = spied.by_source()
+    metrics = spied.by_dataset()
     assert all(len(tokens) == batch for tokens, _ in spied.seen)  # one shape, compiled once
     for file in (LONG, SHORT):
         windows = validation_windows(file, SEQ_LEN, 7)
@@ -104,7 +104,7 @@ def test_rows_that_fill_up_a_batch_never_count(mesh: str, batch: int) -> None:
 
 def test_a_source_of_weight_zero_is_measured_and_no_part_of_the_mean() -> None:
     spied = Spied(sum_of_targets, [LONG, SHORT], "1x1x1", "--data_weights", "1,0")
-    metrics = spied.by_source()
+    metrics = spied.by_dataset()
     assert metrics["val/bits_per_byte"] == metrics["val/a/bits_per_byte"]
     assert metrics["val/b/bits_per_byte"] != metrics["val/a/bits_per_byte"]
 
@@ -112,7 +112,7 @@ def test_a_source_of_weight_zero_is_measured_and_no_part_of_the_mean() -> None:
 def test_too_little_held_out_text_is_told_and_left_out() -> None:
     spied = Spied(sum_of_targets, [LONG, source("b", [3])], "1x1x1")
     assert spied.told[0] == "b: too little held-out text for one window of 8 tokens"
-    metrics = spied.by_source()
+    metrics = spied.by_dataset()
     assert metrics.keys() == {"val/a/bits_per_byte", "val/bits_per_byte"}
     assert metrics["val/bits_per_byte"] == metrics["val/a/bits_per_byte"]
 

@@ -59,8 +59,8 @@ def test_arguments_have_names_shapes_and_places() -> None:
     assert (embed.shape, embed.dtype, embed.spec) == ((256, 32), "float32", "P(None, fsdp)")
     assert embed.bytes == 256 * 32 * 4 // 2
     assert named["batch"].dtype == "uint8"
-    moments = [name for name in named if name.startswith("state/moments/") and "embed" in name]
-    assert len(moments) == 2
+    opt_state = [name for name in named if name.startswith("state/opt_state/") and "embed" in name]
+    assert len(opt_state) == 2
 
 
 def test_a_parameter_whole_by_accident_stops_at_once() -> None:

@@ -9,11 +9,11 @@ from spectral_dist.training import metrics
 from spectral_dist.training.metrics import (
     PEAK_FLOPS,
     Throughput,
+    dataset_bits,
     extrapolation_rows,
     find_peak,
     memory_bytes,
     mfu,
-    source_bits,
 )
 
 
@@ -186,11 +186,11 @@ def test_tables_are_read_from_the_metric_names() -> None:
         "extrapolation/2x/difference/bits_per_byte": 1.0,  # a source of that name
         "train/loss": 1.0,
     }
-    assert source_bits(values) == {"tr": 1.5, "en": 2.5}
+    assert dataset_bits(values) == {"tr": 1.5, "en": 2.5}
     two, sixteen = extrapolation_rows(values)
     assert (two.multiple, two.bits_per_byte, two.difference, two.upper) == (2, 2.1, 0.1, 0.2)
     assert two.success is False
-    assert two.by_source == {"difference": 1.0}
+    assert two.by_dataset == {"difference": 1.0}
     assert (sixteen.multiple, sixteen.difference, sixteen.success) == (16, None, None)
     assert extrapolation_rows({}) == []
 

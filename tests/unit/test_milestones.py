@@ -39,9 +39,9 @@ class Heard:
 
     def save(self, step: int, state: Any, description: Any, *, validation: float | None) -> None:
         del state
-        self.saved.append((step, description["next_row"], validation))
+        self.saved.append((step, description["next_sequence"], validation))
 
-    def by_source(self, params: Any) -> dict[str, float]:
+    def by_dataset(self, params: Any) -> dict[str, float]:
         if self.stopping:
             raise Interrupted
         return {"val/bits_per_byte": 2.5}

@@ -188,7 +188,7 @@ def test_it_is_evaluated(trained: tuple[Any, list[float]]) -> None:
     text = np.random.default_rng(1).integers(97, 110, 200).astype(np.uint8)
     file = TokenFile("a", Path("a.bin"), text, 1, "", 50)
     with jax.set_mesh(mesh):
-        found = Evaluation(config, [file], mesh, report=pytest.fail).by_source(params)
+        found = Evaluation(config, [file], mesh, report=pytest.fail).by_dataset(params)
     windows = validation_windows(file, T, 5).astype(np.int32)
     logits, _ = model_spec(config).bind(params)(jnp.asarray(windows[:, :-1]))
     shares = jnp.take_along_axis(jax.nn.log_softmax(logits), windows[:, 1:, None], axis=-1)

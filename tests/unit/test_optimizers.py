@@ -118,9 +118,9 @@ def test_five_steps_of_adamw_with_clipping_and_decay(size: float) -> None:
     ]
     optimizer = make_optimizer(SETTINGS, AXES)
     params = jax.tree.map(jnp.float32, start)
-    moments = optimizer.init(params)
+    opt_state = optimizer.init(params)
     for grad in grads:
-        updates, moments = optimizer.update(jax.tree.map(jnp.float32, grad), moments, params)
+        updates, opt_state = optimizer.update(jax.tree.map(jnp.float32, grad), opt_state, params)
         params = jax.tree.map(lambda p, u: p - SETTINGS.lr * u, params, updates)
     expected = by_hand(start, grads)
     for name in SHAPES:

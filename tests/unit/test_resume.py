@@ -57,9 +57,9 @@ def test_a_description_gives_its_settings_back() -> None:
     config = load_config([*BASE, "--tau_max", "99", "--num_kv_heads", "4"])
     description = describe(config, FILES, 7)
     assert stored_config(description) == config
-    assert description["next_row"] == 7
+    assert description["next_sequence"] == 7
     wanted = {"name": "b", "tokens": 10, "sha256": "bb", "split": 8}
-    assert description["sources"][1] == wanted
+    assert description["datasets"][1] == wanted
 
 
 def test_without_a_checkpoint_the_run_is_new() -> None:

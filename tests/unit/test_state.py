@@ -28,7 +28,7 @@ def config(**settings: Any) -> Config:
 def test_everything_is_float32_but_the_counts() -> None:
     state = abstract_state(config(), make_mesh((2, 2, 2)))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-    floats = [s for s in jax.tree.leaves(state.moments) if s.ndim]
+    floats = [s for s in jax.tree.leaves(state.opt_state) if s.ndim]
     assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")}
     for count in (state.step, state.skipped, state.bad_in_row):
         assert count.dtype == jnp.int32
@@ -39,8 +39,8 @@ def test_moments_lie_where_their_parameters_lie() -> None:
     made = config(layer_pattern="spectral,window,attention", num_layers=4)
     state = abstract_state(made, make_mesh((2, 2, 2)))
     of_params = [(s.shape, s.sharding) for s in jax.tree.leaves(state.params)]
-    of_moments = [(s.shape, s.sharding) for s in jax.tree.leaves(state.moments) if s.ndim]
-    assert of_moments == of_params * 2  # first and second moment
+    of_opt_state = [(s.shape, s.sharding) for s in jax.tree.leaves(state.opt_state) if s.ndim]
+    assert of_opt_state == of_params * 2  # first and second moment
     assert model_spec(made).shardings(make_mesh((2, 2, 2))) == jax.tree.map(
         lambda s: s.sharding, state.params
     )
@@ -155,7 +155,7 @@ def test_the_first_state_is_the_seed_and_nothing_else() -> None:
     other = initial(jax.random.key(6))
     assert not np.array_equal(other["head"], state.params["head"])
     assert int(state.step) == int(state.skipped) == int(state.bad_in_row) == 0
-    assert all(not np.any(m) for m in jax.tree.leaves(state.moments))
+    assert all(not np.any(m) for m in jax.tree.leaves(state.opt_state))
     described = abstract_state(made, mesh)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype, x.sharding), described

@@ -104,7 +104,7 @@ def test_a_step_changes_every_parameter_and_counts(compiled: Compiled) -> None:
 def test_the_state_is_donated(compiled: Compiled) -> None:
     state = compiled.state()
     jax.block_until_ready(run(compiled, state)[0])
-    big = [x for x in jax.tree.leaves((state.params, state.moments)) if x.ndim]
+    big = [x for x in jax.tree.leaves((state.params, state.opt_state)) if x.ndim]
     assert all(x.is_deleted() for x in big)
 
 
@@ -119,7 +119,7 @@ def test_a_bad_number_in_a_parameter_changes_nothing(compiled: Compiled, bad: fl
         lambda new, old: np.testing.assert_array_equal(
             np.asarray(new).view(np.uint8), old.view(np.uint8)
         ),
-        *[jax.tree.map(np.atleast_1d, (s.params, s.moments)) for s in (state, before)],
+        *[jax.tree.map(np.atleast_1d, (s.params, s.opt_state)) for s in (state, before)],
     )
     assert int(state.step) == 2
     assert int(state.skipped) == metrics["skipped"] == 1
@@ -168,9 +168,9 @@ def test_a_bad_loss_or_a_bad_gradient_alone_is_enough(
     compiled: Compiled, decide: Any, wrong: int
 ) -> None:
     before, _ = decide(compiled.state(), 0)
-    kept = jax.tree.map(np.array, (before.params, before.moments))
+    kept = jax.tree.map(np.array, (before.params, before.opt_state))
     after, metrics = decide(before, wrong)
-    jax.tree.map(np.testing.assert_array_equal, (after.params, after.moments), kept)
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), kept)
     assert np.isfinite(metrics["loss"]) == (wrong == 2)
     assert np.isfinite(metrics["grad_norm"]) == (wrong == 1)
 

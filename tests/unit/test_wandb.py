@@ -19,7 +19,7 @@ from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.wandb import ID_FILE, SENT_FILE, WandbMirror, choose_mode, has_key
 from spectral_dist.settings import Config, OutputConfig, RunConfig
 from spectral_dist.training.metrics import Record
-from tests.multiprocess.local import until
+from tests.waiting import wait_until
 
 CONFIG = Config(
     run=RunConfig(run_name="trial"),
@@ -71,7 +71,7 @@ def train(folder: Path, first: int, last: int, *, wait: bool = False) -> None:
     for step in range(first + 1, last + 1):
         file.write(Record(step, {"train/loss": 1.0 / step}))
     if wait:
-        until(lambda: last in logged(folder), "the last record is there")
+        wait_until(lambda: last in logged(folder), "the last record is there")
     file.close()
     mirror.close()
     mirror.close()
@@ -102,7 +102,7 @@ def test_w_and_b_may_hang_at_the_end_but_not_for_long(
     mirror = WandbMirror(CONFIG, folder, resume=False, warn=warnings.append)
     process = mirror._process
     assert process is not None
-    until(lambda: (folder / "pid").exists(), "W&B has started")
+    wait_until(lambda: (folder / "pid").exists(), "W&B has started")
     mirror.close()
     assert warnings == ["W&B did not finish within 0 s: what is missing there is in metrics.jsonl"]
     assert process.returncode == -signal.SIGKILL
@@ -111,11 +111,11 @@ def test_w_and_b_may_hang_at_the_end_but_not_for_long(
 def test_the_process_outlives_ctrl_c_and_ends_with_the_pipe(folder: Path) -> None:
     mirror = WandbMirror(CONFIG, folder, resume=False, warn=pytest.fail)
     assert mirror._process is not None
-    until(lambda: (folder / "pid").exists(), "W&B has started")
+    wait_until(lambda: (folder / "pid").exists(), "W&B has started")
     for number in (signal.SIGINT, signal.SIGTERM):
         mirror._process.send_signal(number)
     (folder / "metrics.jsonl").write_text('{"step": 7, "train/loss": 1.0}\n')
-    until(lambda: logged(folder) == [7], "the record is there")
+    wait_until(lambda: logged(folder) == [7], "the record is there")
     assert os.getpgid(mirror._process.pid) != os.getpgrp()
     mirror.close()
     assert mirror._process is None

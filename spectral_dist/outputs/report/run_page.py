@@ -17,7 +17,7 @@ from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.outputs.report.charts import Series, draw_chart
 from spectral_dist.outputs.report.render import SHARED, Row, Table, render
 from spectral_dist.outputs.report.scales import colour_of
-from spectral_dist.training.metrics import Record, extrapolation_rows, source_bits
+from spectral_dist.training.metrics import Record, dataset_bits, extrapolation_rows
 
 # Metric, label, format: the figures that are asked for first.
 _HEADLINE = (
@@ -62,7 +62,7 @@ def write_report(folder: Path) -> Path:
 
 def draw_page(name: str, records: Sequence[Record], settings: str) -> str:
     """Return the whole page: headline figures, charts, extrapolation table, configuration."""
-    datasets = list(dict.fromkeys(s for record in records for s in source_bits(record.metrics)))
+    datasets = list(dict.fromkeys(s for record in records for s in dataset_bits(record.metrics)))
     held_out = [Series(each, _points(records, f"val/{each}/bits_per_byte")) for each in datasets]
     loss, rate, speed = (
         [Series(metric.partition("/")[2], _points(records, metric))]
@@ -118,7 +118,7 @@ def _extrapolation(records: Sequence[Record]) -> dict[str, Any] | None:
     step, rows = next(((s, rows) for s, rows in reversed(measured) if rows), (0, []))
     if not rows:
         return None
-    datasets = list(dict.fromkeys(each for row in rows for each in row.by_source))
+    datasets = list(dict.fromkeys(each for row in rows for each in row.by_dataset))
     heads = ["context", "bits per byte", "difference to 1x", "upper 95% bound", "verdict"]
     body: list[Row] = []
     for row in rows:
@@ -126,7 +126,7 @@ def _extrapolation(records: Sequence[Record]) -> dict[str, Any] | None:
         for value in (row.difference, row.upper):
             cells.append(_cell(None if row.multiple == 1 else value, "{:+.4f}"))
         cells.append("-" if row.success is None else "success" if row.success else "no success")
-        body.append([*cells, *(_cell(row.by_source.get(each)) for each in datasets)])
+        body.append([*cells, *(_cell(row.by_dataset.get(each)) for each in datasets)])
     table = Table("bits per byte by length of context", [*heads, *datasets], body)
     return {"step": f"{step:,}", "table": table}
 

@@ -42,7 +42,7 @@ class Shapes:
 
     Attributes:
       model: the description of the parameters.
-      copies: arrays like the parameters in the state: the parameters and the moments.
+      copies: arrays like the parameters in the state: the parameters and the optimizer's.
     """
 
     model: ModelSpec[SpectralLM]
@@ -70,9 +70,9 @@ def _local_bytes(shapes: Shapes, mesh: tuple[tuple[str, int], ...]) -> int:
 def find_shapes(config: Config) -> Shapes:
     """Return the arrays of a run's state; no device is asked for anything."""
     spec = model_spec(config)
-    moments = jax.eval_shape(make_optimizer(config.optimizer, spec.axes).init, spec.shapes)
+    opt_state = jax.eval_shape(make_optimizer(config.optimizer, spec.axes).init, spec.shapes)
     # By elements: an optimizer may keep one array beside some parameters and two beside others.
-    elements = sum(leaf.size for leaf in jax.tree.leaves(moments))
+    elements = sum(leaf.size for leaf in jax.tree.leaves(opt_state))
     return Shapes(spec, 1 + elements // spec.size)
 
 
@@ -158,7 +158,7 @@ def time_bound(config: Config, shapes: Shapes, rates: Rates, per_host: int) -> T
 
     Its dense products at the peak of their type: the work of a step is the same on every mesh, and
     at best it is divided evenly. The update, whose kernels have no product in them: parameters,
-    gradients and moments read, all but the gradients written.
+    gradients and the optimizer's state read, all but the gradients written.
     """
     sizes = mesh_sizes(config)
     devices = math.prod(sizes.values())
