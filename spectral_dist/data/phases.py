@@ -25,7 +25,7 @@ def phases_of(config: Config, step: int, sequence: int) -> list[tuple[int, tuple
     for phase in config.phases:
         shares = dict(phase.weights)
         weights, _ = scale([shares.get(str(d.name), 0.0) for d in config.datasets])
-        first = max(0, sequence + (first_step - step) * batch) if first_step else 0
+        first = sequence + (first_step - step) * batch if first_step else 0
         while found and found[-1][0] >= first:
             found.pop()  # a phase of no sequences, where the batch had another size
         found.append((first, weights))
