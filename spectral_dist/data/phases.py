@@ -26,7 +26,7 @@ def phases_of(config: Config, step: int, sequence: int) -> list[tuple[int, tuple
         # Counted from the current step, in batches of the current size: a run whose batch had
         # another size before still changes phase at the right step. The phases that are over are
         # then not exact, and some of their sequences may come again.
-        first = max(0, sequence + (first_step - step) * batch) if first_step else 0
+        first = sequence + (first_step - step) * batch if first_step else 0
         while found and found[-1][0] >= first:
             found.pop()  # a phase of no sequences, where the batch had another size
         found.append((first, weights))

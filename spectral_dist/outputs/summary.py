@@ -94,7 +94,7 @@ def say_end(stop: signal.Signals | None, step: int, saved: Saved, console: Conso
             f"stopped by {stop.name}: {what} in {saved.folder}; the same command continues"
         )
     if saved.failed:
-        text = f"{saved.failed} checkpoints could not be saved"
+        text = f"{saved.failed} checkpoint{'s' * (saved.failed > 1)} could not be saved"
         if step not in saved.steps:
             start = f"step {saved.steps[-1]}" if saved.steps else "the beginning"
             text += f", step {step} among them: the same command continues from {start}"

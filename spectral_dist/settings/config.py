@@ -100,6 +100,8 @@ class Setting:
     @property
     def choices(self) -> tuple[str, ...]:
         """The texts that it may be; empty if it is not a choice."""
+        if self.path == "optimizer.name":  # each optimizer's section allows its own name alone
+            return tuple(OPTIMIZER_KINDS)
         kind = self.field.annotation
         return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 

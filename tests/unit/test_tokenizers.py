@@ -107,8 +107,8 @@ def test_from_a_text_to_batches_and_back(tmp_path: Path, name: str) -> None:
 
 def test_whole_documents_reach_a_tokenizer_that_sees_where_they_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes(b"abc\ndefgh\n<|endoftext|>\n" * 3)
-    expected = TOKENIZERS["pairs"].encode_documents([b"abc\ndefgh\n"] * 3 + [b""])
+    path.write_bytes(b"abcd\nefgh\n<|endoftext|>\n" * 3)
+    expected = TOKENIZERS["pairs"].encode_documents([b"abcd\nefgh\n"] * 3 + [b""])
     for block in (1, 3, 8, 1000):
         written = io.BytesIO()
         with path.open("rb") as source:
