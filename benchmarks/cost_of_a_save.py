@@ -1,8 +1,8 @@
-"""`python -m benchmarks.cost_of_a_save`: what an asynchronous checkpoint costs in throughput.
+"""`python -m benchmarks.cost_of_a_save`: throughput that an asynchronous checkpoint save costs.
 
-Trains with the program's own step and checkpoints, in stretches of equally many steps, with a save
-at the beginning of every other one. The time of a stretch holds all that the save takes, in front
-of the training and behind its back. Read `measure` first; docs/log.md has what it measured.
+Trains with the trainer's own step and checkpoints, in segments of equally many steps, with a save
+at the start of every other segment. The time of a segment holds both costs of the save: it blocks
+training, and then it writes in the background. Read `measure` first; results are in docs/log.md.
 """
 
 import statistics
@@ -27,13 +27,13 @@ from spectral_dist.training.step import batch_sharding, make_train_step
 
 @dataclass(frozen=True)
 class Cost:
-    """What was measured.
+    """Measured times of training with and without saves.
 
     Attributes:
-      state_bytes: size of what a save writes.
-      with_save: seconds of each stretch that began with a save.
-      without: seconds of the stretch after each of them.
-      blocked: seconds that training waited for a save, on average.
+      state_bytes: size of the train state that a save writes.
+      with_save: seconds of each segment that began with a save.
+      without: seconds of the segment after each of them.
+      blocked: seconds that a save blocked training, on average.
     """
 
     state_bytes: int
@@ -46,30 +46,35 @@ def measure(config: Config, steps: int, pairs: int) -> Cost:
     """Train `pairs` times `steps` steps with a save and `steps` without one, on one device.
 
     Raises:
-      ValueError: if a save takes longer than its stretch: its cost would count for the next.
+      ValueError: if a save takes longer than its segment, so that the next one pays for it.
     """
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         state = init_state(config, mesh)
         train_step = make_train_step(config, mesh)
+        # One batch for all steps: reading data is no part of what a save costs.
         shape = (1, config.data.batch_size, config.data.seq_len + 1)
         tokens = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
         batch = jax.device_put(tokens, batch_sharding(config, mesh))
-        state, metrics = train_step(state, batch)  # compiles: no part of what is measured
+        state, metrics = train_step(state, batch)  # compiles, outside the measurement
         jax.block_until_ready(metrics)
         checkpoints = Checkpoints(Path(folder), keep=1, warn=sys.exit)
-        # A pair's halves are neighbours, so a machine whose load changes spoils little.
+        # Segments with and without a save alternate, so that a changing load of the machine hits
+        # both alike.
         seconds: dict[bool, list[float]] = {True: [], False: []}
-        for stretch in range(2 * pairs):
-            save = stretch % 2 == 0
+        for segment in range(2 * pairs):
+            save = segment % 2 == 0
             started = time.perf_counter()
             if save:
-                checkpoints.save(stretch + 1, state, {})
+                checkpoints.save(segment + 1, state, {})
             for _ in range(steps):
                 state, metrics = train_step(state, batch)
+                # Each step and not only the last: else the host would dispatch all of them at once.
                 jax.block_until_ready(metrics)
             seconds[save].append(time.perf_counter() - started)
-            if checkpoints.steps()[-1:] != [stretch + save]:
+            # The last complete checkpoint must be that of this pair: the save was done in its
+            # segment.
+            if checkpoints.steps()[-1:] != [segment + save]:
                 raise ValueError(f"steps={steps}: a save takes longer than so many steps")
         blocked = checkpoints.wait_seconds / pairs
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -78,7 +83,8 @@ def measure(config: Config, steps: int, pairs: int) -> Cost:
 
 
 def cost_line(cost: Cost, steps: int) -> str:
-    """Return what a save costs, as a sentence: the median of the pairs, and their quartiles."""
+    """Return a sentence on the cost of a save: the median of the pairs and their quartiles."""
+    # Medians, because a shared machine gives outliers that would rule a mean.
     lost = [a - b for a, b in zip(cost.with_save, cost.without, strict=True)]
     whole = statistics.median(cost.without)
     low, middle, high = (q / whole for q in statistics.quantiles(lost, n=4))
@@ -91,13 +97,14 @@ def cost_line(cost: Cost, steps: int) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure and print; return 0."""
+    """Measure and print the cost of a save; return 0."""
     parser = Parser(prog="python -m benchmarks.cost_of_a_save", allow_abbrev=False)
     for name, default in (("layers", 4), ("seq_len", 256), ("batch_size", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--steps", type=int, default=20, help="steps with a save, and without")
     parser.add_argument("--pairs", type=int, default=8, help="how often both, at least two")
     flags = parser.read(argv)
+    # The file of --data_paths is never opened: the settings only have to be complete.
     words = f"""--data_paths none.txt --hidden_dim 512 --compute_dtype float32 --chunk_size 32
         --num_layers {flags.layers} --seq_len {flags.seq_len} --batch_size {flags.batch_size}"""
     cost = measure(load_config(words.split()), flags.steps, flags.pairs)

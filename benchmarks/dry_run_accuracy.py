@@ -1,8 +1,8 @@
-"""`python -m benchmarks.dry_run_accuracy`: what a dry run predicts, beside what is measured.
+"""`python -m benchmarks.dry_run_accuracy`: predictions of the dry run beside measurements.
 
-On the processor the predicted and the measured peak of memory, summed over fake devices that live
-in one process; with `--gpu NAME`, on an attached GPU of that kind, the peak of one device and the
-time of a step too. Owns the configurations that are compared. Read `compare` first.
+On the CPU it compares peak memory, summed over fake devices that live in one process. With
+`--gpu NAME`, on an attached GPU of that kind, it compares the peak memory of one device and the
+time of a step. Owns the configurations that are compared. Read `compare` first.
 """
 
 import os
@@ -21,10 +21,11 @@ from spectral_dist.planning.hardware import CPU, GPU_NAMES
 
 MIB = 2**20
 _MEASUREMENT = "benchmarks.measurement"
-# The programs that the measurement runs.
+# The programs that the measurement runs; the others of a dry run are not measured.
 _RUN = ("train step", "initial state")
 
-# Large enough that arrays outweigh what any process needs; small enough for 4 GB and a minute.
+# Large enough that arrays outweigh what any process needs (16 to 35 MiB), small enough for 4 GB and
+# a minute. The worst error was -16.7%, at 1x8x1: scratch of XLA's CPU kernels, which no GPU has.
 CPU_CASES = (
     "--mesh=1x1x1 --hidden_dim=256 --num_layers=6 --seq_len=512 --batch_size=4 --remat=none",
     "--mesh=1x1x1 --hidden_dim=256 --num_layers=6 --seq_len=512 --batch_size=8 --remat=dots",
@@ -48,13 +49,13 @@ GPU_CASES = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One configuration: what was predicted and what was measured.
+    """Predicted and measured peak memory and step time of one configuration.
 
     Attributes:
       flags: of the configuration.
-      predicted: peak, bytes: of one GPU, or of all fake devices together.
-      measured: the same.
-      predicted_seconds: of a step; None on the processor, which no rates are known of.
+      predicted: peak memory in bytes, of one GPU or of all fake devices together.
+      measured: the same, measured.
+      predicted_seconds: of a step; None on the CPU, of which no peak rates are known.
       measured_seconds: of a step.
     """
 
@@ -66,12 +67,12 @@ class Comparison:
 
     @property
     def memory_error(self) -> float:
-        """Predicted over measured, less one: negative where less was predicted than is needed."""
+        """Relative error of the predicted peak; negative where it is too small."""
         return self.predicted / self.measured - 1
 
     @property
     def time_error(self) -> float | None:
-        """The same of the seconds, where they are predicted."""
+        """Relative error of the predicted step time, or None without a prediction."""
         if self.predicted_seconds is None:
             return None
         return self.predicted_seconds / self.measured_seconds - 1
@@ -90,7 +91,7 @@ def compare(flags: str, gpu: str = CPU) -> Comparison:
     kind = None if report["gpu"] is None else report["gpu"]["device_kind"]
     if kind is not None and measured["device_kind"] != kind:
         raise ValueError(f"gpu={gpu!r}: the attached device is {measured['device_kind']!r}")
-    # What waits beside a program in a run does not in a measurement.
+    # Prefetched batches are resident in a run, but the measurement has a single batch.
     peaks = [p["peak"] - p["resident"] for p in report["programs"] if p["name"] in _RUN]
     return Comparison(
         flags=flags,
@@ -102,14 +103,15 @@ def compare(flags: str, gpu: str = CPU) -> Comparison:
 
 
 def _environment(gpu: str, devices: int) -> dict[str, str]:
-    """Return what the measuring process needs beside this one's environment."""
+    """Return the changes to this process's environment for the one that measures."""
     if gpu != CPU:
         return {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
     flags = os.environ.get("XLA_FLAGS", "")
     return {
         "JAX_PLATFORMS": CPU,
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
-        # Every array is memory of its own, given back at once, and no thread keeps a store of it.
+        # glibc must return freed memory at once, or it counts as in use: with an arena for each
+        # thread 50 MiB of it were kept.
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -119,13 +121,15 @@ def _environment(gpu: str, devices: int) -> dict[str, str]:
 def cases(gpu: str) -> list[str]:
     """Return the flags of the configurations to compare on a kind of device."""
     if gpu == CPU:
+        # Smaller chunks than the default of 128, which XLA's CPU compiler lowers badly
+        # (docs/log.md).
         return [f"{case} --chunk_size=64" for case in CPU_CASES]
     named = (case.partition(" ") for case in GPU_CASES)
     return [f"--config={configs_folder() / name}.yaml {flags}" for name, _, flags in named]
 
 
 def comparison_table(found: Sequence[Comparison]) -> Table:
-    """Return the comparisons as a table in Markdown."""
+    """Return the comparisons as a Markdown table, for docs/log.md."""
     table = Table(box=rich.box.MARKDOWN)
     table.add_column("flags", no_wrap=True)
     heads = ["predicted MiB", "measured MiB", "error", "predicted s", "measured s", "error"]
@@ -153,6 +157,7 @@ def main(argv: Sequence[str]) -> int:
     found = []
     for flags in cases(gpu):
         found.append(compare(flags, gpu))
+        # Progress: a case takes up to a minute.
         sys.stderr.write(f"{flags}: {found[-1].memory_error:+.1%}\n")
     console = Console(highlight=False, markup=False, width=200)
     console.print(comparison_table(found))

@@ -1,7 +1,7 @@
-"""A few training steps on the attached devices, for the memory and the time that they take.
+"""Measures peak memory and step time of a few training steps on the attached devices.
 
-Owns what is measured and how. Started by `dry_run_accuracy` in a process of its own; it reads no
-text, as no byte's value changes the memory or the time. Read `measure` first. By hand:
+Owns what is measured and how. `dry_run_accuracy` starts it in a process of its own. It reads no
+text: random tokens take the same memory and time. Read `measure` first. By hand:
 
     python -m benchmarks.measurement --config FILE --json measured.json
 """
@@ -31,12 +31,12 @@ STEPS = 5
 
 
 def measure(config: Config, steps: int = STEPS) -> dict[str, Any]:
-    """Make a state, run steps, and return what they took.
+    """Initialize a train state, run training steps, and return peak memory and step time.
 
     Returns:
-      `device_kind`; `devices`; `peak`, bytes: of a GPU the most that was in use on the first
-      device, of the processor what the whole process had more in memory at its highest than
-      before the state was made; `step_seconds`, the median of the steps after the first.
+      `device_kind`; `devices`; `peak` in bytes: of a GPU the peak in use on the first device, of
+      the CPU the peak of the whole process above what it had before the initialization;
+      `step_seconds`, the median of the steps after the first.
 
     Raises:
       ValueError: if the attached devices do not make the mesh.
@@ -45,52 +45,58 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, Any]:
     device = mesh.devices.flat[0]
     batch = abstract_batch(config, mesh)
     with jax.set_mesh(mesh):
+        # Compiled before anything is measured: compiling takes memory that is no array's.
         init = make_init(config, mesh).lower(jax.eval_shape(lambda: jax.random.key(0))).compile()
         step = make_train_step(config, mesh).lower(abstract_state(config, mesh), batch).compile()
         key = jax.random.key(config.run.seed)
+        # Printable characters of ASCII, which any tokenizer's vocabulary is large enough for.
         values = np.random.default_rng(0).integers(32, 127, batch.shape, batch.dtype)
         tokens = jax.device_put(values, batch.sharding).block_until_ready()
-        give_back()
+        # Without this the arrays would reuse memory that compiling left free: it hid 46 MiB of
+        # them.
+        trim_heap()
         before = resident_bytes()
-        forget_peak()
+        reset_peak()
         state, seconds = init(key), []
         for _ in range(steps):
             jax.block_until_ready(state)
             start = time.perf_counter()
             state, metrics = step(state, tokens)
-            jax.block_until_ready((state, metrics))
+            jax.block_until_ready((state, metrics))  # a call returns before its step is done
             seconds.append(time.perf_counter() - start)
     peak = peak_bytes() - before
+    # A GPU's memory is not the process's: its allocator counts it.
     if device.platform != "cpu":
         peak = device.memory_stats()["peak_bytes_in_use"]
     return {
         "device_kind": device.device_kind,
         "devices": mesh.size,
         "peak": peak,
+        # The first step warms up caches and libraries.
         "step_seconds": statistics.median(seconds[1:] or seconds),
     }
 
 
-def give_back() -> None:
-    """Return to the system what this process holds free, of which compiling leaves much."""
+def trim_heap() -> None:
+    """Return freed memory of this process to the system; compiling leaves much of it."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, others need not
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(0)
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process has now (Linux)."""
+    """Return the resident memory of this process, in bytes (Linux)."""
     return _status("VmRSS")
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has had since `forget_peak` (Linux)."""
+    """Return the peak resident memory of this process since `reset_peak`, in bytes (Linux)."""
     return _status("VmHWM")
 
 
-def forget_peak() -> None:
-    """Set the peak back to what is in memory now: proc(5), clear_refs."""
+def reset_peak() -> None:
+    """Reset the peak resident memory to the present one: proc(5), clear_refs."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -102,7 +108,7 @@ def _status(name: str) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure the configuration of the command line and write the result; return 0."""
+    """Measure the configuration of the command line, write the result as JSON, and return 0."""
     parser = Parser(prog="python -m benchmarks.measurement", allow_abbrev=False)
     parser.add_argument("--json", metavar="FILE", required=True, help="file to write it to")
     flags, rest = parser.read_some(argv)

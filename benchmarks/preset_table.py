@@ -1,7 +1,7 @@
-"""`python -m benchmarks.preset_table`: the presets on clusters of one kind of GPU, a table.
+"""`python -m benchmarks.preset_table`: table of the presets on clusters of one kind of GPU.
 
-Owns which presets on which devices; each row is a dry run in a process of its own. The README holds
-what it prints. Read `main` first.
+Owns which presets run on which devices. Each row is a dry run in a process of its own, so that none
+sees the memory or the fake devices of another. The README holds its output. Read `main` first.
 """
 
 import sys
@@ -18,8 +18,9 @@ from spectral_dist.flags import configs_folder
 from spectral_dist.planning.hardware import GPU_NAMES
 
 GIB = 2**30
-# Preset, and the flags that put it on other devices than its own. A preset's batch of a step,
-# batch_size x accum_steps, is the same in all of its rows.
+# Preset, and the flags that put it on other devices than its own. The batch of a step, batch_size x
+# accum_steps, is the same in all rows of a preset. Level 2 on one L4 needs micro-batches of 8: with
+# its own 32 it takes 50 GiB.
 ROWS = (
     ("level1", ()),
     ("level2", ("--mesh=1x1x1", "--batch_size=8", "--accum_steps=16")),
@@ -36,7 +37,7 @@ HEADS = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make a dry run for each row and print the table in Markdown; return 0."""
+    """Make a dry run for each row and print the table as Markdown; return 0."""
     parser = Parser(prog="python -m benchmarks.preset_table", allow_abbrev=False)
     parser.add_argument("--only", choices=LEVELS, help="one preset (default: all)")
     parser.add_argument("--gpu", default="l4", choices=GPU_NAMES, help="kind of GPU (default: l4)")
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     reports = []
     for level, words in ROWS:
         if flags.only in (None, level):
+            # Progress: a row took up to 59 s on two busy cores.
             sys.stderr.write(f"{level} {' '.join(words)}\n")
             config = f"--config={configs_folder() / level}.yaml"
             reports.append(dry_run([config, f"--gpu={flags.gpu}", *words]))
@@ -52,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         table.add_column(head, no_wrap=True)
     for report in reports:
         table.add_row(*level_cells(report))
+    # Wide enough for every row: Rich folds cells that do not fit, which Markdown cannot read.
     console = Console(highlight=False, markup=False, width=200)
     console.print(table)
     console.print(reports[0]["compiler"]["line"], soft_wrap=True)
@@ -59,14 +62,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def level_cells(report: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row of the table.
+    """Return the cells of one dry run's row.
 
     Args:
-      report: of a dry run, as docs/formats.md describes it.
+      report: its JSON, as docs/formats.md describes it.
     """
     config, verdict = report["config"], report["verdict"]
     traffic = report["communication"]["collectives"]
     sent = sum(t["moved_bytes"] for t in traffic)
+    # The slow part: inside a host it is PCIe or NVLink, between hosts the network.
     between = sum(t["moved_bytes"] for t in traffic if t["crosses_hosts"])
     memory = f"{verdict['peak'] / GIB:.2f} + {verdict['runtime'] / GIB:.2f}"
     crossing = f", {between / GIB:.2f} of it between hosts" if between else ""

@@ -1,7 +1,7 @@
-"""Programs that write their findings as JSON, each run in a process of its own.
+"""Runs modules that write their results as JSON, each in a process of its own.
 
-Owns what becomes of their errors. A process of its own begins with no memory in use and with its
-own environment, which JAX reads only once. Imports no JAX.
+Owns what becomes of their errors. Such a process starts with no memory in use and with its own
+environment, which JAX reads only once. Imports no JAX. Read `run_module`.
 """
 
 import json
@@ -26,25 +26,28 @@ def run_module(
       module: dotted name.
       words: of its command line.
       environment: variables that differ from this process's own.
-      accept: exit codes that are no failure.
+      accept: exit codes that count as success.
 
     Raises:
       ValueError: with the last line that it wrote to stderr, if it fails.
     """
+    # A file and not stdout, which libraries may write to.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "written.json"
         with ModuleProcess(module, [*words, f"--json={path}"], environment=environment) as process:
             code = process.wait()
         if code not in accept or not path.is_file():
+            # A killed process writes nothing.
             reason = process.last_line or f"exit code {code}"
             raise ValueError(f"{module} {' '.join(words)}: {reason.removeprefix('error: ')}")
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 def dry_run(words: Sequence[str]) -> dict[str, Any]:
-    """Return the report of a dry run as docs/formats.md describes it, whether it fits or not.
+    """Return the JSON report of a dry run, as docs/formats.md describes it.
 
     Raises:
-      ValueError: if it could not be made.
+      ValueError: if the dry run fails.
     """
+    # Exit code 3 is a result too: the run does not fit.
     return run_module("spectral_dist.dryrun", words, accept=(0, 3))

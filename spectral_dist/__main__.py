@@ -10,24 +10,27 @@ import importlib
 import os
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Any
 
 from spectral_dist.command_line import Parser, run_main
 
-# name -> what it does; its module is spectral_dist.<name>
+# name -> its module in the package, and what it does
 COMMANDS = {
-    "train": "train a model, or go on with a run",
-    "evaluate": "bits per byte of a run on held-out or other text",
-    "generate": "write text with a trained model",
-    "prepare": "turn text into token files ahead of a run",
-    "dryrun": "memory and speed of a run on devices that are not there",
-    "launch": "start several processes on this host",
-    "schema": "the JSON schema of a settings file, for editors",
+    "train": ("train", "train a model, or go on with a run"),
+    "evaluate": ("evaluate", "bits per byte of a run on held-out or other text"),
+    "generate": ("generate", "write text with a trained model"),
+    "prepare": ("prepare", "turn text into token files ahead of a run"),
+    "dryrun": ("dryrun", "memory and speed of a run on devices that are not there"),
+    "launch": ("launch", "start several processes on this host"),
+    "report": ("outputs.report.__main__", "draw report.html of a run"),
+    "wandb": ("outputs.wandb_mirror", "send the metrics of a run to Weights & Biases"),
+    "schema": ("schema", "the JSON schema of a settings file, for editors"),
 }
 
 
 def make_parser() -> Parser:
     """Return the parser of the door itself: its help lists the commands."""
-    listed = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    listed = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
     parser = Parser(
         prog="spectral-dist",
         usage="spectral-dist COMMAND ...",
@@ -37,6 +40,11 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=version())
     return parser
+
+
+def find_command(name: str) -> Any:
+    """Return the module of a command, loaded."""
+    return importlib.import_module(f"spectral_dist.{COMMANDS[name][0]}")
 
 
 def version() -> str:
@@ -51,7 +59,7 @@ def _complete() -> None:
     parser = make_parser()
     commands = parser.add_subparsers()
     for name in COMMANDS:
-        own = importlib.import_module(f"spectral_dist.{name}").make_parser()
+        own = find_command(name).make_parser()
         commands.add_parser(name, parents=[own], add_help=False)
     argcomplete.autocomplete(parser)
 
@@ -70,8 +78,7 @@ def main(argv: Sequence[str]) -> int:
         from spectral_dist.settings.rules import nearest
 
         raise ValueError(f"unknown command {name!r}{nearest(name, COMMANDS)}; --help lists them")
-    module = importlib.import_module(f"spectral_dist.{name}")
-    return module.main(rest)
+    return find_command(name).main(rest)
 
 
 def console_script() -> None:

@@ -1,20 +1,22 @@
-"""The legend of dimension letters, for every shape in the code and its docstrings.
+"""The legend of dimension letters: what B, T, D, ... mean in every shape of the code.
 
     B  sequences in a batch (the global batch, unless a docstring says per device)
     A  micro-batches in a step
-    T  tokens in a sequence
-    V  vocabulary: what a token may be
+    T  tokens in a sequence       T1 = T + 1: inputs and the last target
+    V  vocabulary size
     D  channels of the residual stream and of the spectral mixer
     F  inner width of SwiGLU
-    N  poles: state size of the spectral mixer, for each channel
-    C  tokens in a chunk          M  chunks in a sequence
-    K  taps of the short convolution
+    N  poles: size of the state space (the spectral mixer's), for each channel
+    C  tokens in a chunk          M  chunks in a sequence          I = C + N: inputs of a chunk
+    K  taps of the short convolution                               J = K - 1: earlier inputs
     H  heads of queries           G  heads of keys and values      E  channels of a head
-    W  reach of window attention  Q  queries in a block            S  keys in a block
+    W  window of attention        Q  queries in a block            S  keys in a block
     L  layers (or blocks of layers) that a scan runs over
+    R  rows of a matrix (in Muon, with C columns); sequences that are read together (in data)
 
-Shapes are written with these letters and checked in the tests, where an import hook runs the
-annotations. Owns the names of array types; knows nothing of what they mean.
+A digit stands for itself: x_BT3D is [B, T, 3, D]. A name with a suffix, such as x_BTD, has that
+shape; so has an annotation such as Float[Array, "B T D"]. The tests check the annotations, by an
+import hook.
 """
 
 from jaxtyping import Array, Float, Float32, Int, Integer

@@ -1,7 +1,7 @@
-"""`python -m spectral_dist.dryrun`: will it fit, on devices that are described and not attached.
+"""`python -m spectral_dist.dryrun`: dry run, does a run fit in the memory of GPUs not attached.
 
-The programs of the run are compiled for the described GPUs, from shapes alone: no text is read and
-no array is made. Ends with exit code 3 where they do not fit. Read `main` first.
+Compiles the programs of the run for the described GPUs, from shapes alone: it reads no text and
+allocates no array. The exit code is 3 where they do not fit. Read `main` first.
 """
 
 import dataclasses
@@ -14,32 +14,33 @@ from spectral_dist.command_line import Parser, run_main
 from spectral_dist.flags import load_config
 from spectral_dist.settings import AUTO_MESH, Config
 
-DOES_NOT_FIT = 3
-MOST_GPUS_PER_HOST = 8
+DOES_NOT_FIT = 3  # exit code, so that a script can ask before it rents GPUs
+MOST_GPUS_PER_HOST = 8  # of usual servers; --gpus_per_host says otherwise
 _FAKE_DEVICES = "xla_force_host_platform_device_count"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compile, report and judge; return the exit code."""
-    flags, rest = _parse(argv)
+    """Compile the run, show the report and write its files; return the exit code."""
+    flags, rest = make_parser().read_some(argv)
     check_flags(flags)
     config = load_config(rest, "spectral_dist.dryrun")
     auto = config.mesh.mesh == AUTO_MESH
     if auto:
         check_devices(flags)
     prepare_environment()
-    # JAX reads its environment when it is imported, which these do.
+    # JAX reads its environment when it is imported, and these modules import it.
     from spectral_dist.planning.report.page import write_html
     from spectral_dist.planning.report.text import build_report, say, show_report, write_json
     from spectral_dist.planning.search.choice import Choice, choose, described
     from spectral_dist.planning.search.ranking import start_command
 
     usable = None if flags.memory_gib is None else int(flags.memory_gib * 2**30)
+    # For a given mesh there is nothing to choose: build_report compiles its programs.
     choice = Choice(config, True, [], [])
     if auto:
         cluster = described(flags.gpu, flags.hosts, flags.gpus_per_host, usable)
         flags.hosts, flags.gpus_per_host = cluster.hosts, cluster.per_host
-        choice = choose(config, cluster, say)
+        choice = choose(config, cluster, say)  # its programs are compiled, and not compiled again
     report = build_report(
         choice.config,
         gpu_name=flags.gpu,
@@ -61,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
     return DOES_NOT_FIT if report.verdict.fits is False else 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+def make_parser() -> Parser:
+    """Return the parser of this command's own flags; those of training come beside them."""
     parser = Parser(
         prog="python -m spectral_dist.dryrun",
         allow_abbrev=False,
@@ -78,19 +80,20 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--price_per_gpu_hour", type=float, help="for the cost, in any currency")
     parser.add_argument("--json", metavar="FILE", help="file to write the report to")
     parser.add_argument("--html", metavar="FILE", help="the same as a page for a browser")
-    return parser.read_some(argv)
+    return parser
 
 
 def prepare_environment() -> None:
-    """Keep JAX off every attached accelerator: the compiler needs none, and others may use it."""
+    """Set JAX's environment so that it uses no attached accelerator: the compiler needs none."""
+    # A training run on this host may be using them, and JAX would take their memory.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.pop("JAX_PLATFORM_NAME", None)
-    # The compiler's warnings are part of the report.
+    # XLA's warnings of full rematerializations are part of the report.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
 
 
 def check_flags(flags: Namespace) -> None:
-    """Refuse what would fail only after the compilation.
+    """Check the flags that would otherwise fail only after minutes of compilation.
 
     Raises:
       ValueError: names the flag.
@@ -106,10 +109,10 @@ def check_flags(flags: Namespace) -> None:
 
 
 def check_devices(flags: Namespace) -> None:
-    """Refuse a search among an unknown number of devices.
+    """Check that `--mesh=auto` knows the number of devices.
 
     Raises:
-      ValueError: if the flags do not give it; fake devices are counted by XLA_FLAGS too.
+      ValueError: if neither the flags nor, for fake devices, XLA_FLAGS say it.
     """
     given = [flags.hosts is not None, flags.gpus_per_host is not None]
     counted = flags.gpu == "cpu" and _FAKE_DEVICES in os.environ.get("XLA_FLAGS", "")
@@ -120,20 +123,21 @@ def check_devices(flags: Namespace) -> None:
 
 
 def gpus_per_host(config: Config, hosts: int | None, given: int | None) -> int:
-    """Return the GPUs of one host.
+    """Return the number of GPUs of one host.
 
     Args:
-      config: names the mesh.
-      hosts: as the user gives it.
-      given: the same for the GPUs of a host.
+      config: has the mesh.
+      hosts: the flag, if given.
+      given: the flag for the GPUs of a host, if given.
 
     Raises:
-      ValueError: if the three do not agree.
+      ValueError: if the mesh and the flags do not agree.
     """
     shape = config.mesh.shape
     count = shape[0] * shape[1] * shape[2]
     if given is None:
         given = min(count, MOST_GPUS_PER_HOST) if hosts is None else max(1, count // hosts)
+    # A mesh smaller than a host takes a part of it, unless the user also says how many hosts.
     per_host = min(given, count) if hosts is None else given
     if count % per_host or (hosts is not None and hosts * per_host != count):
         filled = "" if hosts is None else f"hosts={hosts} x "

@@ -1,117 +1,43 @@
-"""`python -m spectral_dist.evaluate`: bits per byte of any text, by source and by context length.
+"""`python -m spectral_dist.evaluate`: bits per byte of any text, by dataset and by context length.
 
 The same windows, targets and verdicts as in training. Of a text that the run was trained on, only
-the held-out part is read; of any other text, all of it. Read `main` first.
+the held-out part is read; of any other text, all of it. Loads JAX only once the flags are read.
 """
 
-import dataclasses
-import json
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-
-from spectral_dist.atomic_file import write_text
 from spectral_dist.command_line import Parser, run_main
-from spectral_dist.data.tokens import TokenFile, prepare
-from spectral_dist.inference import LoadedRun, load_run
-from spectral_dist.outputs.console import Console
-from spectral_dist.settings import Config, from_flat, resolve
-from spectral_dist.training.evaluation import Evaluation
 
 
 def main(argv: Sequence[str]) -> int:
     """Print bits per byte of held-out or other text; return the exit code."""
-    flags = _parse(argv)
+    flags = make_parser().read(argv)
     if flags.json and (Path(flags.json).is_dir() or not Path(flags.json).parent.is_dir()):
         raise ValueError(f"json={flags.json!r}: must name a file in a folder that exists")
-    console = Console(0)
-    loaded = load_run(
-        flags.run_name,
-        checkpoint_dir=flags.checkpoint_dir,
-        checkpoint=flags.checkpoint,
-        mesh=flags.mesh,
-    )
-    files = open_texts(loaded, flags.data_paths, console)
-    config = _config(loaded.config, flags, files)
-    with jax.set_mesh(loaded.mesh):
-        evaluation = Evaluation(config, files, loaded.mesh, report=console.note)
-        measured = evaluation.by_dataset(loaded.params) | evaluation.extrapolation(loaded.params)
-    if not measured:
-        raise ValueError(
-            f"data_paths={','.join(str(f.path) for f in files)}: no text is as long as one window"
-            f" of {config.data.seq_len + 1} bytes"
-        )
-    console.note(f"{flags.run_name} at step {loaded.step}, windows of {config.data.seq_len} bytes")
-    console.show_tables(measured)
-    if flags.json:
-        _write_json(Path(flags.json), loaded, flags, measured)
+    from spectral_dist.scoring import score
+
+    score(flags)
     return 0
 
 
-def _parse(argv: Sequence[str]) -> Namespace:
+def make_parser() -> Parser:
+    """Return the parser of this command's flags."""
     parser = Parser(prog="python -m spectral_dist.evaluate", description=main.__doc__)
     parser.add_argument("--run_name", required=True, help="run to load")
-    parser.add_argument("--checkpoint_dir", default="checkpoints")
+    parser.add_argument(
+        "--checkpoint_dir", default="checkpoints", help="folder of the runs (default: checkpoints)"
+    )
     parser.add_argument(
         "--checkpoint", default="checkpoint_0", help="checkpoint_0 (latest), checkpoint_1 or a step"
     )
     parser.add_argument("--data_paths", help="texts, joined by commas (default: the run's own)")
     parser.add_argument("--lengths", help="context lengths, multiples of seq_len, such as 1,2,4")
-    parser.add_argument("--windows", type=int, help="windows for each source (default: the run's)")
-    parser.add_argument("--batch_size", type=int, default=8, help="rows at a time")
+    parser.add_argument("--windows", type=int, help="windows for each dataset (default: the run's)")
+    parser.add_argument("--batch_size", type=int, default=8, help="sequences at a time")
     parser.add_argument("--mesh", default="1x1x1", help="devices as DATAxFSDPxTENSOR")
     parser.add_argument("--json", help="file to write every figure to")
-    return parser.read(argv)
-
-
-def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> list[TokenFile]:
-    """Return the texts to score, each reduced to what the run did not train on."""
-    data = loaded.config.data
-    datasets = loaded.config.datasets
-    own = [dataset.paths[0] for dataset in datasets]
-    paths = data_paths.split(",") if data_paths is not None else own
-    if not all(paths):
-        raise ValueError(f"data_paths={data_paths!r}: must be files joined by commas")
-    files = prepare(
-        paths,
-        names=None if data_paths is not None else [str(dataset.name) for dataset in datasets],
-        tokenizer=data.tokenizer,
-        validation_fraction=data.validation_fraction,
-        min_tokens=1,
-        report=console.note,
-    )
-    trained_on = {stored["sha256"]: stored["split"] for stored in loaded.description["datasets"]}
-    return [dataclasses.replace(file, split=trained_on.get(file.sha256, 0)) for file in files]
-
-
-def _config(config: Config, flags: Namespace, files: Sequence[TokenFile]) -> Config:
-    """Return the run's settings with what this evaluation asks for in their place."""
-    wanted: dict[str, Any] = {"batch_size": flags.batch_size}
-    if flags.lengths is not None:
-        wanted["eval_lengths"] = flags.lengths
-    if flags.windows is not None:
-        wanted |= {"eval_windows": flags.windows, "extrapolation_windows": flags.windows}
-    datasets = [{"name": f.name, "paths": [str(f.path)], "weight": 1 / len(files)} for f in files]
-    wanted |= {"mesh": flags.mesh, "datasets": datasets, "phases": []}
-    return resolve(from_flat(config.flat() | wanted))
-
-
-def _write_json(
-    path: Path, loaded: LoadedRun, flags: Namespace, measured: dict[str, float]
-) -> None:
-    found = {
-        "run_name": flags.run_name,
-        "step": loaded.step,
-        "seq_len": loaded.config.data.seq_len,
-        "metrics": measured,
-    }
-    try:
-        write_text(path, json.dumps(found, indent=2) + "\n")
-    except OSError as error:
-        raise ValueError(f"json={str(path)!r}: cannot be written: {error.strerror}") from error
+    return parser
 
 
 if __name__ == "__main__":

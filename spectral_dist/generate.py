@@ -1,7 +1,7 @@
 """`python -m spectral_dist.generate`: text from a trained model, streamed as it is written.
 
 Works by the recurrent form: memory and time for each byte do not depend on how much came before.
-Read `main` first.
+Loads JAX only once the flags are read. Read `main` first.
 """
 
 import sys
@@ -9,22 +9,13 @@ import time
 from collections.abc import Sequence
 
 from spectral_dist.command_line import Parser, run_main
-from spectral_dist.inference import Generator, check_sampling
 
 
 def main(argv: Sequence[str]) -> int:
     """Stream what the model writes after a prompt; return the exit code."""
-    parser = Parser(prog="python -m spectral_dist.generate", description=main.__doc__)
-    parser.add_argument("--run_name", required=True, help="run to load")
-    parser.add_argument("--checkpoint_dir", default="checkpoints")
-    parser.add_argument(
-        "--checkpoint", default="checkpoint_0", help="checkpoint_0 (latest), checkpoint_1 or a step"
-    )
-    parser.add_argument("--prompt", default="", help="text to continue")
-    parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    flags = parser.read(argv)
+    flags = make_parser().read(argv)
+    from spectral_dist.inference import Generator, check_sampling  # loads JAX
+
     check_sampling(flags.max_new_tokens, flags.temperature, flags.seed)
     generator = Generator(
         flags.run_name, checkpoint_dir=flags.checkpoint_dir, checkpoint=flags.checkpoint
@@ -47,6 +38,21 @@ def main(argv: Sequence[str]) -> int:
         each = (times[-1] - times[1]) / sum(sizes[2:])
         sys.stderr.write(f"{sum(sizes)} bytes, {each * 1e3:.1f} ms a byte\n")
     return 0
+
+
+def make_parser() -> Parser:
+    """Return the parser of this command's flags."""
+    parser = Parser(prog="python -m spectral_dist.generate", description=main.__doc__)
+    parser.add_argument("--run_name", required=True, help="run to load")
+    parser.add_argument("--checkpoint_dir", default="checkpoints")
+    parser.add_argument(
+        "--checkpoint", default="checkpoint_0", help="checkpoint_0 (latest), checkpoint_1 or a step"
+    )
+    parser.add_argument("--prompt", default="", help="text to continue")
+    parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    return parser
 
 
 if __name__ == "__main__":

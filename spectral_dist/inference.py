@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from spectral_dist.data.tokenizers import find_tokenizer
+from spectral_dist.data.tokenizers import Tokenizer, find_tokenizer
 from spectral_dist.mesh import make_mesh
 from spectral_dist.model.lm import State
 from spectral_dist.model.sampling import sample
@@ -188,32 +189,34 @@ class Generator:
             model has full attention, whose state would grow.
         """
         check_sampling(max_new_tokens, temperature, seed)
-        run = self.run
+        run, tokenizer = self.run, find_tokenizer(self.run.config)
         tokens = sample(
             model_spec(run.config),
             run.params,
-            prompt.encode(errors="replace"),
-            end=find_tokenizer(run.config).end,
+            tokenizer.encode(prompt.encode(errors="replace")),
+            end=tokenizer.end,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             key=jax.random.key(seed),
             copies=math.prod(run.mesh.devices.shape[:2]),  # one for each shard of the batch
         )
-        return _characters(tokens, run.mesh)
+        return _characters(tokens, tokenizer, run.mesh)
 
 
-def _characters(tokens: Iterator[int], mesh: Mesh) -> Iterator[str]:
-    """Yield whole characters of the text that bytes of UTF-8 make; bad ones are replaced."""
+def _characters(tokens: Iterator[int], tokenizer: Tokenizer, mesh: Mesh) -> Iterator[str]:
+    """Yield the text of tokens in whole characters; what is no UTF-8 is replaced."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     while True:
         # Not across the yield: the caller's own code would find the mesh set.
         with jax.set_mesh(mesh):
             token = next(tokens, None)
-        end = token is None
-        if piece := decoder.decode(b"" if token is None else bytes([token]), final=end):
+        if token is None:
+            break
+        text = tokenizer.decode(np.array([token], tokenizer.dtype))
+        if piece := decoder.decode(text):
             yield piece
-        if end:
-            return
+    if piece := decoder.decode(b"", final=True):
+        yield piece
 
 
 def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:

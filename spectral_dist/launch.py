@@ -46,13 +46,8 @@ def main(argv: Sequence[str]) -> int:
     return Processes(command, environments).wait(flags.wait)
 
 
-def parse(argv: Sequence[str]) -> tuple[Namespace, str, list[str]]:
-    """Return the launcher's flags, the name of the program and the program's own words.
-
-    Raises:
-      ValueError: names the flag, its value and the rule.
-    """
-    split = list(argv).index("--") if "--" in argv else len(argv)
+def make_parser() -> Parser:
+    """Return the parser of the launcher's own flags."""
     parser = Parser(
         prog="python -m spectral_dist.launch",
         allow_abbrev=False,
@@ -71,7 +66,17 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, str, list[str]]:
         help="seconds that the others get to end by themselves after a failure; they are meant to"
         " within --hang_timeout, and are killed after this (default: 900)",
     )
-    flags = parser.read(argv[:split])
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[Namespace, str, list[str]]:
+    """Return the launcher's flags, the name of the program and the program's own words.
+
+    Raises:
+      ValueError: names the flag, its value and the rule.
+    """
+    split = list(argv).index("--") if "--" in argv else len(argv)
+    flags = make_parser().read(argv[:split])
     for name in ("processes", "devices_per_process", "wait"):
         value = getattr(flags, name)
         if value is not None and not 0 < value < 1e6:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from spectral_dist.command_line import Parser, run_main
-from spectral_dist.data.tokens import prepare
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,6 +15,28 @@ def main(argv: Sequence[str]) -> int:
     Raises:
       ValueError: names the flag or the file, and what is wrong.
     """
+    options = make_parser().read(argv)
+    paths = [path.strip() for path in options.data_paths.split(",") if path.strip()]
+    if not paths:
+        raise ValueError(f"data_paths={options.data_paths!r}: must name at least one text file")
+    if options.processes is not None and options.processes < 1:
+        raise ValueError(f"processes={options.processes}: must be positive")
+    fraction = options.validation_fraction
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation_fraction={fraction}: must be above 0 and below 1")
+    from spectral_dist.data.tokens import prepare  # loads numpy
+
+    files = prepare(paths, validation_fraction=fraction, min_tokens=1, processes=options.processes)
+    for file in files:
+        sys.stdout.write(
+            f"{file.name}: {len(file.tokens):,} tokens in {file.documents:,} documents,"
+            f" {len(file.validation):,} held out; sha256 {file.sha256[:12]}; {file.path}\n"
+        )
+    return 0
+
+
+def make_parser() -> Parser:
+    """Return the parser of this command's flags."""
     parser = Parser(
         prog="python -m spectral_dist.prepare",
         allow_abbrev=False,
@@ -31,22 +52,7 @@ def main(argv: Sequence[str]) -> int:
         default=0.01,
         help="share of each text held out, for the figures printed here (default: 0.01)",
     )
-    options = parser.read(argv)
-    paths = [path.strip() for path in options.data_paths.split(",") if path.strip()]
-    if not paths:
-        raise ValueError(f"data_paths={options.data_paths!r}: must name at least one text file")
-    if options.processes is not None and options.processes < 1:
-        raise ValueError(f"processes={options.processes}: must be positive")
-    fraction = options.validation_fraction
-    if not 0 < fraction < 1:
-        raise ValueError(f"validation_fraction={fraction}: must be above 0 and below 1")
-    files = prepare(paths, validation_fraction=fraction, min_tokens=1, processes=options.processes)
-    for file in files:
-        sys.stdout.write(
-            f"{file.name}: {len(file.tokens):,} tokens in {file.documents:,} documents,"
-            f" {len(file.validation):,} held out; sha256 {file.sha256[:12]}; {file.path}\n"
-        )
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.command_line import run_main
-from spectral_dist.flags import load_config
+from spectral_dist.flags import load_config, make_parser
+
+__all__ = ["main", "make_parser"]
 
 
 def main(argv: Sequence[str]) -> int:

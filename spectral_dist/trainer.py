@@ -298,7 +298,7 @@ class Trainer:
         """Save what is not saved, and release the folder. May be called more than once."""
         if not (self._closed or self._broken):
             with self._working():
-                self._milestones.save_what_is_new(self._progress)
+                self._milestones.save_if_unsaved(self._progress)
         self._release()
 
     def _release(self) -> None:

@@ -211,10 +211,10 @@ def main(fd: int) -> None:
 
 def _load() -> None:
     """Load what the programs load, without making a device or a thread."""
-    import spectral_dist.evaluate
-    import spectral_dist.generate
-    import spectral_dist.prepare
-    import spectral_dist.run  # noqa: F401
+    import spectral_dist.data.tokens
+    import spectral_dist.inference
+    import spectral_dist.run
+    import spectral_dist.scoring  # noqa: F401
 
 
 def _tell_end(pid: int, told: int) -> None:

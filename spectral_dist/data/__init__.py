@@ -1,1 +1,1 @@
-"""Text to tokens to batches; knows nothing of the model."""
+"""Data: readers, tokenizers, token files (.bin), the mixture of datasets; no model in it."""

@@ -1,10 +1,9 @@
-"""Building one token file from one text: the .bin, its manifest, and when they can be trusted.
+"""Tokenizing a text file: it becomes a .bin of tokens with a manifest.
 
-Owns the two formats of docs/formats.md, and whose turn it is to build: one process's at a time, of
-this run or of another one. Also the worker process that `tokens.prepare` starts where several texts
-are to be built: `python -m spectral_dist.data.build SOURCE TOKENIZER`, which says the progress, the
-manifest or the error. Knows nothing of splits or batches, imports no JAX. Read `build` first, then
-`state_of`.
+Owns the two formats of docs/formats.md, when a .bin is up to date, and the lock that lets one
+process at a time build it. `python -m spectral_dist.data.build TEXT_FILE TOKENIZER` is the worker
+process that `tokens.prepare` starts for each of several text files. Knows nothing of splits or
+batches, imports no JAX. Read `build` first, then `bin_state`.
 """
 
 import contextlib
@@ -29,20 +28,20 @@ from spectral_dist.file_lock import Holder, held
 from spectral_dist.subprocesses import say
 
 FORMAT_VERSION = 1
-# Another process that builds is given up after so long a standstill.
+# A process that builds is taken for hung when its .bin has not grown for this long.
 _STALLED_SECONDS = 600.0
-_CHECK_BLOCKS, _CHECK_BYTES = 16, 1 << 16
+_CHECK_BLOCKS, _CHECK_BYTES = 16, 1 << 16  # 1 MB in all: milliseconds at every start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(TextFacts):
-    """The facts of the text, and what tells whether source and tokens are still the same.
+    """The manifest of a .bin: facts about the text file, and checksums of both files.
 
     Attributes:
       format_version: of the .bin and this manifest.
       dtype: of a token.
       tokenizer: its fingerprint.
-      source_mtime_ns: the text's modification time when it was read.
+      source_mtime_ns: the text file's modification time when it was read.
       blocks_crc32: CRC-32 of fixed blocks of the .bin (see `blocks_crc32`).
     """
 
@@ -54,28 +53,30 @@ class Manifest(TextFacts):
 
 
 def bin_path(path: Path, tokenizer: Tokenizer = BYTES) -> Path:
-    """Return the .bin of a text: beside it, in place of .txt or after any other suffix.
+    """Return the path of a text file's .bin: beside it, in place of .txt or after another suffix.
 
-    That of a tokenizer other than bytes has its fingerprint in the name, so that two runs with
-    different ones do not build each other's file anew.
+    The name of a tokenizer other than bytes is part of it.
     """
     if path.suffix == ".bin":
         return path
+    # The fingerprint in the name: two runs with different tokenizers would otherwise overwrite each
+    # other's .bin, over and over.
     stem = path.with_suffix("") if path.suffix == ".txt" else path
     return Path(f"{stem}.bin" if tokenizer is BYTES else f"{stem}.{tokenizer.fingerprint}.bin")
 
 
 def manifest_path(binary: Path) -> Path:
-    """Return the manifest of a .bin."""
+    """Return the path of the manifest of a .bin."""
     return Path(f"{binary}.json")
 
 
 def blocks_crc32(binary: Path) -> int:
-    """Return the CRC-32 of 16 blocks of 64 kB, from the first byte to the last, evenly spread.
+    """Return the CRC-32 of 16 blocks of 64 kB, evenly spread from the first byte to the last.
 
-    The cost is the same for any size: it notices a file of zeros, a swapped or a torn one. A file
-    of up to 1 MB is read whole.
+    A file of up to 1 MB is read whole.
     """
+    # Blocks and not the whole: the cost is the same for any size, and a file of zeros, a swapped or
+    # a half-copied one is noticed.
     size = binary.stat().st_size
     room = size - _CHECK_BYTES
     starts = [i * room // (_CHECK_BLOCKS - 1) for i in range(_CHECK_BLOCKS)]
@@ -91,15 +92,16 @@ def blocks_crc32(binary: Path) -> int:
 
 
 def read_manifest(binary: Path, tokenizer: Tokenizer = BYTES) -> Manifest:
-    """Read the manifest of a .bin and check both against each other.
+    """Read the manifest of a .bin and check that the two belong together.
 
     Args:
       binary: the .bin.
       tokenizer: that it must have been made with.
 
     Raises:
-      ValueError: says in what way they cannot be trusted (without the file's name).
+      ValueError: says why the .bin cannot be used (without the file's name).
     """
+    # From the cheapest check to the dearest.
     manifest = _parse_manifest(binary)
     if manifest.tokenizer != tokenizer.fingerprint:
         raise ValueError(
@@ -118,7 +120,7 @@ def read_manifest(binary: Path, tokenizer: Tokenizer = BYTES) -> Manifest:
 
 
 def _parse_manifest(binary: Path) -> Manifest:
-    """Return the manifest of a .bin if it is whole."""
+    """Return the manifest of a .bin; raise ValueError if it is missing or damaged."""
     try:
         values = json.loads(manifest_path(binary).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -129,7 +131,7 @@ def _parse_manifest(binary: Path) -> Manifest:
         raise ValueError("its manifest is damaged")
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(f"its format version is {values['format_version']}, not {FORMAT_VERSION}")
-    # Those of bytes were written before there were others, and do not name it to this day.
+    # Manifests of the byte tokenizer name none: they are older than the choice of a tokenizer.
     values.setdefault("tokenizer", BYTES.fingerprint)
     declared: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Manifest)}
     if values.keys() != declared.keys() or not all(
@@ -140,13 +142,13 @@ def _parse_manifest(binary: Path) -> Manifest:
 
 
 @dataclass(frozen=True)
-class State:
-    """Whether a text's .bin can be used as it is.
+class BinState:
+    """Whether the .bin of a text file is up to date.
 
     Attributes:
       manifest: of the .bin, or None if it must be built.
-      reason: why it must be built, or "" where there never was one.
-      refreshed: whether the text has a new modification time and the same content.
+      reason: why it must be built again, or "" if there is none yet.
+      refreshed: whether the text file has a new modification time but the same content.
     """
 
     manifest: Manifest | None
@@ -154,78 +156,80 @@ class State:
     refreshed: bool = False
 
 
-def state_of(source: Path, tokenizer: Tokenizer = BYTES) -> State:
-    """Return whether the .bin of a text is up to date; reads the text only if its time changed.
+def bin_state(text_file: Path, tokenizer: Tokenizer = BYTES) -> BinState:
+    """Return whether the .bin of a text file is up to date.
+
+    The text file is read only if its modification time has changed.
 
     Args:
-      source: the text.
+      text_file: the text file.
       tokenizer: of the run.
 
     Raises:
-      OSError: if the text cannot be read.
+      OSError: if the text file cannot be read.
     """
-    binary = bin_path(source, tokenizer)
+    binary = bin_path(text_file, tokenizer)
     try:
         manifest = read_manifest(binary, tokenizer)
     except ValueError as error:
         fresh = not binary.exists() and not manifest_path(binary).exists()
-        return State(None, "" if fresh else str(error))
-    stat = source.stat()
+        return BinState(None, "" if fresh else str(error))
+    stat = text_file.stat()
     if stat.st_size != manifest.source_bytes:
-        return State(None, "the text has changed")
+        return BinState(None, "the text has changed")
     if stat.st_mtime_ns == manifest.source_mtime_ns:
-        return State(manifest)
-    with source.open("rb") as file:
+        return BinState(manifest)
+    # A copy or a `touch` changes the time only: then hashing saves tokenizing again.
+    with text_file.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != manifest.source_sha256:
-            return State(None, "the text has changed")
+            return BinState(None, "the text has changed")
     manifest = dataclasses.replace(manifest, source_mtime_ns=stat.st_mtime_ns)
-    # Only saves the hashing next time: a folder that cannot be written is no reason to stop.
+    # With the new time the next start need not hash. A read-only folder is no reason to stop.
     with contextlib.suppress(OSError):
         _write_manifest(manifest, binary)
-    return State(manifest, refreshed=True)
+    return BinState(manifest, refreshed=True)
 
 
 def build(
-    source: Path,
+    text_file: Path,
     progress: Callable[[int], None] = lambda done: None,
     tokenizer: Tokenizer = BYTES,
 ) -> Manifest:
-    """Write the .bin and then the manifest of a text, each under a temporary name first.
-
-    Two processes that build the same text do not disturb each other: the later rename wins, with
-    the same content.
+    """Tokenize a text file: write its .bin and then the manifest.
 
     Args:
-      source: the text.
-      progress: told the number of bytes read so far.
+      text_file: the text file.
+      progress: called with the number of bytes read so far.
       tokenizer: of the tokens.
 
     Raises:
-      ValueError: names the text and what is wrong, in one line.
+      ValueError: names the text file and what is wrong, in one line.
     """
-    binary = bin_path(source, tokenizer)
+    binary = bin_path(text_file, tokenizer)
     try:
-        with source.open("rb") as text:
-            before = os.fstat(text.fileno())
+        with text_file.open("rb") as stream:
+            before = os.fstat(stream.fileno())
             changed = ValueError("changed while it was read; start again")
 
             def watch(done: int) -> None:
-                # A text that is still being written might never end.
+                # A file that grows while it is read might never end.
                 if done > before.st_size:
                     raise changed
                 progress(done)
 
+            # Under a temporary name first. Where no lock could be had, two processes may build the
+            # same .bin: the later rename wins, with the same content.
             with replacing(binary) as file:
                 facts = convert(
-                    text,
+                    stream,
                     file.write,
-                    reader=find_reader(source),
+                    reader=find_reader(text_file),
                     tokenizer=tokenizer,
                     progress=watch,
                 )
                 file.flush()
                 crc = blocks_crc32(Path(file.name))
-                after = os.fstat(text.fileno())
+                after = os.fstat(stream.fileno())
                 if (after.st_size, after.st_mtime_ns) != (facts.source_bytes, before.st_mtime_ns):
                     raise changed
         manifest = Manifest(
@@ -236,16 +240,17 @@ def build(
             source_mtime_ns=before.st_mtime_ns,
             blocks_crc32=crc,
         )
+        # Last: a .bin without its manifest is built again, so a kill in between does no harm.
         _write_manifest(manifest, binary)
     except OSError as error:
-        raise ValueError(f"data_paths: {source}: {_os_reason(error, binary)}") from error
+        raise ValueError(f"data_paths: {text_file}: {_os_reason(error, binary)}") from error
     except ValueError as error:
-        raise ValueError(f"data_paths: {source}: {error}") from error
+        raise ValueError(f"data_paths: {text_file}: {error}") from error
     return manifest
 
 
 def _os_reason(error: OSError, binary: Path) -> str:
-    """Return what an operating system's error during a build means to the user."""
+    """Return an operating system's error during a build in the user's words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left for {binary}; it needs as many bytes as the text"
     return f"cannot build {binary.name}: {error.strerror or error}"
@@ -259,31 +264,35 @@ def _write_manifest(manifest: Manifest, binary: Path) -> None:
 
 
 @contextlib.contextmanager
-def turn_to_build(
+def build_lock(
     texts: Iterable[Path], report: Callable[[str], None], tokenizer: Tokenizer = BYTES
 ) -> Iterator[None]:
-    """Hold the right to build some texts; wait while another process builds one of them.
+    """Hold the locks of some text files while they are built; wait for a process that has one.
 
     Args:
-      texts: to build.
-      report: told every two seconds of a wait.
+      texts: the text files to build.
+      report: takes one line every two seconds of waiting.
       tokenizer: of the run.
 
     Raises:
-      ValueError: if that process makes no progress for a long time.
+      ValueError: if that process makes no progress for ten minutes.
     """
-    with contextlib.ExitStack() as turns:
-        for text in sorted(texts):  # in one order, so that no two processes wait for each other
+    with contextlib.ExitStack() as locks:
+        for text in sorted(texts):  # in one order: otherwise two processes could deadlock
             binary = bin_path(text, tokenizer)
             lock = binary.with_name(f".{binary.name}.lock")
-            # Where no lock can be had, the building itself says why, or works without.
+            # Some file systems have no locks, and a folder may be read-only. Then the build goes on
+            # without a lock, and reports any error of its own.
             with contextlib.suppress(OSError):
-                turns.enter_context(held(lock, _patience(text, binary, report)))
+                locks.enter_context(held(lock, _watch_builder(text, binary, report)))
         yield
 
 
-def _patience(text: Path, binary: Path, report: Callable[[str], None]) -> Callable[[Holder], None]:
-    """Return what tells of a wait for a builder, and gives up one that stands still."""
+def _watch_builder(
+    text: Path, binary: Path, report: Callable[[str], None]
+) -> Callable[[Holder], None]:
+    """Return a function that reports the wait for a builder, and raises if it is hung."""
+    # Judged by progress and not by time alone: a large text file takes as long as it takes.
     written, since = -1, time.monotonic()
 
     def wait(builder: Holder) -> None:
@@ -302,24 +311,24 @@ def _patience(text: Path, binary: Path, report: Callable[[str], None]) -> Callab
 
 
 def _unfinished_bytes(binary: Path) -> int:
-    """Return the bytes of a .bin that are written so far, while it is being built."""
+    """Return the number of bytes written so far of a .bin that is being built."""
     with contextlib.suppress(OSError):
         return sum(part.stat().st_size for part in temporaries(binary))
     return 0
 
 
-def _work(source: Path, tokenizer: Tokenizer) -> int:
-    """Build one text for another process; tell it of the progress, the manifest or the error."""
-    told = 0
+def _build_for_parent(text_file: Path, tokenizer: Tokenizer) -> int:
+    """Build one text file in a worker process; report progress, manifest or error to the parent."""
+    reported = 0
 
     def progress(done: int) -> None:
-        nonlocal told
-        if done - told >= 1 << 24:
-            told = done
+        nonlocal reported
+        if done - reported >= 1 << 24:  # 16 MB, some ten lines a second at most
+            reported = done
             say({"done": done})
 
     try:
-        say({"manifest": dataclasses.asdict(build(source, progress, tokenizer))})
+        say({"manifest": dataclasses.asdict(build(text_file, progress, tokenizer))})
     except ValueError as error:
         say({"error": str(error)})
         return 1
@@ -327,4 +336,4 @@ def _work(source: Path, tokenizer: Tokenizer) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_work(Path(sys.argv[1]), TOKENIZERS[sys.argv[2]]))
+    sys.exit(_build_for_parent(Path(sys.argv[1]), TOKENIZERS[sys.argv[2]]))

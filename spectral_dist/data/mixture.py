@@ -1,11 +1,11 @@
-"""Tokens to batches: which sequence a step sees, and reading it ahead of the device.
+"""The mixture of datasets: which sequences a step sees, and batches prefetched to the devices.
 
-Owns the order of the data: the sequence (a, b) of step s has the global index s*A*B + a*B + b
-(counted on from the one reached, where a resumed run has another A*B), and its content is a
+Owns the order of the data. Sequence (a, b) of step s has the global index s*A*B + a*B + b. (Where a
+resumed run has another A*B, it counts on from the index that was reached.) The content is a
 function of (seed, index) alone, whatever the mesh and the number of processes. Knows nothing of the
 model or of the training loop. Read `TrainSequences` first, then `token_batches`.
 
-Shapes: A accumulation steps, B sequences of a micro-batch (global), T seq_len, R sequences.
+Shapes: A micro-batches, B sequences of a micro-batch (global), T seq_len, R sequences read at once.
 """
 
 import bisect
@@ -26,14 +26,14 @@ from grain.python import DatasetSelectionMap
 
 from spectral_dist.data.tokens import TokenFile
 
-# Shares are whole numbers of this many parts: exact to one in a million.
+# Weights are rounded to this many parts, that is to one in a million.
 _PARTS = 1 << 20
-# Below this many windows a text's order is kept in memory (see `_SmallWindows`).
+# With fewer windows the order of a dataset is kept in memory (see `_SmallWindows`).
 _FEW_WINDOWS = 1 << 13
 
 
 class _Windows:
-    """A Grain source: the starts of the windows of one training text."""
+    """A Grain source: the starts of the windows of one dataset."""
 
     def __init__(self, dataset: int, count: int, seq_len: int) -> None:
         self._dataset, self._count, self._seq_len = dataset, count, seq_len
@@ -42,6 +42,7 @@ class _Windows:
         return self._count
 
     def __getitem__(self, index: int) -> tuple[int, int]:
+        # seq_len apart, T + 1 long: the last target of a window is the first input of the next.
         return self._dataset, int(index) * self._seq_len
 
     def __repr__(self) -> str:
@@ -49,15 +50,15 @@ class _Windows:
 
 
 class _SmallWindows(_Windows):
-    """A Grain source: the windows of a short text, epoch after epoch, each in a new order.
+    """A Grain source: the windows of a small dataset, epoch after epoch, each in a new order."""
 
-    Grain's shuffle steps through at least 65,536 numbers to find one below the count: 2.2 ms each
-    for 40 windows, 43 microseconds for 20,000. A short text's order is small enough to be kept.
-    """
+    # Grain's shuffle steps through at least 65,536 numbers to find one below the count: 2.2 ms a
+    # sequence for 40 windows, 43 us for 20,000. An order kept in memory takes 17 us.
 
     def __init__(self, dataset: int, count: int, seq_len: int, seed: int) -> None:
         super().__init__(dataset, count, seq_len)
-        # Sorting raw numbers, because they are promised to be the same in every version of numpy.
+        # Sorts raw numbers: only those are the same in every version of numpy. Two epochs are kept,
+        # since batches that are read ahead cross from one into the next.
         self._order = functools.lru_cache(maxsize=2)(
             lambda epoch: np.argsort(
                 np.random.Philox(key=[seed, epoch]).random_raw(count), kind="stable"
@@ -65,7 +66,7 @@ class _SmallWindows(_Windows):
         )
 
     def __len__(self) -> int:
-        return self._count << 40
+        return self._count << 40  # without end, for all that a run can reach
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         epoch, place = divmod(int(index), self._count)
@@ -73,20 +74,22 @@ class _SmallWindows(_Windows):
 
 
 class _Shares:
-    """Which dataset the k-th sequence comes from, and its index there.
+    """Which dataset the k-th sequence of a phase comes from, and its index there.
 
-    `MapDataset.mix` cuts every share to a hundredth of the smallest one (0.7 and 0.3 become 233 and
-    100 parts, and 0.3 and 0.1 may become 299 and 100); this map is the same idea with finer parts.
     After any number of sequences each dataset has its share, to within one for each dataset.
     """
 
+    # `MapDataset.mix` of Grain cuts every share to a hundredth of the smallest one: 0.7 and 0.3
+    # become 233 and 100 parts, and 0.3 and 0.1 may become 299 and 100.
+
     def __init__(self, weights: Sequence[float]) -> None:
-        # A weight of 0 gets no part, any other at least one.
+        # A dataset of weight 0 gets no part, any other at least one.
         self._parts = [max(1, round(w * _PARTS)) if w > 0 else 0 for w in weights]
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        # Peel one dataset off after the other: of the first k sequences that are left, those
-        # beyond floor(k * rest) are this dataset's.
+        # One dataset after the other: of the first k sequences that are left, floor(k * rest /
+        # remaining) belong to the later datasets and the others to this one. Integers throughout: a
+        # float would lose exactness after 2**53 parts.
         remaining = sum(self._parts)
         low, high = index, index + 1
         for dataset, parts in enumerate(self._parts):
@@ -109,17 +112,15 @@ class _Shares:
 
 
 class _Phases(DatasetSelectionMap):
-    """Shares that change at given sequences; every dataset goes on where the phase before left it.
-
-    Random access needs no more than the counts that the earlier phases took, which `_Shares` knows
-    exactly without going through them.
-    """
+    """Weights that change with the phase; each dataset continues where the last phase stopped."""
 
     def __init__(self, phases: Sequence[tuple[int, Sequence[float]]]) -> None:
         self._firsts = [first for first, _ in phases]
         assert self._firsts[0] == 0
         assert self._firsts == sorted(set(self._firsts)), "phases begin one after the other"
         self._shares = [_Shares(weights) for _, weights in phases]
+        # How many sequences of each dataset the earlier phases took. `_Shares.taken` computes it,
+        # so that random access need not go through them.
         self._offsets = [[0] * len(phases[0][1])]
         for shares, (first, after) in zip(self._shares, pairwise(self._firsts), strict=False):
             taken = shares.taken(after - first)
@@ -135,9 +136,9 @@ class _Phases(DatasetSelectionMap):
 
 
 class TrainSequences:
-    """Random access to the sequences of training: windows of each dataset, shuffled and mixed.
+    """Random access to the training sequences: windows of each dataset, shuffled and mixed.
 
-    Every epoch of a dataset is a new order of all its windows. One of weight 0 gives no sequences.
+    Every epoch of a dataset is a new order of all its windows.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class TrainSequences:
         Args:
           files: the datasets, all of one tokenizer.
           phases: the index of each phase's first sequence, 0 for the first, and its weights: one
-            share for each dataset, not negative, at least one above 0.
+            for each dataset, not negative, at least one above 0.
           seq_len: T, in tokens; each file's training part holds at least T + 1.
           seed: of the order, at least 0.
 
@@ -162,6 +163,7 @@ class TrainSequences:
         self._seq_len, self._dtype = seq_len, files[0].tokenizer.dtype
         self._tokens = [file.train for file in files]
         self._descriptors = [self._descriptor(file) for file in files]
+        # A dataset of weight 0 in all phases may be too short for a window: it is left out.
         used = [any(weights[i] > 0 for _, weights in phases) for i in range(len(files))]
         datasets = [
             self._windows(number, file, seq_len, seed)
@@ -183,7 +185,8 @@ class TrainSequences:
                 f"{file.path}: {count:,} windows of seq_len={seq_len} tokens; must be at least"
                 " 1 and below 2**32"
             )
-        # One seed for each dataset: Grain adds the epoch to it, so neighbours would repeat.
+        # A hash, not seed + number: Grain adds the epoch to the seed, so that one dataset would
+        # repeat the orders of the next, an epoch later.
         order = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         if count < _FEW_WINDOWS:
             return grain.MapDataset.source(_SmallWindows(number, count, seq_len, order))
@@ -191,7 +194,7 @@ class TrainSequences:
         return windows.shuffle(seed=order).repeat()
 
     def _descriptor(self, file: TokenFile) -> int | None:
-        """Open a .bin for advice to the system; None where the system takes none."""
+        """Open a .bin for read-ahead advice to the system; None if the system takes none."""
         if not hasattr(os, "posix_fadvise"):
             return None
         try:
@@ -215,8 +218,8 @@ class TrainSequences:
         item = self._dtype.itemsize
         tokens = np.empty((len(indices), size), self._dtype)
         starts = [self.start(index) for index in indices]
-        # Ask for all before touching the first: from a cold disk one after the other cost 527
-        # microseconds a sequence (T = 2048), and 20 so.
+        # Ask the system for all before touching the first: from a cold disk (T = 2048) 20 us a
+        # sequence, and 527 us one after the other.
         for dataset, start in starts:
             descriptor = self._descriptors[dataset]
             if descriptor is not None:
@@ -227,7 +230,7 @@ class TrainSequences:
         return tokens
 
     def start(self, index: int) -> tuple[int, int]:
-        """Return the dataset of a sequence, and where in its training part it begins."""
+        """Return the dataset of a sequence, and where it begins in the training part."""
         return cast(tuple[int, int], self._starts[int(index)])
 
 
@@ -255,7 +258,7 @@ def token_batches(
     steps: int,
     prefetch_steps: int,
 ) -> Iterator[Batch]:
-    """Yield the batches of the steps start_step .. steps - 1, made ready on the device ahead.
+    """Yield the batches of the steps start_step .. steps - 1, prefetched to the devices.
 
     A thread reads the sequences that this process's devices hold, each once, and keeps at most
     `prefetch_steps` batches ready. Its errors are raised here; closing the iterator ends it.
@@ -285,7 +288,7 @@ def token_batches(
                 done = (step - start_step) * accum_steps * batch_size
                 ready.put(place.batch(step, start_sequence + done))
             ready.put(None)
-        except BaseException as error:  # whatever it is, the consumer must hear of it
+        except BaseException as error:  # else the consumer would wait for ever
             ready.put(error)
 
     thread = threading.Thread(target=produce, name="token-batches", daemon=True)
@@ -298,12 +301,12 @@ def token_batches(
             yield item
     finally:
         stop.set()
-        free.release()
+        free.release()  # wakes the thread, which may wait for room
         thread.join()
 
 
 class _Placement:
-    """Where the sequences of a batch go: which this process reads, and to which devices."""
+    """Which sequences of a batch this process reads, and to which devices they go."""
 
     def __init__(
         self, sequences: TrainSequences, shape: tuple[int, int], sharding: jax.sharding.Sharding
@@ -325,12 +328,12 @@ class _Placement:
 
         shape = (*self._shape, read.shape[1])
         tokens = jax.make_array_from_callback(shape, self._sharding, pick)
-        # Ready means on the device: the consumer must not wait for the copy.
+        # Ready means on the device: the training loop must not wait for the copy.
         return Batch(step, jax.block_until_ready(tokens))
 
 
 def validation_windows(file: TokenFile, seq_len: int, count: int) -> np.ndarray:
-    """Return windows of a file's held-out text, evenly spread, no target in two of them.
+    """Return windows of a dataset's held-out tokens, evenly spread, no target in two of them.
 
     Args:
       file: the dataset.
@@ -338,7 +341,7 @@ def validation_windows(file: TokenFile, seq_len: int, count: int) -> np.ndarray:
       count: windows wanted, at least 1.
 
     Returns:
-      [n, T + 1] of the tokenizer's dtype, n <= count; the same for the same file.
+      [n, T + 1] of the tokenizer's dtype, n <= count; the same windows in every run.
     """
     held_out = file.validation
     n = min(count, (len(held_out) - 1) // seq_len)
@@ -357,17 +360,17 @@ def long_windows(file: TokenFile, length: int, count: int) -> np.ndarray:
 
     Returns:
       [n, length + 1], 0 <= n <= count, without an end of document and with no target in two of
-      them; a long document gives several. The same for the same file.
+      them; a long document gives several. The same windows in every run.
     """
     held_out, end = file.validation, file.tokenizer.end
-    block = 1 << 24
+    block = 1 << 24  # compared in blocks: the mask of a whole dataset may not fit in memory
     ends = [
         np.flatnonzero(held_out[at : at + block] == end) + at
         for at in range(0, len(held_out), block)
     ]
     edges = np.concatenate([[-1], *ends, [len(held_out)]])
     firsts, sizes = edges[:-1] + 1, np.diff(edges) - 1
-    room = np.maximum(sizes - 1, 0) // length  # windows that each document holds
+    room = np.maximum(sizes - 1, 0) // length  # windows in each document
     before = np.cumsum(room) - room
     total = int(room.sum())
     n = min(count, total)

@@ -1,4 +1,4 @@
-"""The phases of a curriculum, from the settings to what `mixture.TrainSequences` takes.
+"""The phases of a curriculum: from steps in the settings to indices of sequences.
 
 Imports no JAX. Read `phases_of`.
 """
@@ -8,14 +8,12 @@ from spectral_dist.settings.datasets import scale
 
 
 def phases_of(config: Config, step: int, sequence: int) -> list[tuple[int, tuple[float, ...]]]:
-    """Return the index of each phase's first sequence, and its weights by dataset.
+    """Return, for each phase, the index of its first sequence and its weights by dataset.
 
     Args:
       config: the settings; a run without phases is one phase.
       step: that this start of the run begins at.
-      sequence: the index of that step's first sequence: `step` batches, unless the batch had
-        another size before. Then the phases that are over are taken to have had today's, and some
-        of their sequences may come again.
+      sequence: the index of that step's first sequence.
     """
     if not config.phases:
         return [(0, normalise_weights(config.datasets)[0])]
@@ -25,6 +23,9 @@ def phases_of(config: Config, step: int, sequence: int) -> list[tuple[int, tuple
     for phase in config.phases:
         shares = dict(phase.weights)
         weights, _ = scale([shares.get(str(d.name), 0.0) for d in config.datasets])
+        # Counted from the current step, in batches of the current size: a run whose batch had
+        # another size before still changes phase at the right step. The phases that are over are
+        # then not exact, and some of their sequences may come again.
         first = sequence + (first_step - step) * batch if first_step else 0
         while found and found[-1][0] >= first:
             found.pop()  # a phase of no sequences, where the batch had another size

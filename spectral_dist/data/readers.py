@@ -1,19 +1,19 @@
-"""Readers: from a file to its documents, and the table of the formats that can be read.
+"""Readers of file formats: from a text file to its documents.
 
 A reader takes a binary stream and yields its text in blocks, in constant memory. A block is a list
-of pieces: the first goes on with the document that the block before left open, and between each two
-pieces a document ends. The last block leaves an empty document open, since every document ends. A
-reader returns what `ReaderFacts` holds. To add one: a function below, one line in `READERS`.
+of pieces. The first piece continues the document that the last block left open, and between two
+pieces a document ends. Every document ends, so the last piece of the last block is empty. A reader
+returns `ReaderFacts`. To add one: a function below, one line in `READERS`.
 
-Owns the rules of plain text, too (docs/formats.md holds them for readers of the files):
+The rules of plain text (docs/formats.md holds them, too):
 
 - A separator is the line `<|endoftext|>` ended by a line feed, by carriage return and line feed, or
   by the end of the text. The line ending belongs to the separator; the one before it belongs to the
   document. The same words inside a longer line are ordinary text.
-- The end of the text ends the last document; a text that ends with a separator gets no second end.
-- Consecutive separators stay: each one ends a document, so that the round trip is exact.
-- NUL bytes and invalid UTF-8 are no text. Each becomes U+FFFD; how many, and the first line of
-  them, is reported.
+- The end of the text ends the last document, unless the text ends with a separator.
+- Each of several separators in a row ends a document, an empty one, so that the round trip is
+  exact.
+- NUL bytes and invalid UTF-8 are replaced by U+FFFD; their number and the first line are reported.
 
 Knows nothing of tokens and imports no JAX. Read `read_txt` first, then its inverse `write_txt`.
 """
@@ -27,24 +27,24 @@ import numpy as np
 
 SEPARATOR = b"<|endoftext|>"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-# 1 MB stays in the cache of a core: 4 and 8 MB were not faster.
+# 1 MB stays in the cache of a core; 4 and 8 MB were not faster.
 BLOCK_BYTES = 1 << 20
-# The share of unreadable bytes in the first block above which the file is taken for binary.
+# A file with more than this share of NUL and invalid bytes in its first block is taken for binary.
 BINARY_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderFacts:
-    """What a reader saw; enough, with the documents, to write the file again.
+    """Facts about a text file: with the documents, enough to write the file again byte by byte.
 
     Attributes:
-      documents: that ended.
+      documents: number of documents.
       nul_bytes: NUL bytes replaced by U+FFFD.
       invalid_sequences: invalid pieces of UTF-8 replaced by U+FFFD, one for each replacement.
       first_replaced_line: the line (from 1) of the first replacement, or None.
       crlf_separators: separators ended by carriage return and line feed, the last one aside.
-      ending: the bytes of the source that the last end stands for: "" where the end of the text
-        ended the document, else the separator with its line ending.
+      ending: how the last document ends: "" at the end of the text, else the separator with its
+        line ending.
     """
 
     documents: int
@@ -60,17 +60,17 @@ Reader = Callable[[BinaryIO, int], Blocks]
 
 
 def read_txt(source: BinaryIO, block_bytes: int) -> Blocks:
-    """Read plain text, at the disk's speed.
+    """Read plain text with separator lines.
 
     Args:
-      source: opened at its start; it can be read again.
+      source: a stream at its start, which can seek.
       block_bytes: bytes read at a time.
 
     Raises:
       ValueError: if the first block does not look like text.
     """
     text = _PlainText()
-    carry = b""
+    carry = b""  # the end of a block that cannot be decided yet: half a line or half a character
     first = True
     while block := source.read(block_bytes):
         if first:
@@ -96,7 +96,7 @@ READERS: dict[str, Reader] = {"txt": read_txt}
 
 
 def find_reader(path: Path) -> Reader:
-    """Return the reader for a file by the ending of its name; any that is not known is text."""
+    """Return the reader for a file by its suffix; a file of unknown suffix is plain text."""
     return READERS.get(path.suffix.lower().removeprefix("."), read_txt)
 
 
@@ -104,8 +104,8 @@ def write_txt(pieces: Sequence[bytes], *, ending: str = "", crlf: bool = False) 
     """Return the text that holds these documents: the inverse of `read_txt`.
 
     Args:
-      pieces: as in one block of a reader: the last is text after the last end, mostly none.
-      ending: what the last end stands for, as in `ReaderFacts`.
+      pieces: as in one block of a reader: the last one is an open document, usually empty.
+      ending: how the last document ends, as in `ReaderFacts`.
       crlf: whether separators end with carriage return and line feed.
 
     Returns:
@@ -122,25 +122,26 @@ def write_txt(pieces: Sequence[bytes], *, ending: str = "", crlf: bool = False) 
 
 
 class _PlainText:
-    """The state of one reading: what was counted, and whether a line starts here."""
+    """The state of reading one plain text file: counts, and whether a line starts here."""
 
     def __init__(self) -> None:
         self._at_line_start = True
-        self._done = 0  # bytes of the source that were read and given out
+        self._done = 0  # bytes of the file that were read and yielded
         self._ended = False  # whether a document has just ended
-        self._tail = b""  # the last bytes of the source, as long as the longest line ending
+        self._tail = b""  # the last two bytes of the file: as long as the longest line ending
         self._blocks: list[list[bytes]] = []
         self.documents = 0
         self.crlf = 0
         self.nul_bytes = 0
         self.invalid = 0
-        self.first_replaced: int | None = None  # where it stands in the source
+        self.first_replaced: int | None = None  # its offset in the file, in bytes
 
     def take(self, block: bytes) -> bytes:
         """Read as much of the block as can be decided; return the rest, for the next block."""
+        # Up to the last line feed: whole lines hold whole separators and whole characters.
         cut = block.rfind(b"\n") + 1
         if cut == 0:
-            # A line longer than the block. It may still turn out a separator if it is short.
+            # No line feed. If it is this short, it may still become a separator.
             if self._at_line_start and len(block) <= len(SEPARATOR) + 1:
                 return block
             cut = _character_cut(block)
@@ -148,25 +149,25 @@ class _PlainText:
         return block[cut:]
 
     def finish(self, rest: bytes) -> str:
-        """Read the rest and end the last document; return what its end stands for."""
+        """Read the rest and end the last document; return its `ReaderFacts.ending`."""
         if rest == SEPARATOR and self._at_line_start:
             self._give([b"", b""])
             return rest.decode()
         self._put(rest)
         if self._ended:
             crlf = self._tail.endswith(b"\r\n")
-            self.crlf -= crlf
+            self.crlf -= crlf  # `crlf_separators` leaves the last one aside: `ending` has it
             return SEPARATOR.decode() + ("\r\n" if crlf else "\n")
         self._give([b"", b""])
         return ""
 
     def drain(self) -> list[list[bytes]]:
-        """Return the blocks that are through, each once."""
+        """Return the finished blocks, each once."""
         blocks, self._blocks = self._blocks, []
         return blocks
 
     def _put(self, block: bytes) -> None:
-        """Read a block that ends between two characters, and after a line if it holds one."""
+        """Read a block that cuts no character, and no line if it holds a whole one."""
         if not block:
             return
         self._tail = (self._tail + block[-2:])[-2:]
@@ -189,9 +190,10 @@ class _PlainText:
             self.nul_bytes += block.count(b"\0")
             block = block.replace(b"\0", REPLACEMENT)
         try:
+            # The whole block at once: the strict decoder is fast, and most text passes.
             block.decode()
         except UnicodeDecodeError:
-            # U+FFFD that the text itself holds is not a replacement.
+            # The text itself may hold U+FFFD, which is valid and not counted.
             own = block.count(REPLACEMENT)
             block = block.decode(errors="replace").encode()
             self.invalid += block.count(REPLACEMENT) - own
@@ -210,7 +212,7 @@ def _split_documents(block: bytes, at_line_start: bool) -> tuple[list[bytes], in
     first, *parts = block.split(SEPARATOR)
     pieces: list[bytes] = []
     open_piece, crlf = [first], 0
-    # What stands before each separator: a line starts after a line feed or another separator.
+    # A separator must stand at the start of a line: after a line feed or another separator.
     starts_line = first.endswith(b"\n") or (at_line_start and not first)
     for part in parts:
         end = b"\n" if part.startswith(b"\n") else b"\r\n"
@@ -221,7 +223,7 @@ def _split_documents(block: bytes, at_line_start: bool) -> tuple[list[bytes], in
             open_piece = [rest]
             starts_line = not rest or rest.endswith(b"\n")
         else:
-            open_piece += (SEPARATOR, part)
+            open_piece += (SEPARATOR, part)  # inside a longer line: ordinary text
             starts_line = part.endswith(b"\n")
     # Without a separator this is the block itself, not a copy.
     pieces.append(open_piece[0] if len(open_piece) == 1 else b"".join(open_piece))
@@ -229,11 +231,9 @@ def _split_documents(block: bytes, at_line_start: bool) -> tuple[list[bytes], in
 
 
 def _character_cut(block: bytes) -> int:
-    """Return where to cut a block so that both sides decode as they would together.
-
-    Before any byte that is not a continuation byte both sides do. Where the last four bytes all
-    continue, the last one belongs to no character.
-    """
+    """Return where to cut a block so that no UTF-8 character is cut."""
+    # Before a byte that is no continuation byte. A character has at most three of those: if the
+    # last four bytes all continue, the last one belongs to no character, and the cut is before it.
     for back in range(1, min(4, len(block)) + 1):
         if block[-back] & 0xC0 != 0x80:
             return len(block) - back
@@ -241,10 +241,9 @@ def _character_cut(block: bytes) -> int:
 
 
 def _line_of(source: BinaryIO, offset: int) -> int:
-    """Return the line, from 1, that the byte at `offset` stands in; reads the text again so far.
-
-    Counting the lines of every text on the way, for the few that need it, would cost a tenth.
-    """
+    """Return the number, from 1, of the line that holds the byte at `offset`."""
+    # Reads the file again. Counting the lines of every file on the way would cost a tenth of the
+    # time, and few files have anything replaced.
     source.seek(0)
     line = 1
     while offset > 0 and (block := source.read(min(offset, BLOCK_BYTES))):
@@ -261,11 +260,11 @@ def _first_difference(left: bytes, right: bytes) -> int:
 
 
 def _check_is_text(block: bytes) -> None:
-    """Raise ValueError if a text's first block holds too many NUL or invalid bytes."""
+    """Raise ValueError if the first block of a file holds too many NUL or invalid bytes."""
     nul_bytes = block.count(b"\0")
     text = block.decode(errors="ignore").encode()
     bad = nul_bytes + len(block) - len(text)
-    # The end of the block may cut a character: up to three bytes of it are not a fault.
+    # The end of the block may cut a character: up to three bytes that are not wrong.
     if bad - 3 > BINARY_SHARE * len(block):
         raise ValueError(
             f"does not look like text: {bad / len(block):.0%} of its first {len(block):,} bytes are"

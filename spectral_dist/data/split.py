@@ -1,4 +1,4 @@
-"""Where the held-out part of a dataset begins: the end of a document near the wanted share.
+"""The split of a dataset into training and validation (held-out) tokens, between documents.
 
 Knows nothing of files and imports no JAX. Read `split_point`.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from spectral_dist.data.tokenizers import BYTES, Tokenizer
 
-# How far the split looks for a document's end, to each side: under half a second of reading.
+# How far to look for the end of a document, to each side: under half a second of reading.
 _SEARCH_TOKENS = 1 << 28
 _SEARCH_BLOCK = 1 << 20
 
@@ -20,10 +20,10 @@ def split_point(
     min_tokens: int,
     tokenizer: Tokenizer = BYTES,
 ) -> tuple[int, str | None]:
-    """Return the first held-out token, and a remark where it does not begin a document.
+    """Return the index of the first held-out token, and a remark if no document begins there.
 
-    The document boundary nearest to the wanted share is taken, if it leaves at least half of the
-    tokens to training. Only the neighbourhood of the wanted place is read.
+    It is the document boundary nearest to the wanted share that leaves at least half of the tokens
+    to training. Only the tokens near the wanted place are read.
 
     Args:
       tokens: [n], n >= 2 * min_tokens.
@@ -34,7 +34,7 @@ def split_point(
     n = len(tokens)
     low, high = max(min_tokens, n // 2 if validation_fraction <= 0.5 else 1), n - min_tokens
     target = min(max(round((1 - validation_fraction) * n), low), high)
-    # The held-out part begins after the token found: boundary p has it at p - 1.
+    # The held-out part begins after the token that is looked for: one before the boundary.
     window = (target - 1, low - 1, high - 1)
     if (before := _nearest(tokens, [tokenizer.end], *window)) is not None:
         return before + 1, None
@@ -43,6 +43,7 @@ def split_point(
             before + 1,
             "no document ends near the held-out share: split at a line break instead",
         )
+    # A long text of one line. At least no character is cut in two.
     while target < high and tokenizer.inside_character(int(tokens[target])):
         target += 1
     return target, "no document or line ends near the held-out share: split inside a line"
@@ -52,6 +53,7 @@ def _nearest(
     tokens: np.ndarray, wanted: Sequence[int] | np.ndarray, target: int, low: int, high: int
 ) -> int | None:
     """Return the index in [low, high] nearest to `target` where a wanted token stands, or None."""
+    # Outwards in blocks, to both sides at once: the nearest is usually in the first block.
     for distance in range(0, _SEARCH_TOKENS, _SEARCH_BLOCK):
         left_end, left_start = target - distance + 1, target - distance - _SEARCH_BLOCK + 1
         left = _places(tokens[max(left_start, low) : max(left_end, low)], wanted)
@@ -70,5 +72,5 @@ def _nearest(
 
 
 def _places(tokens: np.ndarray, wanted: Sequence[int] | np.ndarray) -> np.ndarray:
-    # One comparison for one token: `isin` takes several times as long.
+    # `isin` takes several times as long as one comparison, and there is usually one token.
     return np.flatnonzero(tokens == wanted[0] if len(wanted) == 1 else np.isin(tokens, wanted))

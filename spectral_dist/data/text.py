@@ -1,7 +1,7 @@
-"""Text to tokens, as a stream: what a reader yields, encoded by a tokenizer, in constant memory.
+"""Tokenizing a text file as a stream: a reader's blocks, encoded by a tokenizer.
 
-Knows neither formats nor tokenizers by name, nothing of files on disk, manifests or batches, and
-imports no JAX. Read `convert`.
+Memory is constant, whatever the size of the text file. Knows neither formats nor tokenizers by
+name, nothing of paths, manifests or batches, and imports no JAX. Read `convert`.
 """
 
 import hashlib
@@ -13,18 +13,19 @@ from typing import BinaryIO, cast
 from spectral_dist.data.readers import BLOCK_BYTES, Blocks, Reader, ReaderFacts, read_txt
 from spectral_dist.data.tokenizers import BYTES, Tokenizer
 
-# A document of more bytes is encoded in pieces, whatever its tokenizer makes of the cuts.
+# A larger document is encoded in pieces, even if the tokenizer does not join: memory is limited,
+# and a few tokens at the cuts do not matter.
 _WHOLE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFacts(ReaderFacts):
-    """What `convert` saw.
+    """Facts about a text file that was tokenized.
 
     Attributes:
-      source_bytes: size of the text, in bytes.
-      source_sha256: of the text, in hexadecimal.
-      tokens: written.
+      source_bytes: size of the text file, in bytes.
+      source_sha256: of the text file, in hexadecimal.
+      tokens: number of tokens written.
     """
 
     source_bytes: int
@@ -33,7 +34,8 @@ class TextFacts(ReaderFacts):
 
     @property
     def exact(self) -> bool:
-        """Whether `readers.write_txt` gives the source back byte by byte."""
+        """Whether `readers.write_txt` gives the text file back byte by byte."""
+        # Not where bytes were replaced, or where separators have line endings of both kinds.
         inner = self.documents - 1
         return self.nul_bytes + self.invalid_sequences == 0 and self.crlf_separators in {0, inner}
 
@@ -47,23 +49,25 @@ def convert(
     progress: Callable[[int], None] = lambda done: None,
     block_bytes: int = BLOCK_BYTES,
 ) -> TextFacts:
-    """Write the tokens of a text, reading it in blocks: constant memory, at the disk's speed.
+    """Tokenize a text file in blocks, in constant memory.
 
     Args:
-      source: the text, opened in binary mode at its start; it can be read again.
+      source: the text file, opened in binary mode at its start; a stream that can seek.
       write: takes the tokens, in order, as the bytes that a .bin holds.
       reader: of its format.
       tokenizer: of the tokens.
-      progress: told the number of bytes read so far, once for each block.
+      progress: called with the number of bytes read so far, once for each block.
       block_bytes: bytes read at a time.
 
     Raises:
-      ValueError: if the text is empty or is not what the reader reads.
+      ValueError: if the text file is empty or not in the reader's format.
     """
     with _Watched(source, progress) as watched:
         stream = cast(BinaryIO, watched)
         blocks = _Returning(reader(stream, block_bytes))
         tokens = 0
+        # A tokenizer that joins takes the blocks as they come. Any other needs whole documents, or
+        # the tokens would depend on where the blocks happen to end.
         for pieces in blocks if tokenizer.joins else _whole_documents(blocks):
             encoded = tokenizer.encode_documents(pieces)
             write(encoded.data)
@@ -79,7 +83,7 @@ def convert(
 
 
 class _Returning:
-    """A reader's blocks; after the last one, the facts that it returned."""
+    """Iterates over a reader's blocks, and keeps the facts that the reader returns at its end."""
 
     facts: ReaderFacts
 
@@ -91,7 +95,7 @@ class _Returning:
 
 
 def _whole_documents(blocks: _Returning) -> Iterator[list[bytes]]:
-    """Yield the same pieces, cut nowhere but between documents (or where one is very large)."""
+    """Regroup a reader's pieces so that no document is cut, except a very large one."""
     open_piece: list[bytes] = []
     size = 0
     for first, *others in blocks:
@@ -107,11 +111,11 @@ def _whole_documents(blocks: _Returning) -> Iterator[list[bytes]]:
 
 
 class _Watched:
-    """A stream whose SHA-256 and progress are taken while it is read for the first time."""
+    """A stream that computes its SHA-256 and reports progress while it is read."""
 
     def __init__(self, source: BinaryIO, progress: Callable[[int], None]) -> None:
         self._source, self._progress = source, progress
-        # SHA-256 leaves the interpreter lock, so that on a second core it costs nothing.
+        # SHA-256 releases the interpreter lock: in a thread, on a second core, it costs no time.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
         self._hashed: Future[None] | None = None
         self._first = True
@@ -125,13 +129,14 @@ class _Watched:
         self._pool.shutdown()
 
     def read(self, size: int) -> bytes:
+        # Readers may seek back and read again; those bytes must not be hashed twice.
         if not self._first:
             return self._source.read(size)
         if self.bytes:
             self._progress(self.bytes)
         block = self._source.read(size)
         if self._hashed is not None:
-            self._hashed.result()
+            self._hashed.result()  # one block at a time, so that memory stays constant
         self._first = bool(block)
         self.bytes += len(block)
         self._hashed = self._pool.submit(self.digest.update, block)

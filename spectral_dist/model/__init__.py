@@ -1,1 +1,1 @@
-"""The language model: filters, mixers, layers."""
+"""The language model: mixers, layers, generation (sampling) and model FLOPs."""

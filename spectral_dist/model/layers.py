@@ -1,7 +1,7 @@
-"""The parts that every layer shares: how a parameter is declared, RMSNorm, SwiGLU.
+"""Layers: RMSNorm, SwiGLU (the MLP), and the declaration of a parameter with its initial values.
 
-A parameter is declared once, with its shape, its initial values and its logical axes; everything
-else (its sharding, the optimizer's, its weight decay) follows from that. Knows nothing of mixers.
+A parameter is declared once, with its shape, initial values and logical axes. Its sharding, its
+optimizer state and its weight decay follow from that. Knows nothing of mixers. Read `parameter`.
 """
 
 import math
@@ -26,23 +26,30 @@ def parameter(
 
 
 def normal(sigma: float) -> Initialiser:
-    """Draw from N(0, sigma^2)."""
+    """Initial values from N(0, sigma^2)."""
+    # Drawn in float32 whatever the compute dtype: params are float32 in every run.
     return lambda key, shape: sigma * jax.random.normal(key, shape, jnp.float32)
 
 
 def fan_in(size: int, residual_layers: int | None = None) -> Initialiser:
-    """Draw with sigma 1 / sqrt(size), or 1 / sqrt(2 layers size) for what ends in the residual."""
+    """Initial values with sigma 1 / sqrt(size), for a matrix whose inputs have `size` elements.
+
+    With residual_layers, sigma is divided by sqrt(2 * layers): for the two matrices of each layer
+    whose results are added to the residual stream.
+    """
+    # So the variance of the residual stream does not grow with depth at the start.
     return normal(1.0 / math.sqrt(size * (2 * residual_layers if residual_layers else 1)))
 
 
 def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Start at 1."""
+    """Initial values of 1."""
     del key
     return jnp.ones(shape, jnp.float32)
 
 
 def rms_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Divide by the root mean square of the last dimension; statistics in float32, dtype kept."""
+    """RMSNorm without a scale: divide by the root mean square of the last dimension; dtype kept."""
+    # In float32: bfloat16 has 8 bits, and a mean of D squares would lose most of the small ones.
     x32 = x.astype(jnp.float32)
     return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
@@ -60,7 +67,9 @@ class RMSNorm(nnx.Module):
 
 
 def _like(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """Give a vector x's dtype and rank, so that no rank is promoted silently."""
+    """Give a vector the dtype and the rank of x."""
+    # Without it JAX would promote the rank; the tests run with rank promotion forbidden, because it
+    # hides mistakes of shape.
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
@@ -72,6 +81,7 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, hidden_dim: int, mlp_dim: int, num_layers: int, rngs: nnx.Rngs) -> None:
         """Declare w_in [D, 2, F] (gate, up) and w_out [F, D]."""
+        # Gate and up in one array: one product, and one all-gather over fsdp.
         self.w_in = parameter(
             rngs, (hidden_dim, 2, mlp_dim), ("embed", "branches", "mlp"), fan_in(hidden_dim)
         )

@@ -1,8 +1,9 @@
-"""The language model: tokens in, logits of the next token out.
+"""The language model: tokens in, logits of the next token out; with activation checkpointing.
 
-Blocks of layers repeat a pattern of mixers. Whole repeats are stacked and run by one scan, so that
-compile time does not grow with depth; what is left of the pattern follows as single layers. Knows
-nothing of data, loss or training. Read `SpectralLM.__call__` first.
+A block is a run of layers, one for each mixer of the layer pattern. All whole blocks are stacked
+and run by one scan, so that compile time does not grow with depth. If num_layers is no multiple of
+the pattern, a shorter block follows. Knows nothing of data, loss or training. Read
+`SpectralLM.__call__` first.
 """
 
 import functools
@@ -23,15 +24,23 @@ from spectral_dist.settings import Config, MixersConfig, ModelConfig
 State = Any  # of a layer: what its mixer's init_state returns; of blocks and the model: dicts of it
 LayerCall = Callable[[jax.Array, State], tuple[jax.Array, State]]
 
+# Level 1 on an L4 needs 26.0 GiB of temporaries with "none" and 7.7 with "dots" (docs/log.md).
 REMAT_POLICIES = {
-    # The dense products are dear to compute again; the mixers' own, batched ones are cheap.
+    # Keep the dense products, which are expensive to compute again; the batched ones inside the
+    # mixers are cheap.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
-def make_checkpoint(remat: str, *, prevent_cse: bool) -> Callable[[LayerCall], LayerCall]:
-    """Return activation checkpointing for a layer: what `remat` names is computed again."""
+def activation_checkpointing(remat: str, *, prevent_cse: bool) -> Callable[[LayerCall], LayerCall]:
+    """Return activation checkpointing of a layer: the backward pass recomputes activations.
+
+    Args:
+      remat: none, dots (keep the dense products) or full (keep only the layer's input).
+      prevent_cse: whether to keep the compiler from merging the recomputation with the forward
+        pass, which would keep the activations after all.
+    """
     if remat == "none":
         return lambda layer: layer
     policy = REMAT_POLICIES[remat]
@@ -41,15 +50,15 @@ def make_checkpoint(remat: str, *, prevent_cse: bool) -> Callable[[LayerCall], L
 
 
 class Layer(nnx.Module):
-    """A mixer along time, then a SwiGLU at every position, each on the normalised residual."""
+    """A layer: a mixer along time, then a SwiGLU at every position, both pre-norm and residual."""
 
     def __init__(
         self, mixer: str, model: ModelConfig, mixers: MixersConfig, rngs: nnx.Rngs
     ) -> None:
         """Declare the two norms, the mixer and the MLP."""
         assert model.mlp_dim is not None
-        # In this order, here and below: each parameter draws the next key of `rngs`, so another
-        # order would mean other initial values for the same seed.
+        # Do not reorder, here and below: each parameter draws the next key of `rngs`, so another
+        # order would give other initial values for the same seed.
         self.mixer_norm = RMSNorm(model.hidden_dim, "norm", rngs)
         self.mixer = MIXERS[mixer](model, getattr(mixers, mixer), rngs)
         self.mlp_norm = RMSNorm(model.hidden_dim, "norm", rngs)
@@ -60,13 +69,14 @@ class Layer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], State]:
         """Return the residual stream after this layer, and the mixer's new state."""
         mixed_BTD, state = self.mixer(self.mixer_norm(x_BTD), state)
+        # Constrained after each sum, so that the reduction over tensor that w_out needs comes here.
         x_BTD = constrain(x_BTD + mixed_BTD, "batch", "time", "width")
         x_BTD = constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), "batch", "time", "width")
         return x_BTD, state
 
 
 class Block(nnx.Module):
-    """Consecutive layers: one repeat of the pattern, or what is left of it at the end."""
+    """A block of layers: one for each mixer of the pattern, or of its beginning for the last."""
 
     def __init__(
         self,
@@ -80,14 +90,15 @@ class Block(nnx.Module):
         """Declare the layers, named by their place in the block.
 
         Args:
-          pattern: names of the layers' mixers.
+          pattern: the name of each layer's mixer.
           model: the settings.
           mixers: the settings of each mixer.
           rngs: of the initial values.
-          scanned: whether a scan runs the block; then nothing need keep the backward pass from
-            being merged with the forward pass, which the scan's two loops keep apart.
+          scanned: whether the block runs inside a scan.
         """
-        self.checkpoint = make_checkpoint(model.remat, prevent_cse=not scanned)
+        # The forward and backward loops of a scan are apart already; the barriers that prevent_cse
+        # inserts would only keep the compiler from fusing.
+        self.checkpoint = activation_checkpointing(model.remat, prevent_cse=not scanned)
         self.pattern = pattern
         self.names = tuple(f"layer_{i}" for i in range(len(pattern)))
         for name, mixer in zip(self.names, pattern, strict=True):
@@ -108,7 +119,7 @@ class Block(nnx.Module):
         return {name: getattr(self, name).mixer.init_state(batch, dtype) for name in self.names}
 
     def growing(self, dtype: jnp.dtype) -> set[str]:
-        """Return the names of the mixers whose state grows with the text."""
+        """Return the names of the mixers whose state grows with the sequence."""
         states = jax.eval_shape(lambda: self.init_state(1, dtype))
         return {
             mixer
@@ -117,36 +128,37 @@ class Block(nnx.Module):
         }
 
     def mixing_flops(self, seq_len: int) -> float:
-        """Return the forward FLOPs of the mixers for a token, their matrices left out."""
+        """Return the forward FLOPs of the mixers for a token, without those of matrices."""
         return float(sum(getattr(self, name).mixer.flops(seq_len) for name in self.names))
 
 
 class SpectralLM(nnx.Module):
-    """Embedding, blocks of layers, norm, head.
+    """The language model: embedding, blocks of layers, norm, head.
 
-    Sharding: activations [B, T, D] over (data, fsdp) | None | None; parameters as they declare.
+    Sharding: activations [B, T, D] over (data, fsdp) | None | None; parameters as declared.
     """
 
     def __init__(
         self, model: ModelConfig, mixers: MixersConfig, vocab_size: int, rngs: nnx.Rngs
     ) -> None:
-        """Declare embed [V, D], the stacked blocks, the rest, the final norm and head [D, V]."""
+        """Declare embed [V, D], the stacked blocks, the last block, the norm and head [D, V]."""
         dim, pattern = model.hidden_dim, model.pattern
         self.dtype = jnp.dtype(model.compute_dtype)
         self.vocab_size = vocab_size
-        self.repeats = model.num_layers // len(pattern)
+        self.num_blocks = model.num_layers // len(pattern)
         rest = pattern[: model.num_layers % len(pattern)]
         self.embed = parameter(rngs, (vocab_size, dim), ("vocab", "embed"), normal(1.0))
-        # The attributes' names are the parameters' in every checkpoint: "groups" are the blocks.
-        if self.repeats:
+        # Attribute names are parameter names, also in checkpoints: "groups" holds the stacked
+        # blocks and "rest" the last one. Renamed, old checkpoints could not be read.
+        if self.num_blocks:
             make = nnx.vmap(
                 lambda r: Block(pattern, model, mixers, r, scanned=True), in_axes=0, out_axes=0
             )
-            self.groups = make(rngs.split(self.repeats))
+            self.groups = make(rngs.split(self.num_blocks))
         if rest:
             self.rest = Block(rest, model, mixers, rngs, scanned=False)
         self.norm = RMSNorm(dim, "norm", rngs)
-        # Small, so that the first loss is that of even odds: ln V (Yang et al. 2022,
+        # Small, so that the first loss is that of a uniform guess, ln V (Yang et al. 2022,
         # arXiv:2203.03466, table 8: the readout starts at 1 / width).
         self.head = parameter(rngs, (dim, vocab_size), ("embed", "vocab"), normal(1.0 / dim))
 
@@ -159,19 +171,20 @@ class SpectralLM(nnx.Module):
           tokens_BT: each in [0, V).
           state: what `init_state` or an earlier call returned; None at the start of a sequence.
         """
-        # float32 means float32: some devices would otherwise multiply in a shorter format.
+        # compute_dtype float32 means float32: a GPU would otherwise multiply in TF32.
         precision = "highest" if self.dtype == jnp.float32 else None
         with jax.default_matmul_precision(precision):
             return self._forward(tokens_BT, state)
 
     def _forward(self, tokens_BT: jax.Array, state: State) -> tuple[jax.Array, State]:
-        # A product with one-hot vectors, not a gather: it is partitioned like any product, and its
-        # transpose is a product too, not a scatter. With 256 bytes it costs next to nothing; with
-        # a large vocabulary as much as the head.
+        # The embedding is a product with one-hot vectors, not a gather. It is partitioned like any
+        # product, and its gradient is a product too, not a scatter. (A gather from a table sharded
+        # over embed made XLA rematerialise all of it.) With 256 tokens it costs next to nothing,
+        # with a large vocabulary as much as the head.
         one_hot = jax.nn.one_hot(tokens_BT, self.vocab_size, dtype=self.dtype)
         x_BTD = constrain(one_hot @ self.embed[...].astype(self.dtype), "batch", "time", "width")
         after: dict[str, State] = {}
-        if self.repeats:
+        if self.num_blocks:
             definition, stacked = nnx.split(self.groups)
 
             def block(x: jax.Array, item: tuple[Any, State]) -> tuple[jax.Array, State]:
@@ -186,16 +199,16 @@ class SpectralLM(nnx.Module):
             "btd,dv->btv",
             normed,
             self.head[...].astype(self.dtype),
-            # The softmax wants float32 logits, whatever the operands are.
+            # The loss needs float32 logits, whatever the dtype of the operands.
             preferred_element_type=jnp.float32,
         )
         return logits_BTV, after
 
     def init_state(self, batch: int) -> State:
-        """Return the state before the first token, for generation: constant in size.
+        """Return the state before the first token, for generation; its size is constant.
 
         Raises:
-          ValueError: if the state of a layer, such as full attention, grows with the text.
+          ValueError: if the state of a mixer, such as full attention, grows with the sequence.
         """
         if self.growing:
             raise ValueError(
@@ -203,12 +216,12 @@ class SpectralLM(nnx.Module):
                 " text; generation needs mixers whose state does not, such as spectral and window"
             )
         state: dict[str, State] = {}
-        if self.repeats:
-            # The blocks of the stack are alike: the state of one, repeated, is that of all.
+        if self.num_blocks:
+            # The stacked blocks are alike, so the initial state of one serves all.
             first = nnx.merge(*_first_of_stack(self.groups))
             one = first.init_state(batch, self.dtype)
             state["groups"] = jax.tree.map(
-                lambda s: jnp.broadcast_to(s[None], (self.repeats, *s.shape)), one
+                lambda s: jnp.broadcast_to(s[None], (self.num_blocks, *s.shape)), one
             )
         if hasattr(self, "rest"):
             state["rest"] = self.rest.init_state(batch, self.dtype)
@@ -216,16 +229,16 @@ class SpectralLM(nnx.Module):
 
     @property
     def growing(self) -> set[str]:
-        """The names of the mixers whose state grows with the text: none of them can generate."""
+        """Names of the mixers whose state grows with the sequence: they cannot generate."""
         return {name for block, _ in self._blocks() for name in block.growing(self.dtype)}
 
     def mixing_flops(self, seq_len: int) -> float:
-        """Return the forward FLOPs of all mixers for a token, their matrices left out."""
+        """Return the forward FLOPs of all mixers for a token, without those of matrices."""
         return float(sum(n * block.mixing_flops(seq_len) for block, n in self._blocks()))
 
     def _blocks(self) -> list[tuple[Block, int]]:
-        """Return each kind of block, and how many of it there are."""
-        stacked = [(self.groups, self.repeats)] if self.repeats else []
+        """Return each kind of block, and how many there are of it."""
+        stacked = [(self.groups, self.num_blocks)] if self.num_blocks else []
         return stacked + ([(self.rest, 1)] if hasattr(self, "rest") else [])
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from spectral_dist.cluster.signals import exit_code
 from spectral_dist.command_line import UNSAVED
@@ -21,7 +22,7 @@ from spectral_dist.params import Params
 from spectral_dist.settings import Config
 from spectral_dist.training.state import model_spec
 
-SAMPLE_BYTES = 400
+PROMPT_TOKENS, SAMPLE_TOKENS = 64, 400
 
 
 def show_sample(config: Config, files: list[TokenFile], params: Params, console: Console) -> None:
@@ -29,19 +30,21 @@ def show_sample(config: Config, files: list[TokenFile], params: Params, console:
     spec = model_spec(config)
     if spec.bind(spec.shapes).growing:  # a state that grows with the text: not for generation
         return
-    prompt = bytes(files[0].validation[:64]).split(b"\0")[0]
-    prompt = prompt.decode("utf-8", "ignore").encode()
-    text = sample(
+    tokenizer = find_tokenizer(config)
+    beginning = tokenizer.decode_documents(files[0].validation[:PROMPT_TOKENS])[0]
+    prompt = beginning.decode("utf-8", "ignore").encode()  # whole characters
+    tokens = sample(
         spec,
         params,
-        prompt,
-        end=find_tokenizer(config).end,
-        max_new_tokens=SAMPLE_BYTES,
+        tokenizer.encode(prompt),
+        end=tokenizer.end,
+        max_new_tokens=SAMPLE_TOKENS,
         temperature=0.8,
         key=jax.random.key(config.run.seed),
         copies=math.prod(config.mesh.shape[:2]),  # one for each shard of the batch
     )
-    console.show_sample(prompt, bytes(text))
+    text = tokenizer.decode(np.fromiter(tokens, tokenizer.dtype))
+    console.show_sample(prompt, text)
 
 
 def show_next_steps(config: Config, folder: Path, console: Console) -> None:

@@ -38,9 +38,12 @@ UPLOAD_TIMEOUT = 5.0  # seconds for what is still to be uploaded at the end of a
 POLL_SECONDS = 1.0
 
 
-def main(argv: Sequence[str]) -> int:
-    """Send the metrics of a run to Weights & Biases; return the exit code."""
-    parser = Parser(prog="python -m spectral_dist.outputs.wandb_mirror", description=main.__doc__)
+def make_parser() -> Parser:
+    """Return the parser of this command's flags."""
+    parser = Parser(
+        prog="python -m spectral_dist.outputs.wandb_mirror",
+        description="Send the metrics of a run to Weights & Biases.",
+    )
     parser.add_argument("folder", metavar="RUN_FOLDER", help="with config.yaml and metrics.jsonl")
     parser.add_argument(
         "--mode", choices=("auto", "online", "offline"), default="auto", help="as wandb_mode"
@@ -52,7 +55,12 @@ def main(argv: Sequence[str]) -> int:
         "--follow", action="store_true", help="go on until standard input closes, as training does"
     )
     parser.add_argument("--sent_at_most", type=int, help="bytes of metrics.jsonl that may be sent")
-    flags = parser.read(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Send the metrics of a run to Weights & Biases; return the exit code."""
+    flags = make_parser().read(argv)
     folder = Path(flags.folder)
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"RUN_FOLDER={flags.folder!r}: has no config.yaml; it is no run's folder")

@@ -1,8 +1,8 @@
-"""The programs of a run, compiled for devices that are not there.
+"""Ahead-of-time compilation of a run's programs, for GPUs that are not attached.
 
 Owns the described mesh and the list of programs: the training step, every evaluation step and the
-initial state, as the run compiles them, from shapes alone. Judges nothing. Read `described_mesh`,
-then `compile_programs`.
+initial state. They are the functions that a run itself compiles, lowered from shapes alone. Judges
+nothing. Read `described_mesh`, then `compile_programs`.
 """
 
 import contextlib
@@ -32,7 +32,10 @@ from spectral_dist.training.state import TrainState, abstract_state, make_init
 from spectral_dist.training.step import batch_sharding, make_eval_step, make_train_step
 
 INSTALL_HINT = "pip install 'spectral-dist[dryrun]'"
+# jax-cuda12-plugin brings the module jax_plugins.xla_cuda12, and so on.
 _PLUGINS = ("cuda12", "cuda13")
+# XLA's warning that it must replicate an array to reshard it, without its first letter, so that
+# either case is found. It costs memory and traffic: an embedding lookup once caused it.
 _REMATERIALIZED = "nvoluntary full rematerialization"
 
 
@@ -41,18 +44,18 @@ class Program:
     """One compiled program, in bytes per device.
 
     Attributes:
-      name: what it does.
-      arguments: what it reads.
-      outputs: what it returns.
-      aliased: the part of the outputs that is written over arguments.
-      temporaries: what it needs between.
-      resident: what else lies in memory while it runs.
-      text: the compiled program; empty where there is none.
-      seconds: spent on compiling.
-      warnings: what the compiler said against it.
-      parameters: the part of the arguments that are parameters.
-      optimizer_state: the part that are the optimizer's state.
-      batch: the part that are tokens.
+      name: as the report shows it, "train step" or "evaluation 4x".
+      arguments: size of its inputs.
+      outputs: size of its results.
+      aliased: the part of the outputs that is written over donated arguments.
+      temporaries: scratch memory while it runs.
+      resident: other arrays in device memory while it runs, such as prefetched batches.
+      text: the optimized HLO; empty where nothing is compiled.
+      seconds: time of the compilation.
+      warnings: full rematerializations that the compiler reported.
+      parameters: the part of the arguments that is params.
+      optimizer_state: the part that is opt_state.
+      batch: the part that is tokens.
     """
 
     name: str
@@ -70,19 +73,20 @@ class Program:
 
     @property
     def peak(self) -> int:
-        """The most memory that is in use at once, by the compiler's plan."""
+        """The peak memory of a device, by the compiler's buffer assignment."""
+        # An aliased output lies in the memory of a donated argument: counted once.
         new = max(0, self.outputs - self.aliased)
         return self.arguments + new + self.temporaries + self.resident
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """Which compiler makes the programs.
+    """Which of XLA's compilers makes the programs.
 
     Attributes:
       kind: "cuda" or "cpu".
-      exact: whether it is the one that compiles on the devices themselves.
-      version: of it.
+      exact: whether a run on the planned devices would use the same compiler.
+      version: of JAX and of the plugin.
     """
 
     kind: str
@@ -91,8 +95,9 @@ class Compiler:
 
 
 def cuda_plugin() -> str | None:
-    """Return the package that holds the compiler for NVIDIA GPUs, or None; a GPU is not needed."""
+    """Return the package that holds XLA's compiler for NVIDIA GPUs, or None; it needs no GPU."""
     for version in _PLUGINS:
+        # find_spec imports the parent package, which is missing where no plugin is installed.
         with contextlib.suppress(ModuleNotFoundError):
             if importlib.util.find_spec(f"jax_plugins.xla_{version}") is not None:
                 return f"jax-{version}-plugin"
@@ -100,22 +105,23 @@ def cuda_plugin() -> str | None:
 
 
 def find_compiler(gpu: Gpu | None) -> Compiler:
-    """Return the compiler for a GPU, or for the processor if None."""
+    """Return the compiler for a GPU, or for the CPU if None."""
     plugin = cuda_plugin()
     if gpu is not None and plugin is not None:
         version = importlib.metadata.version(plugin)
         return Compiler("cuda", True, f"jax {jax.__version__}, {plugin} {version}")
+    # For a GPU the CPU compiler is a stand-in: the same sharding, but other fusions and scratch.
     return Compiler("cpu", gpu is None, f"jax {jax.__version__}")
 
 
 def described_mesh(gpu: Gpu | None, shape: tuple[int, int, int], gpus_per_host: int) -> Mesh:
-    """Return a mesh of devices that are described and not attached.
+    """Return a mesh of described devices, which need not be attached.
 
-    tensor lies inside a host, then fsdp; data spans hosts first.
+    The mesh axis tensor lies inside a host, then fsdp; data is the first to span hosts.
 
     Args:
-      gpu: the kind of all devices; fake devices of the processor if None. Without the CUDA plugin
-        they stand for the GPU.
+      gpu: the kind of all devices; fake CPU devices if None. Without the CUDA plugin fake devices
+        stand in for the GPU too.
       shape: sizes of the mesh axes data, fsdp and tensor.
       gpus_per_host: GPUs of one host.
 
@@ -130,10 +136,10 @@ def described_mesh(gpu: Gpu | None, shape: tuple[int, int, int], gpus_per_host: 
 
 
 def check_hosts(shape: tuple[int, int, int], gpus_per_host: int) -> None:
-    """Check that a mesh can be laid over hosts.
+    """Check that a mesh fits the hosts.
 
     Raises:
-      ValueError: if hosts would be filled in part, or tensor would span hosts.
+      ValueError: if it would leave a host partly used, or tensor would span hosts.
     """
     count = math.prod(shape)
     text = "x".join(map(str, shape))
@@ -141,6 +147,7 @@ def check_hosts(shape: tuple[int, int, int], gpus_per_host: int) -> None:
         raise ValueError(
             f"mesh={text}: its {count} devices do not fill hosts of gpus_per_host={gpus_per_host}"
         )
+    # tensor sums activations in every layer: the network between hosts is too slow for that.
     if gpus_per_host % shape[2]:
         raise ValueError(
             f"mesh={text}: tensor={shape[2]} must divide gpus_per_host={gpus_per_host}, so that it"
@@ -149,14 +156,15 @@ def check_hosts(shape: tuple[int, int, int], gpus_per_host: int) -> None:
 
 
 def described_devices(gpu: Gpu, hosts: int, gpus_per_host: int) -> Sequence[Any]:
-    """Return the devices of a described cluster, host by host; nothing can run on them.
+    """Return the devices of a described cluster, host by host; programs compile but cannot run.
 
     Raises:
       ValueError: if the compiler for NVIDIA GPUs cannot start.
     """
-    topology = f"1x{hosts}x{gpus_per_host}"
+    topology = f"1x{hosts}x{gpus_per_host}"  # slices x hosts of each x GPUs of each
     try:
-        with tempfile.TemporaryFile() as said, _stderr_into(said):  # it looks for a driver, loudly
+        # XLA looks for a CUDA driver and logs that there is none, which would alarm the user.
+        with tempfile.TemporaryFile() as log, _stderr_into(log):
             described = topologies.get_topology_desc(
                 gpu.name, platform="cuda", target_config=gpu.target, topology=topology
             )
@@ -169,15 +177,16 @@ def described_devices(gpu: Gpu, hosts: int, gpus_per_host: int) -> Sequence[Any]
 
 
 def fake_devices(count: int) -> Sequence[Any]:
-    """Return devices of the processor, made now if JAX has not started yet.
+    """Return fake CPU devices, created now if JAX has not started its CPU backend yet.
 
     Raises:
       ValueError: if JAX has started with fewer.
     """
+    # A count in XLA_FLAGS is the user's own choice: it is not overridden.
     counted = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    settings: Any = jax.config  # its attributes are made when it runs
+    settings: Any = jax.config  # its attributes exist at run time only
     if not counted and settings.jax_num_cpu_devices < count:
-        with contextlib.suppress(RuntimeError):  # it has started
+        with contextlib.suppress(RuntimeError):  # too late: the backend has started
             jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
@@ -191,7 +200,8 @@ def fake_devices(count: int) -> Sequence[Any]:
 def compile_programs(config: Config, mesh: Mesh) -> Iterator[Program]:
     """Compile the programs of a run one after another, the training step first.
 
-    No array is made. Each comes as soon as it is compiled, so that a reader may stop early.
+    Allocates no array. A generator, so that a caller can stop at the first program that does not
+    fit: compiling one may take a minute.
 
     Raises:
       ValueError: if the compiler refuses one, or the mesh cannot divide an array.
@@ -199,9 +209,10 @@ def compile_programs(config: Config, mesh: Mesh) -> Iterator[Program]:
     state = abstract_state(config, mesh)
     batch = abstract_batch(config, mesh)
     state_bytes, batch_bytes = local_bytes(state), local_bytes(batch)
-    # The batches made ready wait on the device, and the state waits for the evaluation to end.
+    # Prefetched batches are on the device already, beside the one that the step reads.
     waiting = config.data.prefetch_steps * batch_bytes
     parameters = local_bytes(state.params)
+    # replace(): the sizes of params, opt_state and batch are ours, the others are the compiler's.
     step = make_train_step(config, mesh)
     yield dataclasses.replace(
         _compile("train step", mesh, lambda: step.lower(state, batch), resident=waiting),
@@ -210,20 +221,24 @@ def compile_programs(config: Config, mesh: Mesh) -> Iterator[Program]:
         batch=batch_bytes,
     )
     eval_step = make_eval_step(config, mesh)
+    # An evaluation reads params alone, but the optimizer state keeps its memory meanwhile.
     kept = state_bytes - parameters + waiting
     for name, tokens, targets in evaluation_shapes(config, mesh):
         lower = partial(eval_step.lower, state.params, tokens, targets)
         program = _compile(name, mesh, lower, resident=kept)
         yield dataclasses.replace(program, parameters=parameters, batch=local_bytes(tokens))
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))  # the shape of a key: no device is touched
     init = make_init(config, mesh)
     yield _compile("initial state", mesh, lambda: init.lower(key), resident=0)
-    # The arrays of a checkpoint are read straight into their places: nothing is compiled.
+    # A restore reads arrays straight into their shards: nothing to compile, the state is its peak.
     yield Program("restore", 0, state_bytes, 0, 0, 0, "", 0.0, ())
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Return the tokens of one step, [A, B, T + 1], where they lie."""
+    """Return the abstract batch of one step, tokens [A, B, T + 1], with its sharding.
+
+    A is the number of gradient accumulation steps.
+    """
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
     dtype = find_tokenizer(config).dtype
@@ -233,10 +248,14 @@ def abstract_batch(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
 def evaluation_shapes(
     config: Config, mesh: Mesh
 ) -> Iterator[tuple[str, jax.ShapeDtypeStruct, int]]:
-    """Give name, tokens [B, T + 1] and targets of each evaluation step, shortest context first."""
+    """Yield the shapes of each evaluation step, shortest context first.
+
+    Each is a name, tokens [B, k T + 1] and the number of targets, for a context of k times seq_len.
+    """
     seq_len = config.data.seq_len
     sequences = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
     dtype = find_tokenizer(config).dtype
+    # The validation during training is 1x, whatever eval_lengths compares at the end.
     for k in sorted({1, *config.evaluation.eval_lengths}):
         shape = (sequences_at_once(config, mesh, k), k * seq_len + 1)
         tokens = jax.ShapeDtypeStruct(shape, dtype, sharding=sequences)
@@ -244,7 +263,7 @@ def evaluation_shapes(
 
 
 def local_bytes(tree: TrainState | Any) -> int:
-    """Return the bytes that one device holds of abstract arrays."""
+    """Return the bytes that one device holds of a tree of abstract arrays."""
     return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
@@ -262,15 +281,17 @@ def _compile(
     name: str, mesh: Mesh, lower: Callable[[], jax.stages.Lowered], *, resident: int
 ) -> Program:
     start = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
+    # XLA gives its warnings to stderr alone. A file and not a pipe: a full pipe would block it.
+    with tempfile.TemporaryFile() as log:
         try:
-            with jax.set_mesh(mesh), _stderr_into(said):
+            # The model's sharding constraints are resolved against the mesh in this context.
+            with jax.set_mesh(mesh), _stderr_into(log):
                 compiled = lower().compile()
         except jax.errors.JaxRuntimeError as error:
             lines = str(error).strip().splitlines() or [""]
             raise ValueError(f"{name}: the compiler refused it: {lines[0]}") from error
-        said.seek(0)
-        lines = said.read().decode("utf-8", "replace").splitlines()
+        log.seek(0)
+        lines = log.read().decode("utf-8", "replace").splitlines()
     stats = compiled.memory_analysis()
     assert stats is not None, "XLA's CPU and CUDA compilers both give the figures"
     return Program(
@@ -287,13 +308,14 @@ def _compile(
 
 
 def find_defects(lines: Sequence[str]) -> tuple[str, ...]:
-    """Return what the compiler's log lines say of arrays that it had to make whole again."""
+    """Return the compiler's warnings of full rematerializations (replicated arrays), each once."""
     return tuple(dict.fromkeys(line.strip() for line in lines if _REMATERIALIZED in line))
 
 
 @contextlib.contextmanager
 def _stderr_into(file: Any) -> Iterator[None]:
-    """Send what is written to file descriptor 2 into a file: XLA's log knows no other way."""
+    """Redirect file descriptor 2 into a file."""
+    # Assigning sys.stderr would miss XLA's log, which C++ code writes to the descriptor itself.
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -1,8 +1,8 @@
-"""The GPUs that can be planned for: their figures, each with its source.
+"""Specifications of the GPUs that can be planned for, each figure with its source.
 
-Owns the table and the target descriptions in targets/, one text for each GPU in the format that
-XLA's compiler reads in place of an attached card. What such a text states is stated nowhere else;
-peaks of arithmetic come from `training.metrics`. Imports no JAX. Read `find_gpu` first.
+Owns the table of links and the target descriptions in targets/, one text for each GPU in the format
+that XLA's compiler reads in place of an attached card. A figure of such a text stands nowhere else;
+peak FLOP/s come from `training.metrics`. Imports no JAX. Read `find_gpu` first.
 """
 
 import re
@@ -12,17 +12,17 @@ from pathlib import Path
 from spectral_dist.training.metrics import find_peak
 
 TARGETS = Path(__file__).parent / "targets"
-CPU = "cpu"  # stands for the devices that XLA makes of this machine's processor
+CPU = "cpu"  # in place of a GPU's name: the fake devices that XLA makes of this machine's CPU
 
 
 @dataclass(frozen=True)
 class Link:
-    """What carries bytes between devices.
+    """An interconnect between devices, such as NVLink, PCIe or InfiniBand.
 
     Attributes:
-      name: what it is.
-      bytes_per_second: out of a device (inside a host) or of a host (between hosts), one
-        direction, by the specification: what a collective reaches is less.
+      name: as the report shows it.
+      bytes_per_second: bandwidth out of a device (inside a host) or of a host (between hosts), one
+        direction, by the specification. A collective reaches less.
       source: where the figure is from.
     """
 
@@ -36,20 +36,20 @@ class Gpu:
     """One kind of GPU. Sizes in bytes, rates in bytes/s and dense FLOP/s.
 
     Attributes:
-      name: what --gpu takes.
-      device_kind: jax's name of it.
-      memory_bytes: what a program can use of its memory, the CUDA context included.
-      memory_bandwidth: to and from its memory.
-      bfloat16: peak of bfloat16 products summed in float32.
+      name: the value of --gpu.
+      device_kind: JAX's name of it.
+      memory_bytes: device memory that a process can use, the CUDA context included.
+      memory_bandwidth: of the device memory, reads and writes together.
+      bfloat16: peak of bfloat16 products accumulated in float32.
       float32: peak of float32 products as JAX computes them by default (TF32).
-      compute_capability: major and minor.
+      compute_capability: CUDA's, major and minor.
       cores: SMs.
       l2_bytes: L2 cache.
       shared_memory_bytes: of an SM.
       registers: 32-bit registers of an SM.
       inside: link between the GPUs of a host, for each GPU.
       between: default network between hosts, for each host.
-      target: the text that describes it to the compiler.
+      target: its description for XLA's compiler, a text proto.
       sources: name of a figure -> where it is from.
     """
 
@@ -70,13 +70,17 @@ class Gpu:
     sources: dict[str, str]
 
 
+# 16e9 x 16 lanes x 128 / 130 / 8 bits. Cards without NVLink reach each other over it.
 _PCIE = Link("PCIe 4.0 x16", 31.5e9, "PCI Express 4.0: 16 GT/s x 16 lanes, 128b/130b")
+# The network belongs to the machine and not to the GPU. So this one is an assumption, and rankings
+# rest on it: level 3 over four hosts of L4 prefers fsdp over all of them at its full rate.
 _ETHERNET = Link("100 Gbit/s Ethernet", 12.5e9, "assumed: one such port a host")
 _HDR = Link("8 x HDR InfiniBand", 200e9, "NVIDIA DGX A100 data sheet: eight ports of 200 Gbit/s")
 _NDR = Link("8 x NDR InfiniBand", 400e9, "NVIDIA DGX H100 data sheet: eight ports of 400 Gbit/s")
 
 
 def _nvlink(generation: int, both_directions: float, source: str) -> Link:
+    # Data sheets add both directions up. A ring sends and receives at once, each at half of that.
     return Link(f"NVLink {generation}", both_directions / 2, f"{source}, half of both directions")
 
 
@@ -84,6 +88,8 @@ _NVLINK_3 = _nvlink(3, 600e9, "NVIDIA A100 data sheet: 600 GB/s")
 _NVLINK_4 = _nvlink(4, 900e9, "NVIDIA H100 data sheet: 900 GB/s")
 _NVLINK_5 = _nvlink(5, 1800e9, "NVIDIA HGX B200 data sheet: 1.8 TB/s")
 
+# Between the GPUs of a host, and between hosts. The network is that of NVIDIA's own machine for the
+# GPUs of such machines, and Ethernet for the others.
 _LINKS: dict[str, tuple[Link, Link]] = {
     "l4": (_PCIE, _ETHERNET),
     "a10g": (_PCIE, _ETHERNET),
@@ -99,7 +105,7 @@ GPU_NAMES = tuple(_LINKS)
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return a GPU of the table.
+    """Return the specification of a GPU by its name.
 
     Raises:
       ValueError: if the table has none of that name.
@@ -109,6 +115,7 @@ def find_gpu(name: str) -> Gpu:
     text = (TARGETS / f"{name}.txtpb").read_text(encoding="ascii")
     figures, sources = _read_target(text)
     kind = figures["device_description_str"].strip('"')
+    # The table that a run's MFU uses, so that predicted and reported MFU share their peaks.
     peak = find_peak(kind)
     assert peak is not None, f"{kind} has no peak in training.metrics"
     inside, between = _LINKS[name]
@@ -135,8 +142,9 @@ def find_gpu(name: str) -> Gpu:
 
 
 def _read_target(text: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the figures of a target description and their sources, which follow them after #."""
+    """Return the figures of a target description and the sources in their comments, by name."""
     figures, sources = {}, {}
+    # A line without a source does not match: the missing figure then fails in find_gpu.
     for name, value, source in re.findall(r"^ *(\w+): (.+?)  # (.+)$", text, re.MULTILINE):
         figures[name], sources[name] = value, source
     return figures, sources

@@ -1,7 +1,7 @@
-"""What a device must hold: the programs' memory, what the runtime adds, and the verdict.
+"""Peak memory of a device: programs and runtime against what the device has, and the verdict.
 
-Owns the audit of the arguments before anything is compiled, the largest arrays by name, and the
-judgement against the memory of the device. Compiles nothing. Read `judge` first.
+Owns the audit of the sharding before anything is compiled, the largest arrays by name, the memory
+that the CUDA runtime adds, and the verdict. Compiles nothing. Read `judge` first.
 """
 
 import math
@@ -23,7 +23,8 @@ MIB = 2**20
 # JAX takes this share of a GPU's memory for its arrays, unless XLA_PYTHON_CLIENT_MEM_FRACTION says
 # otherwise: https://docs.jax.dev/en/latest/gpu_memory_allocation.html
 DEFAULT_FRACTION = 0.75
-# A parameter this large that lies whole on every device, where it could be divided, is a mistake.
+# A parameter of this size that is replicated, though the mesh could shard it, is a mistake in the
+# sharding rules. Norms and other short vectors stay far below it.
 LARGE_PARAMETER = 16 * MIB
 
 
@@ -34,7 +35,7 @@ class Array:
     Attributes:
       name: path in the state, or the operation that makes it.
       shape: global shape of an argument; shape on one device of a value.
-      dtype: of its elements.
+      dtype: of its elements; XLA's name ("bf16") for a value.
       spec: PartitionSpec of an argument; empty for a value.
       bytes: on one device.
     """
@@ -48,7 +49,7 @@ class Array:
 
 @dataclass(frozen=True)
 class RuntimeLine:
-    """Memory that the runtime takes outside the compiler's view: never part of a program's."""
+    """Memory of the CUDA runtime and its libraries, which no compiled program counts."""
 
     name: str
     bytes: int
@@ -57,10 +58,10 @@ class RuntimeLine:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the programs fit.
+    """Whether the programs fit in the memory of a device.
 
     Attributes:
-      program: the one that needs most.
+      program: the one with the highest peak.
       peak: its bytes per device.
       runtime: bytes that the runtime adds.
       usable: bytes of the device; None where no limit is known.
@@ -81,32 +82,35 @@ class Verdict:
 def judge(
     programs: Sequence[Program], runtime: Sequence[RuntimeLine], usable: int | None
 ) -> Verdict:
-    """Return the verdict on programs that run one after another on a device."""
+    """Return whether programs that run one after another fit on a device."""
+    # One after another: the largest peak decides, not their sum.
     largest = max(programs, key=lambda program: program.peak)
     added = sum(line.bytes for line in runtime)
     if usable is None:
         return Verdict(largest.name, largest.peak, added, None, None, None, None)
     spare = usable - largest.peak - added
-    # One hundredth more, because the allocator's pool is never filled to the last byte.
+    # The next hundredth and one more: fragmentation keeps the allocator from using its whole pool.
     share = math.ceil(largest.peak / usable * 100 + 1) / 100
+    # Below the default share nothing has to be set.
     fraction = share if spare >= 0 and share > DEFAULT_FRACTION else None
     return Verdict(largest.name, largest.peak, added, usable, spare >= 0, spare, fraction)
 
 
 def arguments(config: Config, mesh: Mesh) -> list[Array]:
-    """Return every argument of the training step, the largest on a device first."""
+    """Return every argument of the training step with its sharding, the largest shard first."""
     tree = {"state": abstract_state(config, mesh), "batch": abstract_batch(config, mesh)}
     found = [_describe(path, leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
     return sorted(found, key=lambda array: -array.bytes)
 
 
 def parameter_count(config: Config) -> int:
-    """Return the elements of all parameters together."""
+    """Return the number of parameters: the elements of all arrays in params."""
     return model_spec(config).size
 
 
 def _describe(path: Any, leaf: jax.ShapeDtypeStruct) -> Array:
     assert isinstance(leaf.sharding, NamedSharding)
+    # A path mixes keys of dicts, fields of dataclasses and indices of tuples.
     words = (getattr(key, "key", None) or getattr(key, "name", None) or key.idx for key in path)
     spec = "P(" + ", ".join(map(_part, leaf.sharding.spec)) + ")"
     name = "/".join(map(str, words))
@@ -118,15 +122,18 @@ def _part(part: str | tuple[str, ...] | None) -> str:
 
 
 def audit(found: Sequence[Array], mesh: Mesh) -> None:
-    """Stop at once where a large parameter lies whole on every device.
+    """Refuse a sharding that replicates a large parameter on every device.
+
+    Runs before anything is compiled: it takes no time, and such a program would waste memory.
 
     Args:
       found: the arguments.
-      mesh: the devices; with fsdp and tensor both of size 1 every parameter lies whole.
+      mesh: the devices.
 
     Raises:
       ValueError: names the parameters.
     """
+    # Only these two mesh axes shard parameters; over data every parameter is replicated.
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return
     whole = [
@@ -147,11 +154,11 @@ def audit(found: Sequence[Array], mesh: Mesh) -> None:
 
 
 def runtime_lines(gpu: Gpu, config: Config) -> list[RuntimeLine]:
-    """Return what the runtime adds on one device, each line with its source.
+    """Return the memory that CUDA, cuBLAS, cuFFT and NCCL add on one device, each with its source.
 
-    Documented defaults and no measurement; the compiler's own workspaces of matrix products are
-    temporaries of the programs already.
+    These are documented defaults, not measurements.
     """
+    # XLA's own workspaces for matrix products are not here: they are temporaries of the programs.
     lines = [
         RuntimeLine(
             "CUDA context and kernels",
@@ -168,6 +175,7 @@ def runtime_lines(gpu: Gpu, config: Config) -> list[RuntimeLine]:
         lines.append(
             RuntimeLine("cuFFT plans", 64 * MIB, "assumed; a plan takes its workspace when it runs")
         )
+    # One communicator for each mesh axis that joins devices.
     spans = [size for size in config.mesh.shape if size > 1]
     if spans:
         # NVLink needs more channels to be filled than PCIe does.
@@ -181,21 +189,24 @@ def runtime_lines(gpu: Gpu, config: Config) -> list[RuntimeLine]:
     return lines
 
 
+# An instruction and its result: "  %fusion.3 = bf16[4,512]{1,0} fusion(...". Tuples do not match.
 _VALUE = re.compile(
     r"^\s+(?:ROOT )?%(?P<name>[\w.-]+) = (?P<dtype>[a-z]+\d*\w*)\[(?P<dims>[\d,]+)\]\S*"
     r" (?P<op>[\w-]+)\("
 )
+# Bytes of an element. Of other types the first number in the name is the width in bits.
 _WIDTHS = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}
-# These make no new array: they name one that is there.
+# These allocate nothing: they name a buffer that exists.
 _NO_VALUE = frozenset({"parameter", "get-tuple-element", "bitcast", "tuple", "while", "constant"})
 
 
 def largest_values(text: str, count: int) -> list[Array]:
-    """Return the largest values that a compiled program makes, one for each operation and shape.
+    """Return the largest intermediate arrays of a compiled program, one for each op and shape.
 
-    How many of them are alive at once is the compiler's secret: these are names to look for, and
-    their sum is not the temporaries.
+    They say where to look for memory. Their sum is not the temporaries: the text does not say which
+    of them are alive at the same time.
     """
+    # What is inside a fusion or a reduction stays in registers: those computations are skipped.
     inner = set(re.findall(r"(?:calls|to_apply)=%([\w.-]+)", text))
     found: dict[tuple[str, tuple[int, ...], str], Array] = {}
     skip = False
@@ -207,6 +218,7 @@ def largest_values(text: str, count: int) -> list[Array]:
             continue
         shape = tuple(int(size) for size in match["dims"].split(","))
         origin = re.search(r'op_name="([^"]*)"', line)
+        # JAX's path names the operation in the model; XLA's own name ("fusion.3") says little.
         name = _short(origin[1]) if origin else match["name"]
         bits = re.search(r"\d+", match["dtype"])
         width = _WIDTHS.get(match["dtype"]) or (int(bits[0]) // 8 if bits else 1)
@@ -216,5 +228,5 @@ def largest_values(text: str, count: int) -> list[Array]:
 
 
 def _short(op_name: str) -> str:
-    """Leave the last three parts of jax's path to an operation: the others are loops and calls."""
+    """Return the last three parts of JAX's path to an operation: the others are loops and calls."""
     return "/".join(op_name.split("/")[-3:])

@@ -1,8 +1,7 @@
-"""The sample text that the demo and the tests train on, made on the user's machine.
+"""The sample text (demo datasets) that the demo and the tests train on, made without a network.
 
 Owns four text files: Turkish and arithmetic from this package's own generators, code and English
-from the Python installation. Needs no network. It must not know of tokens or of training. Read
-`build_sample` first.
+from the Python installation. It must not know of tokens or of training. Read `build_sample` first.
 """
 
 import importlib
@@ -25,18 +24,19 @@ from spectral_dist.sample_text.turkish_documents import turkish_document
 SOURCES = ("turkish", "code", "english", "math")
 SEPARATOR = "<|endoftext|>"
 BYTES_PER_SOURCE = 2_000_000
-_RECIPE = 1  # raise it whenever the same seed would write other text
-# Long files are cut at the first statement after so many characters, so that the held-out tail of
-# the documents is more than one file.
+_RECIPE = 1  # raise it when the same seed would write other text, so that old files are replaced
+# Long files are cut at the first statement after this many characters. Otherwise the held-out part,
+# the last few percent of the documents, could be a single file.
 _PIECE = 12_000
 _SHORT = 3_000
-# Comments and plain strings are matched too, so that quotes inside them open nothing. Reading by
+# Docstrings, and also comments and plain strings, so that quotes inside those open nothing. A
 # pattern takes a tenth of the time of ast.parse over the whole library.
 _LITERAL = re.compile(
     r"""\#[^\n]* | (?P<quote>\"{3}|'{3})(?P<body>.*?)(?<!\\)(?P=quote)"""
     r"""| "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'""",
     re.DOTALL | re.VERBOSE,
 )
+# Tests, tables of encodings and installed packages: no text to learn from, or not on every machine.
 _SKIPPED_FOLDERS = {
     *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"),
     *("encodings", "pydoc_data", "lib-dynload", "ensurepip"),
@@ -50,17 +50,17 @@ def build_sample(
     bytes_per_source: int = BYTES_PER_SOURCE,
     report: Callable[[str], None],
 ) -> list[Path]:
-    """Write the sample text files, or return at once if they are there already.
+    """Write the four sample text files; return at once if they exist already.
 
     Each file appears whole or not at all. The same seed, size and Python version give the same
     bytes.
 
     Args:
-      folder: where the files go; made if missing.
-      seed: decides the text, 0 or more.
+      folder: where the files are written; made if missing.
+      seed: of the random text, 0 or more.
       bytes_per_source: the size of each file, in bytes, 1 or more; the last document may run over,
         and code and English end where the Python installation has no more.
-      report: gets one line of progress at a time.
+      report: takes one line of progress at a time.
 
     Returns:
       The paths of turkish.txt, code.txt, english.txt and math.txt, in this order. Documents are
@@ -102,7 +102,7 @@ def _build(
     bytes_per_source: int,
     report: Callable[[str], None],
 ) -> None:
-    # Without its record an interrupted rebuild is never taken for a complete one.
+    # sample.json is written last: an interrupted build has none, and is not taken for complete.
     (folder / "sample.json").unlink(missing_ok=True)
     sizes = {}
     for source, path in zip(SOURCES, paths, strict=True):
@@ -120,7 +120,7 @@ def _build(
 
 
 def _is_complete(folder: Path, paths: list[Path], recipe: dict[str, object]) -> bool:
-    """Tell whether sample.json names this recipe and the files have the sizes it names."""
+    """Return whether sample.json holds this recipe and the files have the sizes it lists."""
     try:
         record = json.loads((folder / "sample.json").read_text(encoding="utf-8"))
         sizes = {path.name: path.stat().st_size for path in paths}
@@ -130,7 +130,7 @@ def _is_complete(folder: Path, paths: list[Path], recipe: dict[str, object]) -> 
 
 
 def _documents(source: str, rng: Random) -> Iterator[str]:
-    """Return the documents of one source: without end, or all that Python's folder has."""
+    """Return the documents of one text file: without end, or all of the Python installation."""
     if source in ("turkish", "math"):
         return _generated(turkish_document if source == "turkish" else worksheet, rng)
     if source == "code":
@@ -140,17 +140,19 @@ def _documents(source: str, rng: Random) -> Iterator[str]:
 
 def _generated(write: Callable[[Random, int], str], rng: Random) -> Iterator[str]:
     """Yield documents without end, from 1 to 16 kB, half of them over 7 kB."""
+    # Long ones too, because the extrapolation to long contexts needs windows inside one document.
     while True:
         low, high = rng.choice(((1_000, 3_000), (3_000, 7_000), (7_000, 11_000), (9_000, 16_000)))
         yield write(rng, rng.randint(low, high))
 
 
 def _join(documents: Iterable[str], limit: int) -> bytes:
-    """Join documents with separator lines until `limit` bytes are reached."""
+    """Join documents with separator lines, up to `limit` bytes or a little over."""
     parts: list[bytes] = []
     size = 0
     for document in documents:
         text = document.strip("\n")
+        # A document that holds the separator would become two.
         if not text or SEPARATOR in text:
             continue
         parts.append(f"{text}\n".encode())
@@ -161,9 +163,10 @@ def _join(documents: Iterable[str], limit: int) -> bytes:
 
 
 def library_files(library: Path) -> list[Path]:
-    """Return the Python sources under a standard library folder, tests left out, in order."""
+    """Return the Python files under a standard library folder, without tests, sorted."""
     files: list[Path] = []
     for folder, inner, names in os.walk(library):
+        # In place: os.walk then skips the others. Sorted: the order of a folder differs by machine.
         inner[:] = sorted(name for name in inner if name not in _SKIPPED_FOLDERS)
         files += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
     return files
@@ -179,7 +182,7 @@ def _read(path: Path) -> str | None:
 
 
 def _shuffled_library(rng: Random) -> Iterator[str]:
-    """Yield the texts of the standard library's files in an order drawn from rng."""
+    """Yield the texts of the standard library's files in a random order."""
     files = library_files(Path(sysconfig.get_path("stdlib")))
     rng.shuffle(files)
     for path in files:
@@ -191,17 +194,18 @@ def _shuffled_library(rng: Random) -> Iterator[str]:
 def _code(rng: Random) -> Iterator[str]:
     """Yield standard library modules, the long ones in pieces."""
     for text in _shuffled_library(rng):
-        if len(text) >= 500:
+        if len(text) >= 500:  # not the many files that are next to empty
             yield from _pieces(text, ("def ", "class ", "@"))
 
 
 def _pieces(text: str, beginnings: tuple[str, ...]) -> Iterator[str]:
-    """Cut a text before lines with one of the beginnings ("" for any) once it is long enough."""
+    """Cut a long text before lines that begin with one of `beginnings` ("" for any line)."""
     lines: list[str] = []
     size = 0
     for line in text.splitlines(keepends=True):
+        # A decorator stays with its function.
         previous_ends = not lines or not lines[-1].startswith("@")
-        # A long table has no such line: it is cut anywhere.
+        # A long table has no such line; it is cut anywhere.
         if (size > _PIECE and line.startswith(beginnings) and previous_ends) or size > 2 * _PIECE:
             yield "".join(lines)
             lines, size = [], 0
@@ -212,11 +216,11 @@ def _pieces(text: str, beginnings: tuple[str, ...]) -> Iterator[str]:
 
 
 def _english(rng: Random) -> Iterator[str]:
-    """Yield the language reference of pydoc, then each module's documentation strings."""
+    """Yield English text: the language reference of pydoc, then the docstrings of each module."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except (ImportError, AttributeError):
-        # Some distributions leave pydoc's texts out; the documentation strings remain.
+        # Some distributions leave pydoc's texts out; the docstrings remain.
         topics = {}
     names = sorted(topics)
     rng.shuffle(names)
@@ -225,7 +229,7 @@ def _english(rng: Random) -> Iterator[str]:
 
 
 def _gathered(texts: Iterable[str]) -> Iterator[str]:
-    """Cut long texts in pieces, and put short ones together into documents of 7 kB or more."""
+    """Cut long texts into pieces, and join short ones to documents of 7 kB or more."""
     short: list[str] = []
     for text in texts:
         if len(text) >= _SHORT:
@@ -240,11 +244,12 @@ def _gathered(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _documentation(code: str) -> str:
-    """Return the longer strings of a module that stand as statements, mostly documentation."""
+    """Return the longer docstrings of a module: strings that stand alone as statements."""
     found = []
     for match in _LITERAL.finditer(code):
         body = match["body"]
         start = code.rfind("\n", 0, match.start()) + 1
+        # A docstring has at most an "r" before it on its line; most other strings have more.
         if body and len(body) >= 80 and code[start : match.start()].strip() in ("", "r"):
             found.append(inspect.cleandoc(body).strip())
     return "\n\n".join(found)

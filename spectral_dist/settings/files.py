@@ -16,7 +16,6 @@ from spectral_dist.settings.config import (
     Config,
     from_flat,
     known_names,
-    merge,
     resolve,
     value_at,
 )
@@ -66,36 +65,31 @@ def mark_derived(values: dict[str, Any]) -> dict[str, Any]:
     Files written before settings had sections hold every setting, the derived ones as if they had
     been given. A file that somebody wrote leaves some out: all that is in it was meant.
     """
-    everything = {s.name for s in SETTINGS.values() if s.traits.flag != "" and not s.kinds}
-    if "derived" in values or not everything <= set(values):
+    # Such a file knows AdamW alone, whose settings have short names.
+    short = [
+        s for s in SETTINGS.values() if s.traits.flag != "" and (not s.kinds or "adamw" in s.kinds)
+    ]
+    if "derived" in values or not {s.name for s in short} <= set(values):
         return values
-    without = {name: value for name, value in values.items() if SETTINGS_DERIVE.get(name) is None}
+    derivable = [s for s in short if s.traits.derive is not None]
+    names = {s.name for s in derivable}
+    without = {name: value for name, value in values.items() if name not in names}
     try:
-        fresh = resolve(from_flat(without)).nested()
+        fresh = resolve(from_flat(without)).flat()
     except ValueError:  # not whole by itself; then nothing is known of it
         return values
-    nested, _ = merge([values])
-    derived = [
-        path
-        for path in (SETTINGS[name].path for name in SETTINGS_DERIVE)
-        if value_at(nested, path) == value_at(fresh, path)
-    ]
+    derived = [s.path for s in derivable if values[s.name] == fresh[s.name]]
     return values | {"derived": derived}
 
 
-SETTINGS_DERIVE = {
-    name: setting.traits.derive
-    for name, setting in SETTINGS.items()
-    if setting.traits.derive is not None
-}
-
-
 def to_yaml(config: Config) -> str:
-    """Return settings as a YAML file in sections, with what each setting means above it."""
-    values, lines = config.nested(), []
-    if config.derived:
-        lines.append("# derived: follow from other settings, and are derived again with them")
-        lines += [*_entry("derived", values["derived"], 0), ""]
+    """Return settings as a YAML file in sections, with what each setting means above it.
+
+    What was derived stands there as a comment: somebody who changes `hidden_dim` in the file gets
+    the `mlp_dim` that goes with it.
+    """
+    values = config.nested()
+    lines: list[str] = []
     done: set[str] = set()
     for section in SECTIONS:
         top = section.partition(".")[0]
@@ -109,7 +103,11 @@ def to_yaml(config: Config) -> str:
             if setting.section == section and setting.belongs_to(config):
                 name = setting.path.rpartition(".")[2]
                 lines.append(f"{'  ' * indent}# {setting.help}")
-                lines += _entry(name, value_at(values, setting.path), indent)
+                entry = _entry(name, value_at(values, setting.path), indent)
+                if setting.path in config.derived:
+                    follows = ", ".join(setting.traits.follows)
+                    entry = [f"{'  ' * indent}# {entry[0].strip()}  # follows from {follows}"]
+                lines += entry
         if top == "data":
             for name in LISTS:
                 lines += ["", *_entry(name, values[name], 0)]

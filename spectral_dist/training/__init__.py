@@ -1,1 +1,1 @@
-"""The training step, the loop and the checkpoints."""
+"""Training: the step, the loop, the optimizers, evaluation and checkpoints."""

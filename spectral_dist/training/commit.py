@@ -1,8 +1,8 @@
-"""A checkpoint of several processes: all have written their part, or it does not count.
+"""The commit of a checkpoint by several processes: all have written their part, or none counts.
 
-Owns what they agree on, and the waiting for each other during a save. Orbax's own would wait twenty
-minutes for a process whose part failed (a full disk, say), and the training with it: here a failure
-anywhere ends the waiting everywhere. Knows nothing of files. Read `Commit.barrier`.
+Owns the barrier of a save and what the processes agree on. A failure in one process ends the
+waiting in all. (Orbax's own barrier would wait twenty minutes for a process whose disk is full, and
+the training with it.) Knows nothing of files. Read `Commit.barrier`.
 """
 
 import contextlib
@@ -16,8 +16,9 @@ import jax
 from spectral_dist.cluster import jax_service
 from spectral_dist.training.manifest import Unreadable
 
-_LOOK_SECONDS = 0.05
-# How long the coordinator waits for the others' last writes of a save that failed.
+_POLL_SECONDS = 0.05
+# How long the coordinator waits, after a failed save, for the last writes of the others. It deletes
+# the files after that; a write that ends later would leave some behind.
 _SETTLE_SECONDS = 10.0
 T = TypeVar("T")
 
@@ -27,28 +28,29 @@ class SaveFailed(Exception):
 
 
 class Commit:
-    """What the processes of a run say to each other about the save in flight.
+    """The messages between the processes of a run about the save in flight.
 
-    They speak through JAX's key-value store and not by collectives: those belong to the main
-    thread, and on CPU one that shares no data with the step before may run between its parts
-    (gloo then ends the process: "collective mismatch"). A single process has nobody to speak to.
+    They go through JAX's key-value store. A single process sends none.
     """
 
+    # Not by collectives: those belong to the main thread, and on CPU one that shares no data with
+    # the step may run between its parts (gloo then ends the process: "collective mismatch").
+
     def __init__(self) -> None:
-        """Know how many there are."""
+        """Look up how many processes there are; JAX must have been initialised."""
         self._index, self._count = jax.process_index(), jax.process_count()
         self._client: Any = jax_service.key_value_store() if self._count > 1 else None
         self._number = self._round = 0
 
     def begin(self) -> None:
-        """Begin a save; to be called by all processes alike, after the last one's end."""
+        """Begin a save: every process calls it, after the last save has ended."""
         self._number += 1
         if self._client is not None and self._index == 0 and self._number > 2:
-            # Everybody has begun the last one, so nobody reads of the one before it.
+            # All processes have begun save n - 1, so none reads the messages of save n - 2.
             self._client.key_value_delete(self._key(self._number - 2))
 
     def barrier(self, *, key: str, timeout_ms: int) -> None:
-        """Wait until all processes are here; Orbax calls it before and after the commit.
+        """Wait at a barrier for all processes; Orbax calls it before and after the commit.
 
         Raises:
           SaveFailed: if the save failed in one of them.
@@ -58,39 +60,41 @@ class Commit:
             return
         until = time.monotonic() + timeout_ms / 1e3
         self._client.key_value_set(f"{self._key()}/{key}/{self._index}", "here")
+        # Polled: a blocking read of one key would not notice that another process failed.
         while len(self._client.key_value_dir_get(f"{self._key()}/{key}")) < self._count:
             for name, reason in self._client.key_value_dir_get(f"{self._key()}/failed"):
                 raise SaveFailed(f"in process {name.rpartition('/')[2]}: {reason}")
             if time.monotonic() > until:
                 raise TimeoutError(f"not all processes came to {key} in {timeout_ms / 1e3:.0f} s")
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def fail(self, reason: str) -> None:
-        """Report that the save failed here; process 0 returns when it failed everywhere."""
+        """Report that the save failed here; process 0 then waits until all have reported it."""
         if self._client is None:
             return
         failed = f"{self._key()}/failed"
         until = time.monotonic() + _SETTLE_SECONDS
-        # Without the service there is nobody to tell; `cluster.heartbeat` ends the run.
+        # If the service itself is gone, no report is possible; `cluster.heartbeat` ends the run.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"{failed}/{self._index}", reason, allow_overwrite=True)
             while self._index == 0 and time.monotonic() < until:
                 if len(self._client.key_value_dir_get(failed)) == self._count:
                     return
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
 
     def as_coordinator_sees(self, steps: list[int]) -> list[int]:
-        """Return the coordinator's list: on a network's file system the others' may lag behind."""
+        """Return process 0's list of steps, so that all processes decide alike."""
         if self._client is None:
             return steps
+        # A network file system may show a new folder to one host seconds before another.
         return json.loads(self._exchange(json.dumps(steps))[0])
 
-    def together(self, action: Callable[[], T]) -> T:
-        """Run `action` on every process; if it fails on one, fail on all and wait for nobody.
+    def on_all(self, action: Callable[[], T]) -> T:
+        """Run `action` on every process; if it fails on one, raise on all.
 
         Raises:
-          Unreadable: as `action` did here, or because it failed on another process.
-          OSError: as `action` did here.
+          Unreadable: `action` raised it here, or failed on another process.
+          OSError: `action` raised it here.
         """
         error: Unreadable | OSError | None = None
         result: Any = None
@@ -99,22 +103,25 @@ class Commit:
         except (Unreadable, OSError) as caught:
             error = caught
         if self._client is not None:
-            found = self._exchange("" if error is None else "failed")
-            failed = [index for index, word in sorted(found.items()) if word]
+            # Sent also where it worked: a process that raised at once would leave others waiting.
+            answers = self._exchange("" if error is None else "failed")
+            failed = [index for index, answer in sorted(answers.items()) if answer]
             if error is None and failed:
                 error = Unreadable(f"failed on process {failed[0]}")
         if error is not None:
             raise error
         return result
 
-    def _exchange(self, word: str) -> dict[int, str]:
-        """Return what each process says, by its index; called by all alike, in the same order."""
+    def _exchange(self, message: str) -> dict[int, str]:
+        """All-gather a message: {process index: its message}. Every process calls it in turn."""
         self._round += 1
         folder = f"spectral_dist/round/{self._round}"
-        self._client.key_value_set(f"{folder}/{self._index}", f"+{word}")  # no empty texts
+        # The store takes no empty value, hence the "+".
+        self._client.key_value_set(f"{folder}/{self._index}", f"+{message}")
         while len(found := self._client.key_value_dir_get(folder)) < self._count:
-            time.sleep(_LOOK_SECONDS)
-        if self._index == 0 and self._round > 1:  # all have read the round before
+            time.sleep(_POLL_SECONDS)
+        # A process that wrote in this round has read the last one: its messages can go.
+        if self._index == 0 and self._round > 1:
             self._client.key_value_delete(f"spectral_dist/round/{self._round - 1}")
         return {int(name.rpartition("/")[2]): text[1:] for name, text in found}
 

@@ -1,19 +1,19 @@
-"""What a runtime's error means to the user, where it means something.
+"""Out of memory: one line with the flags to change, in place of the runtime's error.
 
-Owns the texts for memory that ran out. Knows no device. Read `explain`.
+Knows no device. Read `explain`.
 """
 
 import re
 
 from spectral_dist.settings import Config
 
-# Messages between processes that are too long carry the same code.
+# gRPC uses the same code for a message that is too long; that is not about memory.
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED(?!: (?:Received|Sent) message)|[Oo]ut of memory")
 _WANTED = re.compile(r"(?:allocat|request)\w*[^.\n]{0,40}?([\d.]+ ?(?:[KMGT]i?B|bytes))")
 
 
 def explain(error: BaseException, config: Config) -> BaseException:
-    """Return the error to show in place of a runtime's.
+    """Return the error to show for one that JAX raised: out of memory becomes one clear line.
 
     Args:
       error: as JAX or Python raised it.
@@ -28,6 +28,7 @@ def explain(error: BaseException, config: Config) -> BaseException:
     asked = f" (asked for {wanted[1]})" if wanted else ""
     data, model = config.data, config.model
     flags = []
+    # Below one sequence for each shard of the batch (data x fsdp) it cannot be halved.
     if data.batch_size > config.mesh.shape[0] * config.mesh.shape[1]:
         flags.append(
             f"--batch_size {data.batch_size // 2} with --accum_steps {data.accum_steps * 2}"
@@ -39,5 +40,5 @@ def explain(error: BaseException, config: Config) -> BaseException:
     where = "this host" if isinstance(error, MemoryError) else "a device"
     return ValueError(
         f"out of memory on {where}{asked}. Checkpoints are safe. Change, in this order:"
-        f" {'; '.join(flags)}. python -m spectral_dist.dryrun tells before the start what fits"
+        f" {'; '.join(flags)}. python -m spectral_dist.dryrun shows before the start what fits"
     )

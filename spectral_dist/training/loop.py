@@ -1,7 +1,8 @@
-"""The training loop: a generator that runs steps and tells what happened.
+"""The training loop: a generator that runs one step at a time and yields its metrics.
 
-Owns the rhythm (batch, step, read the step before) and the stop on non-finite steps. Does not know
-who listens: evaluation, checkpoints and outputs are the caller's, between two items.
+Owns the order (next batch, run the step, read the metrics of the previous step) and the stop after
+several non-finite steps. Evaluation, checkpoints and outputs are the caller's, between two items.
+Read `train`.
 """
 
 import time
@@ -16,7 +17,7 @@ from spectral_dist.settings import Config
 from spectral_dist.training.metrics import Record, Throughput
 from spectral_dist.training.state import TrainState
 
-LN2 = 0.6931471805599453
+LN2 = 0.6931471805599453  # nats in a bit
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Progress:
 
     Attributes:
       step: completed steps.
-      state: after that step; gone as soon as the next item is asked for.
-      record: the figures of a step that is due for logging, read one step late, or None.
+      state: after that step; its buffers are donated to the next step, so use it before the next
+        item.
+      record: metrics of a logged step, or None. They are read one step late.
     """
 
     step: int
@@ -41,10 +43,10 @@ def train(
     config: Config,
     throughput: Throughput,
 ) -> Iterator[Progress]:
-    """Run one step for each batch.
+    """Run the training loop: one step for each batch.
 
-    The figures of a step are read while the next one runs, so that the device never waits for the
-    host; the last item carries the last step's.
+    The metrics of a step are read while the next step runs. After the last batch one more item
+    brings the metrics of the last step.
 
     Args:
       train_step: compiled; (state, tokens) -> (state, metrics).
@@ -64,9 +66,12 @@ def train(
         waited = time.perf_counter() - started
         if batch is None:
             break
-        # A value that crosses unasked between host and devices makes every step wait for it.
+        # An implicit copy between host and device (a float() somewhere, say) would make every step
+        # wait for it. The guard makes it an error; `device_get` below is explicit and allowed.
         with jax.transfer_guard("disallow"):
+            # Returns at once: JAX dispatches asynchronously, and the device works on.
             state, metrics = train_step(state, batch.tokens)
+            # Read the step before: waiting for this one would leave the device idle meanwhile.
             record = None if pending is None else _read(*pending, config, tokens, throughput)
         throughput.add(1, tokens, data_wait=waited)
         pending = (batch.step + 1, metrics)
@@ -83,8 +88,13 @@ def _read(
     throughput: Throughput,
     last: bool = False,
 ) -> Record | None:
-    """Wait for a step, stop the run if it must, and return its record if it is due."""
+    """Wait for a step's metrics; return its record, or None between two logged steps.
+
+    Raises:
+      ValueError: after max_bad_steps non-finite steps in a row.
+    """
     values = {name: float(value) for name, value in jax.device_get(on_device).items()}
+    # Checked at every step, logged or not: each one more would be wasted.
     bad = int(values.pop("bad_in_row"))
     if bad >= config.run.max_bad_steps:
         raise ValueError(
@@ -98,10 +108,11 @@ def _read(
     loss = values.pop("loss")
     metrics = {
         "train/loss": loss,
+        # nats per token * tokens per byte: the same unit for every tokenizer.
         "train/bits_per_byte": loss * (tokens / values.pop("bytes")) / LN2,
         "train/grad_norm": values.pop("grad_norm"),
         "train/skipped_steps": values.pop("skipped"),
         "optimizer/learning_rate": values.pop("learning_rate"),
     }
-    # What else the step returns is a figure under the name that it has there: train/..., say.
+    # Any other metric that the step returns keeps its name, such as train/...
     return Record(step, metrics | values | throughput.read())

@@ -1,8 +1,8 @@
-"""What a run measures: the record, the clock of the training loop, and a device's peak.
+"""Metrics of a run: records, throughput (step time, tokens per second), MFU and peak memory.
 
-Owns the names of the metrics and how figures are derived from them. Must not know who reads a
-record: no terminal, no file and no tracker is named here, and JAX is not imported. Read `Record`
-and `Throughput` first.
+Owns the names of the metrics and what is derived from them. Must not know who reads a record: no
+terminal, no file and no tracker is named here, and JAX is not imported. Read `Record` and
+`Throughput` first.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Record:
-    """The figures of one moment of a run.
+    """The metrics of one step or one evaluation.
 
     Attributes:
       step: completed steps; a skipped non-finite step counts as completed.
@@ -35,7 +35,7 @@ class ExtrapolationRow:
       difference: mean over windows of bits per byte at k minus at 1, or None.
       upper: upper 95% bound of the difference, or None.
       success: the verdict, or None where none was given (k = 1).
-      by_dataset: bits per byte of each source.
+      by_dataset: bits per byte of each dataset.
     """
 
     multiple: int
@@ -47,10 +47,11 @@ class ExtrapolationRow:
 
 
 def dataset_bits(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return bits per byte by source, from the names val/<source>/bits_per_byte."""
+    """Return the validation bits per byte by dataset, from names val/<dataset>/bits_per_byte."""
     return {
         name.split("/")[1]: value
         for name, value in metrics.items()
+        # Two slashes: val/bits_per_byte, the weighted mean, is no dataset's.
         if name.startswith("val/") and name.endswith("/bits_per_byte") and name.count("/") == 2
     }
 
@@ -58,7 +59,7 @@ def dataset_bits(metrics: Mapping[str, float]) -> dict[str, float]:
 def extrapolation_rows(metrics: Mapping[str, float]) -> list[ExtrapolationRow]:
     """Return the extrapolation table, shortest context first, from the metric names."""
     found: dict[int, dict[str, float]] = {}
-    sources: dict[int, dict[str, float]] = {}
+    datasets: dict[int, dict[str, float]] = {}
     for name, value in metrics.items():
         group, _, rest = name.partition("/")
         length, _, rest = rest.partition("/")
@@ -66,8 +67,8 @@ def extrapolation_rows(metrics: Mapping[str, float]) -> list[ExtrapolationRow]:
             continue
         multiple = int(length[:-1])
         found.setdefault(multiple, {})
-        if "/" in rest:
-            sources.setdefault(multiple, {})[rest.split("/")[0]] = value
+        if "/" in rest:  # extrapolation/2x/<dataset>/bits_per_byte
+            datasets.setdefault(multiple, {})[rest.split("/")[0]] = value
         else:
             found[multiple][rest] = value
     return [
@@ -77,18 +78,17 @@ def extrapolation_rows(metrics: Mapping[str, float]) -> list[ExtrapolationRow]:
             difference=row.get("difference"),
             upper=row.get("difference_upper"),
             success=row["success"] == 1.0 if "success" in row else None,
-            by_dataset=sources.get(multiple, {}),
+            by_dataset=datasets.get(multiple, {}),
         )
         for multiple, row in sorted(found.items())
     ]
 
 
 class Throughput:
-    """The clock of the training loop: what a step costs, between two reads.
+    """The throughput of the training loop: step time and tokens per second between two reads.
 
-    Evaluation and compilation are no part of it: `pause` before them and `resume` after. Waiting
-    for data or for a checkpoint holds the steps up, so it stays in the step time and is also
-    reported by itself.
+    Evaluation and compilation do not count: `pause` before them and `resume` after. Waiting for
+    data or for a checkpoint delays the steps, so it counts, and is also reported by itself.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -126,7 +126,7 @@ class Throughput:
         self._checkpoint_wait += checkpoint_wait
 
     def pause(self) -> None:
-        """Stop the clock: what follows is no training."""
+        """Stop the clock: what follows is not training."""
         assert self._paused_at is None, "already paused"
         self._paused_at = self._clock()
 
@@ -139,6 +139,7 @@ class Throughput:
     @contextlib.contextmanager
     def excluded(self) -> Iterator[None]:
         """Stop the clock for a while, whether it runs or not."""
+        # It may be stopped already, as in a notebook while nobody iterates over the run.
         ran = self._paused_at is None
         if ran:
             self.pause()
@@ -149,7 +150,7 @@ class Throughput:
                 self.resume()
 
     def read(self) -> dict[str, float]:
-        """Return the figures of the window since the last read, and begin the next.
+        """Return the throughput since the last read, and begin a new window.
 
         Returns:
           perf/step_seconds and perf/data_wait_seconds (both a step), perf/tokens_per_second, and
@@ -159,7 +160,7 @@ class Throughput:
         if self._steps == 0:
             return {}
         now = self._clock() if self._paused_at is None else self._paused_at
-        elapsed = max(now - self._started - self._excluded, 1e-9)
+        elapsed = max(now - self._started - self._excluded, 1e-9)  # a coarse clock may show 0
         figures = {
             "perf/step_seconds": elapsed / self._steps,
             "perf/tokens_per_second": self._tokens / elapsed,
@@ -175,8 +176,7 @@ class Peak:
     """The most a device can compute, in dense FLOP/s (no structured sparsity).
 
     Attributes:
-      bfloat16: products of bfloat16 summed in float32. On a card without bfloat16 units (T4,
-        V100) it is the float32 peak, since XLA then widens the operands.
+      bfloat16: matrix products of bfloat16, summed in float32.
       float32: float32 products as JAX computes them by default: TF32 where the card has it.
       source: the vendor's document that states the figures.
     """
@@ -186,8 +186,9 @@ class Peak:
     source: str
 
 
-# The words that must all stand in jax's device_kind, the most particular entry first. Data sheets
-# print most figures with 2:4 sparsity; these are the dense ones, half of those.
+# By words that must all stand in jax's device_kind; the most particular entry comes first, so that
+# "H100 PCIe" is not taken for "H100". Data sheets print most figures with 2:4 sparsity; these are
+# the dense ones, half of those.
 PEAK_FLOPS: dict[str, Peak] = {
     "B200": Peak(2250e12, 1125e12, "NVIDIA HGX B200 data sheet, an eighth of the board"),
     "H200 NVL": Peak(835.5e12, 417.5e12, "NVIDIA H200 Tensor Core GPU data sheet, NVL"),
@@ -200,17 +201,19 @@ PEAK_FLOPS: dict[str, Peak] = {
     "L4": Peak(121e12, 60e12, "NVIDIA L4 Tensor Core GPU data sheet"),
     "A10G": Peak(70e12, 35e12, "NVIDIA A10G data sheet"),
     "RTX 4090": Peak(165.2e12, 82.6e12, "NVIDIA Ada GPU architecture whitepaper, table 2"),
+    # No bfloat16 units on these: XLA widens the operands, so both are the float32 peak.
     "T4": Peak(8.1e12, 8.1e12, "NVIDIA T4 Tensor Core GPU data sheet"),
     "V100 PCIE": Peak(14e12, 14e12, "NVIDIA V100 data sheet, PCIe"),
     "V100": Peak(15.7e12, 15.7e12, "NVIDIA V100 data sheet, SXM2"),
 }
 
-# A share of a card, or a smaller chip that bears the same name: its peak is not the table's.
+# Words of a part of a card (MIG), or of a smaller chip with the same name: another peak.
 _OTHER_CHIP = frozenset({"MIG", "LAPTOP", "D", "MAX-Q"})
 
 
 def find_peak(device_kind: str) -> Peak | None:
     """Return the peak of a device by jax's name for it, such as "NVIDIA L4"; None if unknown."""
+    # Also the parts of hyphenated words, as in "NVIDIA A100-SXM4-40GB"; "MAX-Q" stays one word.
     whole = set(device_kind.upper().split())
     words = whole | set(device_kind.upper().replace("-", " ").split())
     if words & _OTHER_CHIP:
@@ -248,7 +251,7 @@ def mfu(
 
 
 class ReportsMemory(Protocol):
-    """A device that may tell how much of its memory was in use; a `jax.Device` is one."""
+    """A device that may count the memory in use; a `jax.Device` is one."""
 
     def memory_stats(self) -> Mapping[str, Any] | None:
         """Return the allocator's counters, in bytes, or None where there are none."""
@@ -256,12 +259,12 @@ class ReportsMemory(Protocol):
 
 
 def memory_bytes(devices: Iterable[ReportsMemory]) -> float | None:
-    """Return the largest peak of memory in use over `devices`, in bytes; None if not offered."""
+    """Return the largest peak of memory in use over `devices`, in bytes; None if not counted."""
     peaks: list[float] = []
     for device in devices:
         try:
             stats = device.memory_stats()
-        except Exception:  # a backend without counters may raise its own error: there is no figure
+        except Exception:  # a backend without counters may raise its own kind of error
             continue
         if stats and "peak_bytes_in_use" in stats:
             peaks.append(float(stats["peak_bytes_in_use"]))

@@ -1,7 +1,7 @@
-"""Checkpoints of earlier versions: what was called otherwise when they were written.
+"""Migrations: reading checkpoints of earlier versions, whose names were different.
 
-A checkpoint says which format its description and its arrays have; one that says nothing is of the
-first. They are read as they are and never rewritten. Read `upgrade`, then `as_stored`.
+A checkpoint's description holds the number of its format; without one it has format 1. Old
+checkpoints are read as they are and never rewritten. Read `upgrade`, then `as_stored`.
 """
 
 import dataclasses
@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 FORMAT = 2
-# What format 1 called things: in the description, and at the top of the state.
+# The names in format 1: {old: new} in the description, {new: old} at the top of the state.
 _DESCRIPTION = {"sources": "datasets", "next_row": "next_sequence"}
 _STATE = {"opt_state": "moments"}
 
 
 def upgrade(description: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's description in the words of today.
+    """Return a checkpoint's description with the names of the current format.
 
     Raises:
       ValueError: if a newer version of the program wrote it.
@@ -30,12 +30,13 @@ def upgrade(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_stored(state: Any, names: Collection[str]) -> tuple[Any, Callable[[Any], Any]]:
-    """Return a state as a checkpoint holds it, and what makes today's of what is read so.
+    """Return a state under the names of a checkpoint, and a function that renames what is read.
 
     Args:
-      state: pytree; of the first format where it is a dataclass with a field called otherwise then.
+      state: pytree; only a dataclass (`TrainState`) has fields that were renamed.
       names: of the checkpoint's arrays, their paths joined by slashes.
     """
+    # Judged by the arrays and not by the format's number: they are what Orbax will look for.
     old = {name.partition("/")[0] for name in names} & set(_STATE.values())
     if not old or not dataclasses.is_dataclass(state) or isinstance(state, type):
         return state, lambda read: read

@@ -1,7 +1,7 @@
-"""What falls due between two steps: figures are completed, evaluations run, checkpoints are saved.
+"""Between two steps: when to log, evaluate and save a checkpoint; also the save on preemption.
 
-Owns when each of these happens, and the figures that join a record. The training loop does not know
-of it, and the outputs only receive records. Read `Milestones.reach` first.
+Owns when each of these happens, and the figures (MFU, memory) that are added to a record. The
+training loop does not know of it, and the outputs only receive records. Read `Milestones.reach`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +23,14 @@ from spectral_dist.training.state import TrainState, model_spec
 Figure = Callable[[Record, TrainState], Mapping[str, float]]
 """Returns metrics to add to the record of a logged step, by group/name_with_unit.
 
-It is given the record so far and the state, which is that of one step later. Called in every
-process alike, it may compute on the devices; what it returns is on the host.
+Called with the record so far and the current state, which is one step ahead of the record. Every
+process calls it, so it may compute on the devices; it returns values on the host.
 """
 
 
 def mfu_figure(config: Config) -> Figure:
-    """Return the figure perf/mfu, for devices whose peak is known."""
+    """Return the figure perf/mfu (model FLOPs utilisation), for devices whose peak is known."""
+    # Counted once: the model and seq_len do not change during a run.
     flops, dtype = (
         flops_per_token(model_spec(config), config.data.seq_len),
         config.model.compute_dtype,
@@ -47,14 +48,14 @@ def mfu_figure(config: Config) -> Figure:
 
 
 def memory_figure(record: Record, state: TrainState) -> Mapping[str, float]:
-    """Return perf/memory_bytes, the peak of this process's devices, where they count it."""
+    """Return perf/memory_bytes, the peak memory of this process's devices, if they count it."""
     del record, state
     peak = memory_bytes(jax.local_devices())
     return {} if peak is None else {"perf/memory_bytes": peak}
 
 
 class Milestones:
-    """What happens between two steps: records go out, evaluations and checkpoints fall due."""
+    """Logs records, runs evaluations and saves checkpoints at the steps that the settings name."""
 
     def __init__(
         self,
@@ -66,94 +67,98 @@ class Milestones:
         first: tuple[int, int],
         figures: Sequence[Figure] = (),
     ) -> None:
-        """Listen to a run.
+        """Start at a step; does nothing yet.
 
         Args:
           config: the settings.
           files: the datasets.
           checkpoints: where states are saved.
           evaluation: what is measured on held-out text.
-          outputs: who is told.
-          first: the step and the row that this start of the run begins at.
-          figures: of the caller, beside the MFU and the memory. A new figure of the program's own
-            joins these two; one that is computed inside the training step is returned by it.
+          outputs: receive every record.
+          first: the step that this start of the run begins at, and the index of its first sequence.
+          figures: the caller's own, in addition to MFU and memory. (A new figure of this program is
+            added to those two; one of the training step is a metric that the step returns.)
         """
         self._config, self._files, self._first = config, files, first
         self._checkpoints, self._evaluation, self._outputs = checkpoints, evaluation, outputs
         self._figures = (mfu_figure(config), memory_figure, *figures)
-        self._told_wait = 0.0
+        self._counted_wait = 0.0  # seconds of checkpoint waiting that throughput has counted
         self._reached, self._saved = first[0], first[0]
         self.throughput = Throughput()
         self.measured: dict[str, float] = {}
 
     def reach(self, progress: Progress) -> None:
-        """Do what is due at a step; the run's last one is `finish`'s."""
+        """Log, evaluate and save, as the settings say for this step; the last is `finish`'s."""
         run, step = self._config.run, progress.step
         if progress.record is not None:
             self._write(self._completed(progress.record, progress.state))
-        # A loop that ends tells of its last step twice, the second time with the figures.
+        # The loop yields its last step twice, the second time with the metrics: not twice saved.
         if step in (run.steps, self._reached):
             return
         self._reached = step
         validation = None
         if step % self._config.evaluation.eval_every == 0:
             validation = self.evaluate(progress)
+        # Evaluated before it is saved: the value decides which checkpoint is kept as the best.
         if step % run.save_every == 0 and self._healthy(progress):
             self.save(progress, validation)
 
     def finish(self, progress: Progress) -> None:
-        """Evaluate, as far as the run was not asked to stop, and save after the last step."""
+        """Evaluate and save after the last step; a preempted evaluation is left out."""
         self.save(progress, self.evaluate(progress))
 
     def evaluate(self, progress: Progress) -> float | None:
-        """Measure on held-out text; return bits per byte, the clock of training stopped.
+        """Evaluate and log; return bits per byte, or None if the run is preempted meanwhile.
 
-        None where the run is asked to stop before all is measured.
+        The time does not count as training time.
         """
         with self.throughput.excluded():
             try:
                 self.measured = self.measure(progress.state.params)
             except Interrupted:
+                # Part of an evaluation is no result. The caller goes on, sees the stop and saves.
                 return None
         self._write(Record(progress.step, self.measured))
         return self.measured.get("val/bits_per_byte")
 
     def measure(self, params: Params) -> dict[str, float]:
-        """Return the metrics of parameters on held-out text.
+        """Return the validation and extrapolation metrics of parameters on held-out text.
 
         Raises:
-          Interrupted: where the run is asked to stop before all is measured.
+          Interrupted: if the run is preempted before all is measured.
         """
         return self._evaluation.by_dataset(params) | self._evaluation.extrapolation(params)
 
     def save(self, progress: Progress, validation: float | None = None) -> None:
-        """Save a step in the background; what it costs the run is counted.
+        """Save a checkpoint in the background; count the time that it blocks.
 
         Args:
           progress: the step.
-          validation: bits per byte on held-out text, where it was measured.
+          validation: bits per byte on held-out text, if it was measured.
         """
-        data, (step, row) = self._config.data, self._first
-        next_sequence = row + (progress.step - step) * data.batch_size * data.accum_steps
+        data, (step, sequence) = self._config.data, self._first
+        # Counted on from where this start began: an earlier one may have had another batch size.
+        next_sequence = sequence + (progress.step - step) * data.batch_size * data.accum_steps
         description = describe(self._config, self._files, next_sequence)
         self._checkpoints.save(progress.step, progress.state, description, validation=validation)
         self._saved = progress.step
         waited = self._checkpoints.wait_seconds
-        self.throughput.add(0, 0, checkpoint_wait=waited - self._told_wait)
-        self._told_wait = waited
+        self.throughput.add(0, 0, checkpoint_wait=waited - self._counted_wait)
+        self._counted_wait = waited
 
-    def save_what_is_new(self, progress: Progress) -> None:
-        """Save a step that no save was tried for yet."""
+    def save_if_unsaved(self, progress: Progress) -> None:
+        """Save the last step of a preempted run, unless a save of it was tried already."""
         if progress.step != self._saved and self._healthy(progress):
             self.save(progress)
 
     @staticmethod
     def _healthy(progress: Progress) -> bool:
-        """Whether the last step was finite: what diverges must not push good checkpoints out."""
+        """Return whether the last step was finite."""
+        # Otherwise a run that diverges would push its good checkpoints out, `keep` of them.
         return int(jax.device_get(progress.state.bad_in_row)) == 0
 
     def _completed(self, record: Record, state: TrainState) -> Record:
-        """Add the figures that need more than the step's own result."""
+        """Add the figures that need more than the step's own metrics; each sees those before it."""
         for figure in self._figures:
             record = Record(record.step, {**record.metrics, **figure(record, state)})
         return record

@@ -1,9 +1,9 @@
-"""Muon's direction: the momentum of each weight matrix, made orthogonal by Newton-Schulz.
+"""Muon's update: the momentum of each weight matrix, orthogonalized by Newton-Schulz.
 
-A matrix is orthogonalized whole, and the state is sharded. So the shards of all matrices of one
-size travel together: one all-to-all gives every device whole matrices, its share of them, and one
-brings the results back to their shards. Newton-Schulz itself has no collective inside and no device
-repeats another's work. Read `orthogonalize`, then `_exchange`.
+Newton-Schulz needs whole matrices, and the optimizer state is sharded. One all-to-all for all
+matrices of one size gives every device its share of whole matrices; after Newton-Schulz, which has
+no collective inside, a second all-to-all brings the results back to their shards. Devices along
+`fsdp` and `tensor` share the work. Read `orthogonalize`, then `_exchange`.
 
 Sources: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025,
 arXiv:2502.16982.
@@ -20,31 +20,31 @@ from spectral_dist.array_typing import Array, Float32
 from spectral_dist.mesh import Axes, local, mesh_axes
 
 # a, b, c of a X + b (X X^T) X + c (X X^T)^2 X, chosen by Jordan et al. for the steepest slope at 0:
-# five steps bring singular values from 1e-3 up to between 0.7 and 1.2, which is near enough to 1.
+# five steps bring singular values from 1e-3 up to between 0.7 and 1.2, near enough to 1. The
+# iteration does not converge: more steps come no closer.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# Axes along which a weight is a stack of matrices, each of them orthogonalized by itself.
+# Logical axes along which a parameter is a stack of matrices; each is orthogonalized by itself.
 _STACKED = ("layers", "branches")
 
 
 def is_residual_matrix(axes: Axes) -> bool:
-    """Say whether Muon updates a parameter: a matrix that reads or writes the residual stream.
+    """Return whether Muon updates a parameter: a matrix that reads or writes the residual stream.
 
-    The embedding and the head are not, though they are matrices: their rows and columns stand for
-    tokens, whose gradients differ in size by how often they occur, and Adam serves them better.
+    The embedding and the head are left to Adam.
     """
+    # Their rows and columns stand for tokens: the gradients differ in size by how often each token
+    # occurs, which Adam evens out and an orthogonal update would not.
     sides = [axis for axis in axes if axis not in _STACKED]
     return len(sides) == 2 and "embed" in sides and "vocab" not in sides
 
 
 def newton_schulz(x_RC: Float32[Array, "R C"], steps: int) -> Float32[Array, "R C"]:
-    """Return the matrix with its singular values brought near 1, its singular vectors kept.
-
-    float32 with the precision that JAX takes by default: TF32 on an NVIDIA GPU, bfloat16 operands
-    on a TPU, which are enough (Jordan et al. run it in bfloat16).
-    """
+    """Newton-Schulz: bring the singular values of a matrix near 1, keep its singular vectors."""
+    # Products at JAX's default precision (TF32 on an NVIDIA GPU, bfloat16 on a TPU) are enough:
+    # Jordan et al. run all of it in bfloat16.
     a, b, c = COEFFICIENTS
     wide = x_RC.shape[0] <= x_RC.shape[1]
-    x = x_RC if wide else x_RC.T  # the products below are of the shorter side
+    x = x_RC if wide else x_RC.T  # so that the Gram matrix has the size of the shorter side
     x = x / (jnp.linalg.norm(x) + 1e-8)  # singular values in [0, 1], where the iteration is stable
     for _ in range(steps):
         gram = x @ x.T
@@ -55,11 +55,7 @@ def newton_schulz(x_RC: Float32[Array, "R C"], steps: int) -> Float32[Array, "R 
 def orthogonalize(
     updates: Sequence[jax.Array], axes: Sequence[Axes], steps: int
 ) -> list[jax.Array]:
-    """Orthogonalize each matrix of each array, and give all updates the size of Adam's.
-
-    An orthogonal matrix of r x c has a root mean square of 1 / sqrt(max(r, c)); times
-    0.2 sqrt(max(r, c)) it is 0.2, as Adam's is in practice, so that one learning rate and one
-    weight decay serve both (Liu et al. 2025, section 2.2).
+    """Orthogonalize each matrix of each array, and scale the updates to the size of Adam's.
 
     Args:
       updates: float32 arrays of which `is_residual_matrix` holds, [layers, D, branches, C] or less.
@@ -69,13 +65,14 @@ def orthogonalize(
     Returns:
       Arrays with the shapes and shardings of `updates`.
     """
-    # Which mesh axes divide the two sides; none of them when there is no mesh.
+    # The mesh axes that divide the two sides; none without a mesh.
     divided = [(mesh_axes("embed"), mesh_axes(_other_side(names))) for names in axes]
 
     def on_shards(shards: Sequence[jax.Array]) -> list[jax.Array]:
         stacks = [_stack(x, names) for x, names in zip(shards, axes, strict=True)]
-        # All matrices of one size and layout make one stack, from whichever arrays: few large
-        # transfers, and a stack that divides more evenly over the devices.
+        # Matrices of one size and layout are stacked, whichever arrays they come from: two sizes
+        # make four collectives (left to the compiler, three layers on 1x2x2 made 380), and a longer
+        # stack divides more evenly over the devices.
         alike: dict[object, list[int]] = defaultdict(list)
         for i, stack in enumerate(stacks):
             alike[(stack.shape[1:], divided[i])].append(i)
@@ -93,6 +90,9 @@ def orthogonalize(
 
 
 def _direction(x_RC: jax.Array, steps: int) -> jax.Array:
+    # An orthogonal r x c matrix has a root mean square of 1 / sqrt(max(r, c)). This makes it 0.2,
+    # which is that of Adam's updates in practice, so that one learning rate and one weight decay
+    # serve both (Liu et al. 2025, section 2.2).
     return 0.2 * math.sqrt(max(x_RC.shape)) * newton_schulz(x_RC, steps)
 
 
@@ -102,11 +102,10 @@ def _other_side(axes: Axes) -> str:
 
 
 def _order(axes: Axes) -> tuple[int, ...]:
-    """Return the dimensions with the stacked ones first, then embed, then the other side.
-
-    Whether a weight reads the residual stream (embed first) or writes it (embed last) is then the
-    same: an orthogonalized transpose is the transpose of the orthogonalized.
-    """
+    """Return the order of dimensions: the stacked ones, then embed, then the other side."""
+    # A matrix that reads the residual stream (embed first) and one that writes it (embed last) then
+    # go into one stack. It changes no result: the transpose of an orthogonalized matrix is the
+    # orthogonalized transpose.
     stacked = [i for i, axis in enumerate(axes) if axis in _STACKED]
     return (*stacked, axes.index("embed"), axes.index(_other_side(axes)))
 
@@ -128,7 +127,7 @@ def _exchange(
     over_columns: tuple[str, ...],
     function: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Apply a function to whole matrices of which each device holds a shard.
+    """Apply a function to whole matrices of which each device holds a shard, by two all-to-alls.
 
     Args:
       shards_Mrc: this device's shard of M matrices.
@@ -142,13 +141,14 @@ def _exchange(
     over = over_rows + over_columns
     count, rows, columns = shards_Mrc.shape
     R, C = (math.prod(map(jax.lax.axis_size, names)) for names in (over_rows, over_columns))
-    # One at a time: the temporaries are those of one matrix, which fills a device by itself.
+    # `map` takes one matrix at a time: it is enough work for a device, and the temporaries are
+    # those of one matrix only.
     if not over:
         return jax.lax.map(function, shards_Mrc)
-    # Matrices of zeros fill the last device's share; they cost what waiting for the others would.
+    # Zeros fill the share of the last devices; they would wait for the others meanwhile anyway.
     share = -(-count // (R * C))
     padded = jnp.pad(shards_Mrc, ((0, share * R * C - count), (0, 0), (0, 0)))
-    # Device i gets its share's shards from all devices, in the order of the devices ...
+    # Device i receives all shards of the matrices of its share, in the order of the devices ...
     pieces = jax.lax.all_to_all(padded, over, 0, 0, tiled=True)
     pieces = pieces.reshape(R, C, share, rows, columns).transpose(2, 0, 3, 1, 4)
     whole = jax.lax.map(function, pieces.reshape(share, R * rows, C * columns))

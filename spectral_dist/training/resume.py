@@ -1,8 +1,8 @@
-"""What a checkpoint says of its run, and what a run that resumes from it may change.
+"""Resuming: what a checkpoint stores about its run, and which settings may differ afterwards.
 
-Owns the description stored with every checkpoint and the comparison with the settings of today. The
-settings of the model and the name of the optimizer must be the same; everything else may change,
-and is told. Read `resume`.
+Owns the description stored with every checkpoint and its comparison with the current settings. The
+settings of the model and the name of the optimizer must be the same. Everything else may change;
+the changes are reported. Read `resume`.
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ from spectral_dist.training.state import TrainState
 
 
 def describe(config: Config, files: Sequence[TokenFile], next_sequence: int) -> dict[str, Any]:
-    """Return what a checkpoint stores beside its arrays.
+    """Return the description of a run that a checkpoint stores beside its arrays.
 
     Args:
       config: the settings.
       files: the datasets.
       next_sequence: global index of the first sequence that no completed step has seen.
     """
+    # The SHA-256 and not the path: the same text in another folder is the same data.
     datasets = [
         {"name": f.name, "tokens": len(f.tokens), "split": f.split, "sha256": f.sha256}
         for f in files
@@ -38,7 +39,8 @@ def stored_config(description: dict[str, Any]) -> Config:
 
 
 def _model_settings(config: Config) -> dict[str, Any]:
-    """Return what the trained arrays depend on, of the mixers only those that are in the model."""
+    """Return the settings that the parameters depend on."""
+    # The settings of a mixer that the model does not have may change freely.
     unused = tuple(
         f"mixers.{f.name}."
         for f in dataclasses.fields(cast(Any, config.mixers))
@@ -53,7 +55,7 @@ def _model_settings(config: Config) -> dict[str, Any]:
 
 
 def check_model(config: Config, description: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another model.
+    """Refuse to resume from a checkpoint of another model.
 
     Raises:
       ValueError: names each setting that differs, with both values, and what it was derived from.
@@ -77,37 +79,39 @@ def check_model(config: Config, description: dict[str, Any]) -> None:
 
 
 def changes(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
-    """Return what differs and is worth a word: name -> the values of before and of now."""
-    old, new = _told(before), _told(now)
+    """Return the changed settings worth reporting: {name: (value before, value now)}."""
+    old, new = _reported(before), _reported(now)
     return {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
 
 
-def _told(config: Config) -> dict[str, Any]:
+def _reported(config: Config) -> dict[str, Any]:
+    """Return the settings whose change is reported when a run resumes."""
     flat = config.flat()
-    told = {
+    found = {
         name: flat[name]
         for name, setting in SETTINGS.items()
         if name in flat and setting.traits.resume != "silent"
     }
-    told["data_paths"] = [dataset.paths[0] for dataset in config.datasets]
-    told["data_weights"] = [dataset.weight for dataset in config.datasets]
-    return told | {"phases": flat["phases"]}
+    # Under the names of the flags, which are what the user types.
+    found["data_paths"] = [dataset.paths[0] for dataset in config.datasets]
+    found["data_weights"] = [dataset.weight for dataset in config.datasets]
+    return found | {"phases": flat["phases"]}
 
 
-def _reorders(name: str) -> bool:
-    """Say whether the sequence of an index is another one with another value of a setting."""
+def _changes_data_order(name: str) -> bool:
+    """Return whether a setting decides which sequence an index stands for."""
     if name in SETTINGS:
         return SETTINGS[name].traits.order
     return name != "data_paths"  # the same text under another path is the same text
 
 
 def check_optimizer(config: Config, description: dict[str, Any]) -> None:
-    """Refuse a checkpoint that another optimizer wrote: its state means nothing to this one.
+    """Refuse to resume from another optimizer's opt_state, which has no meaning for this one.
 
     Raises:
       ValueError: names both.
     """
-    # Checkpoints older than the choice name none: theirs is the default, adamw.
+    # Checkpoints from before there was a choice name none; they get the default, adamw.
     now, then = config.optimizer.name, stored_config(description).optimizer.name
     if now != then:
         raise ValueError(
@@ -117,7 +121,7 @@ def check_optimizer(config: Config, description: dict[str, Any]) -> None:
 
 
 def check_run(config: Config, description: dict[str, Any]) -> None:
-    """Refuse a checkpoint that these settings cannot go on from.
+    """Refuse to resume from a checkpoint that does not fit the settings.
 
     Raises:
       ValueError: names each setting that differs, with both values.
@@ -133,7 +137,9 @@ def resume(
     files: Sequence[TokenFile],
     report: Callable[[str], None],
 ) -> tuple[TrainState, int, int] | None:
-    """Return the state, its step and the next sequence of the newest readable checkpoint, if any.
+    """Resume: return state, step and next sequence of the newest checkpoint that can be read.
+
+    None if there is no checkpoint.
 
     Raises:
       ValueError: if the model or the optimizer changed, or there are checkpoints and none can be
@@ -149,9 +155,11 @@ def resume(
     if changed:
         shown = ", ".join(f"{k} {_short(a)} -> {_short(b)}" for k, (a, b) in changed.items())
         report(f"changed since then: {shown}")
+    # next_sequence is an index into the order of the data. In another order it still skips as many
+    # sequences, but not the same ones.
     hashes = [dataset["sha256"] for dataset in description["datasets"]]
     new_data = hashes != [f.sha256 for f in files]
-    if new_data or any(_reorders(name) for name in changed):
+    if new_data or any(_changes_data_order(name) for name in changed):
         report(
             "the order of the data is another one from here on: some sequences may come twice or"
             " never"

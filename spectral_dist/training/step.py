@@ -1,8 +1,8 @@
-"""The training step: one function, jitted once, its state donated.
+"""The training step: gradient accumulation, the optimizer's update, and skipped steps.
 
-Owns gradient accumulation over micro-batches, the reduction of the gradient, and the decision to
-skip a step. Activation checkpointing is the model's (`remat`). The same function is compiled for
-attached devices and for a described cluster. Read `make_train_step` first.
+One function, jitted once, its state donated. It also owns the all-reduce of the gradient over
+`data`. Activation checkpointing is in model/lm.py (`remat`). The same function is compiled for the
+attached devices and, in a dry run, for a described cluster. Read `make_train_step` first.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,8 @@ CountBytes = Callable[[jax.Array], jax.Array]
 
 
 def batch_sharding(config: Config, mesh: Mesh) -> NamedSharding:
-    """Return where the tokens of a step lie, [A, B, T + 1]: sequences over data and fsdp."""
+    """Return the sharding of the tokens of a step, [A, B, T + 1]: sequences over data, fsdp."""
+    # Over fsdp too: that mesh axis divides the batch as data does, and the parameters as well.
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
     return sharding(mesh, "the batch", ("layers", "batch", "time"), shape)
@@ -42,8 +43,8 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     scalars: loss (nats per token), bytes (that the targets stand for), grad_norm (before clipping),
     learning_rate, skipped (so far), bad_in_row.
 
-    Sharding: the state as it declares; the gradient is reduced over data once a step, after the
-    accumulation. To be traced with the mesh in use (`jax.set_mesh`).
+    Sharding: the state as `abstract_state` says; the gradient is all-reduced over data once a step,
+    after the accumulation. Trace it with the mesh in use (`jax.set_mesh`).
     """
     optimizer = make_optimizer(config.optimizer, model_spec(config).axes)
     schedule = learning_rate(config)
@@ -59,8 +60,11 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         with jax.numpy_dtype_promotion("standard"):
             rate = schedule(state.step)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # The rate is applied here and not by optax, so that a skipped step does not delay the
+        # schedule and a resumed run may change it.
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        # Decided on the device, before anything changes: no bad number ever enters the state.
+        # Decided on the device: the host would have to wait for the loss at every step. The new
+        # params are checked too, since a finite gradient may still overflow in the update.
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
@@ -90,10 +94,8 @@ def make_accumulate(
 ) -> Callable[[Params, jax.Array], tuple[jax.Array, Params]]:
     """Return gradient accumulation: (params, tokens_ABT) -> mean loss in nats per token, gradient.
 
-    One running sum in float32 over the micro-batches, divided by the tokens at the end: exactly the
-    gradient of one batch of A B sequences, in the memory of B. The whole is manual over the mesh
-    axis `data` (and automatic over the others), because the compiler would otherwise reduce over
-    `data` inside the layer loop of every micro-batch.
+    One running sum in float32 over the micro-batches, divided by the number of tokens at the end:
+    the gradient of one batch of A B sequences, in the memory of B.
     """
     spec = model_spec(config)
     at_params = jax.tree.map(lambda s: s.spec, spec.shardings(mesh))
@@ -108,7 +110,7 @@ def make_accumulate(
         count = jnp.float32(tokens_BT.shape[0] * (tokens_BT.shape[1] - 1))
         loss_sum, count_sum, grads_sum = total
         grads_sum = jax.tree.map(jnp.add, grads_sum, grads)
-        # Without the pin the sum of a scan may end up whole on every device.
+        # Without this constraint the compiler may replicate the carry of a scan on every device.
         return loss_sum + loss, count_sum + count, constrain_like(grads_sum, at_params)
 
     def sums(params: Params, tokens_ABT: jax.Array) -> Any:
@@ -117,13 +119,16 @@ def make_accumulate(
         add = lambda total, tokens_BT: (add_one(total, params, tokens_BT), None)  # noqa: E731
         return jax.lax.scan(add, start, tokens_ABT)[0]
 
-    if mesh.shape["data"] > 1:  # XLA's partitioner rejects a sum over a manual axis of size 1
+    # Manual over the mesh axis `data`, automatic over the others: left to itself, the compiler
+    # all-reduces over `data` inside the layer loop of every micro-batch instead of once a step.
+    if mesh.shape["data"] > 1:  # XLA's partitioner rejects a sum over a manual mesh axis of size 1
         sums = jax.shard_map(
             lambda params, tokens_ABT, sums=sums: jax.lax.psum(sums(params, tokens_ABT), "data"),
             mesh=mesh,
             in_specs=(PartitionSpec(), PartitionSpec(None, "data")),
             out_specs=PartitionSpec(),
             axis_names={"data"},
+            # With it JAX would sum the gradient over `data` itself, in every micro-batch.
             check_vma=False,
         )
 
@@ -135,28 +140,30 @@ def make_accumulate(
 
 
 def make_count_bytes(token_bytes: np.ndarray) -> CountBytes:
-    """Return targets -> the bytes of text that they stand for, a float32 scalar.
+    """Return count_bytes(targets) -> how many bytes of text they stand for, a float32 scalar.
 
     Args:
       token_bytes: bytes of each token, integers [V].
     """
-    if (token_bytes == token_bytes[0]).all():  # of bytes, say: a constant of the program
+    # The byte tokenizer, say: then it is a constant of the compiled program, without a lookup.
+    if (token_bytes == token_bytes[0]).all():
         return lambda targets: jnp.float32(targets.size * int(token_bytes[0]))
     bytes_V = np.asarray(token_bytes, np.int32)
     return lambda targets: jnp.sum(jnp.take(bytes_V, targets), dtype=jnp.float32)
 
 
 def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
-    """Return eval_step(params, tokens_BT, targets) -> summed loss of the last targets.
+    """Return the evaluation step: (params, tokens_BT, targets) -> loss of the last targets.
 
-    The result is in nats, [B] float32. tokens_BT: the tokenizer's dtype, [B, T + 1], sequences over
-    data and fsdp; any T, of which each length compiles once.
+    The result is the sum for each sequence, in nats, [B] float32. tokens_BT: the tokenizer's dtype,
+    [B, T + 1], sequences over data and fsdp; any T, each length is compiled once.
     """
     spec = model_spec(config)
 
     def eval_step(params: Params, tokens_BT: jax.Array, targets: int) -> jax.Array:
         tokens_BT = tokens_BT.astype(jnp.int32)
         logits_BTV, _ = spec.bind(params)(tokens_BT[:, :-1])
+        # The tokens before the last `targets` are context only.
         loss_BT, _ = token_cross_entropy(logits_BTV[:, -targets:], tokens_BT[:, -targets:])
         return jnp.sum(loss_BT, axis=1)
 

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.api import Generator, LoadedRun, Record, Trainer, load_run
+from spectral_dist.api import Generator, LoadedRun, Record, load_run
+from spectral_dist.data.tokenizers import BYTES
 from spectral_dist.inference import _characters, check_sampling
+from spectral_dist.trainer import Trainer
 from spectral_dist.training.state import TrainState
 from tests.end_to_end.conftest import write_text
 
@@ -192,7 +194,8 @@ def test_text_is_drawn_by_seed_and_streamed_in_whole_characters(run: LoadedRun) 
     pieces = list(generator.stream("a", max_new_tokens=8, temperature=2.0, seed=1))
     assert "".join(pieces) == texts[0]
     spelt = "ağ😀".encode() + b"\xff" + "é".encode() + b"\xc4"
-    assert list(_characters(iter(spelt), run.mesh)) == ["a", "ğ", "😀", "\ufffd", "é", "\ufffd"]
+    characters = list(_characters(iter(spelt), BYTES, run.mesh))
+    assert characters == ["a", "ğ", "😀", "\ufffd", "é", "\ufffd"]
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from spectral_dist.data import build as module
 from spectral_dist.data.build import (
     Manifest,
     bin_path,
+    bin_state,
     blocks_crc32,
     build,
     manifest_path,
     read_manifest,
-    state_of,
 )
 from spectral_dist.data.readers import write_txt
 
@@ -51,8 +51,8 @@ def test_paths_of_the_token_file() -> None:
 
 
 def test_a_build_gives_the_text_back_and_is_trusted(source: Path) -> None:
-    assert state_of(source).manifest is None
-    assert state_of(source).reason == ""
+    assert bin_state(source).manifest is None
+    assert bin_state(source).reason == ""
     manifest = build(source)
     assert entries(source.parent) == sorted(
         [source.name, "türkçe metin.bin", "türkçe metin.bin.json"]
@@ -60,7 +60,7 @@ def test_a_build_gives_the_text_back_and_is_trusted(source: Path) -> None:
     binary = bin_path(source)
     assert manifest.exact
     assert write_txt(binary.read_bytes().split(b"\0"), ending=manifest.ending) == TEXT
-    assert read_manifest(binary) == manifest == state_of(source).manifest
+    assert read_manifest(binary) == manifest == bin_state(source).manifest
     assert manifest.documents == binary.read_bytes().count(0) == 51
     assert (manifest.format_version, manifest.dtype) == (1, "uint8")
 
@@ -68,10 +68,10 @@ def test_a_build_gives_the_text_back_and_is_trusted(source: Path) -> None:
 def test_a_new_time_with_the_same_content_refreshes_the_manifest(source: Path) -> None:
     manifest = build(source)
     os.utime(source, ns=(1, 1))
-    state = state_of(source)
+    state = bin_state(source)
     assert state.refreshed
     assert state.manifest == dataclasses.replace(manifest, source_mtime_ns=1)
-    assert not state_of(source).refreshed
+    assert not bin_state(source).refreshed
 
 
 def change_text(source: Path) -> None:
@@ -124,11 +124,11 @@ def test_anything_else_is_built_again(
     build(source)
     harm(source)
     os.utime(source, ns=(1, 1))
-    state = state_of(source)
+    state = bin_state(source)
     assert state.manifest is None
     assert reason in state.reason
     build(source)
-    assert state_of(source).manifest is not None
+    assert bin_state(source).manifest is not None
 
 
 def test_the_content_check_reads_both_ends_and_costs_the_same_for_any_size(tmp_path: Path) -> None:
@@ -200,5 +200,5 @@ def test_the_worker_tells_of_its_manifest_or_its_error(source: Path) -> None:
     assert "none.txt" in outputs[2]["error"]
     # Two at once on one text: either's files are whole.
     assert Manifest(**outputs[0]["manifest"]) == read_manifest(bin_path(source))
-    assert state_of(source).manifest is not None
+    assert bin_state(source).manifest is not None
     assert len(entries(source.parent)) == 3

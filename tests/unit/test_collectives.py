@@ -55,8 +55,8 @@ def test_groups_in_every_form(attribute: str, groups: tuple[tuple[int, ...], ...
     [
         ("replica_groups={{0,8}}", "beyond the 8"),
         ("replica_groups=[2,8]<=[16]", "beyond the 8"),
-        ("replica_groups=<something new>", "does not know"),
-        ("dimensions={0}", "does not know"),
+        ("replica_groups=<something new>", "an unknown form"),
+        ("dimensions={0}", "an unknown form"),
     ],
 )
 def test_groups_that_cannot_be_read_are_refused(attribute: str, says: str):

@@ -152,8 +152,8 @@ def test_an_error_that_was_here_is_the_one_that_is_raised(error: Exception) -> N
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        Commit().together(act)
-    assert Commit().together(lambda: 3) == 3
+        Commit().on_all(act)
+    assert Commit().on_all(lambda: 3) == 3
     assert jax.process_count() == 1
 
 
@@ -171,10 +171,8 @@ def test_what_fails_in_one_process_fails_in_all(everywhere: Act) -> None:
             raise OSError("torn")
         return commit._index
 
-    errors = [
-        f.exception() for f in everywhere(lambda commit: commit.together(lambda: read(commit)))
-    ]
+    errors = [f.exception() for f in everywhere(lambda commit: commit.on_all(lambda: read(commit)))]
     assert [type(error) for error in errors] == [Unreadable, OSError, Unreadable]
     assert str(errors[0]) == "failed on process 1"
-    done = everywhere(lambda commit: commit.together(lambda: commit._index))
+    done = everywhere(lambda commit: commit.on_all(lambda: commit._index))
     assert [f.result() for f in done] == [0, 1, 2]

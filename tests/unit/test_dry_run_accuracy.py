@@ -12,8 +12,8 @@ from rich.console import Console
 
 from benchmarks import dry_run_accuracy
 from benchmarks.dry_run_accuracy import CPU_CASES, GPU_CASES, Comparison, cases, compare, main
-from benchmarks.measurement import forget_peak, measure, peak_bytes, resident_bytes
 from benchmarks.measurement import main as measurement_main
+from benchmarks.measurement import measure, peak_bytes, reset_peak, resident_bytes
 from spectral_dist.flags import load_config
 
 _FLAGS = """--hidden_dim=16 --head_dim=8 --num_layers=1 --layer_pattern=spectral --mlp_dim=32
@@ -23,14 +23,14 @@ MIB = 2**20
 
 
 def test_the_peak_of_memory_is_the_processes_own() -> None:
-    forget_peak()
+    reset_peak()
     before = resident_bytes()
     block = np.ones(64 * MIB, np.uint8)
     held = resident_bytes() - before
     del block
     assert 60 * MIB < held < 80 * MIB
     assert 60 * MIB < peak_bytes() - before < 80 * MIB
-    forget_peak()
+    reset_peak()
     assert peak_bytes() - before < 40 * MIB
 
 

@@ -105,11 +105,11 @@ def test_a_loop_that_ends_tells_twice_of_its_last_step() -> None:
 
 def test_a_step_is_saved_once_and_not_where_it_was_not_finite() -> None:
     heard = Heard()
-    heard.milestones.save_what_is_new(progress(3))
-    heard.milestones.save_what_is_new(progress(3))
+    heard.milestones.save_if_unsaved(progress(3))
+    heard.milestones.save_if_unsaved(progress(3))
     assert heard.saved == [(3, 18, None)]
     sick = Progress(5, dataclasses.replace(STATE, bad_in_row=cast(Any, 2)), None)
-    heard.milestones.save_what_is_new(sick)
+    heard.milestones.save_if_unsaved(sick)
     heard.milestones.reach(sick)
     assert len(heard.saved) == 1
 

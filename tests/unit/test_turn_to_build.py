@@ -10,7 +10,7 @@ import pytest
 
 from spectral_dist import file_lock
 from spectral_dist.data import build as module
-from spectral_dist.data.build import build, turn_to_build
+from spectral_dist.data.build import build, build_lock
 from spectral_dist.data.tokens import prepare
 from spectral_dist.file_lock import FileLock
 
@@ -60,7 +60,7 @@ def test_a_builder_that_stands_still_is_given_up(
     thread.start()
     with (
         pytest.raises(ValueError, match=r"has been building a\.bin without progress for 1 s"),
-        turn_to_build([text], lambda line: None),
+        build_lock([text], lambda line: None),
     ):
         pass
     thread.join()
@@ -68,7 +68,7 @@ def test_a_builder_that_stands_still_is_given_up(
 
 
 def test_the_lock_names_its_holder(text: Path) -> None:
-    with turn_to_build([text], lambda line: None):
+    with build_lock([text], lambda line: None):
         held = json.loads(text.with_name(".a.bin.lock").read_text())
         assert held["pid"] == os.getpid()
     assert not text.with_name(".a.bin.lock").exists()

@@ -1,4 +1,4 @@
-"""The worker's answers: its protocol, and the memory without end."""
+"""The worker's answers: its protocol, and unlimited device memory."""
 
 import io
 import json

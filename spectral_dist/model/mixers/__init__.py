@@ -1,8 +1,8 @@
-"""The mixers: what moves information along time. One table, one file for each.
+"""The sequence mixers (state space, attention): one table, one file for each.
 
 To add one: a module here with a class like `Mixer`, a line in `MIXERS`, and its section of settings
-with their rules (settings/mixers.py, which loads no JAX). FLOPs, MFU, the dry run, the bounds of
-the search, training, generation and evaluation follow from what the class declares.
+(settings/mixers.py, which loads no JAX). FLOPs, MFU, the dry run, the bounds of the search,
+training, generation and evaluation follow from what the class declares.
 """
 
 from collections.abc import Callable
@@ -19,31 +19,31 @@ from spectral_dist.settings import ModelConfig
 
 
 class Mixer(Protocol):
-    """What a layer asks of its mixer, an nnx.Module built from (model, settings, rngs).
+    """The interface of a mixer, an nnx.Module built from (model, settings, rngs).
 
-    It declares its parameters by `layers.parameter`. Products with matrices that have the logical
-    axis "embed" are counted from there.
+    It declares its parameters with `layers.parameter`. FLOPs of matrices with the logical axis
+    "embed" are counted from these declarations.
     """
 
     def flops(self, seq_len: int) -> float:
-        """Return forward FLOPs for a token of a sequence of T, beside those matrices."""
+        """Return forward FLOPs for a token of a sequence of T tokens, without those matrices."""
         ...
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> Any:
-        """Return the state before the first token, or None where it would grow with the text."""
+        """Return the state before the first token, or None if it would grow with the sequence."""
         ...
 
     def __call__(self, x: jax.Array, state: Any, /) -> tuple[jax.Array, Any]:
-        """Mix x [B, T, D] along time: the result, and the state after the last token.
+        """Mix x [B, T, D] along time; return the result and the state after the last token.
 
-        A state of None is the start of a sequence. In pieces with the state carried, or at once:
-        the results agree.
+        A state of None is the start of a sequence. A sequence in pieces, with the state carried
+        from each to the next, gives the same result as the whole.
         """
         ...
 
 
-# The names are those of the sections in `MixersConfig`. Called with the model's settings, the
-# mixer's own section, and the random streams of the initial values.
+# The names are those of the sections in `MixersConfig`. Each class is called with the model's
+# settings, its own section, and the random streams of the initial values.
 MIXERS: dict[str, Callable[[ModelConfig, Any, nnx.Rngs], Mixer]] = {
     "spectral": SpectralMixer,
     "window": WindowAttention,

@@ -1,7 +1,7 @@
-"""Attention over everything that came before, and the parts that every attention shares.
+"""Full causal attention (grouped queries, RoPE, QK-norm), and what window attention shares with it.
 
-Positions are rotary and relative. The state of full attention grows with the text: it is the
-baseline to compare with, and not for generation. Read `attend`, then `GroupedQueryAttention`.
+The state of full attention would grow with the sequence: it is the baseline to compare with, and
+cannot generate. Read `attend`, then `GroupedQueryAttention`.
 """
 
 import math
@@ -23,7 +23,7 @@ AT_KEY = ("batch", "time", "kv_heads", "head")
 
 
 def rotate(x: Float[Array, "B S H E"], start: int) -> Float[Array, "B S H E"]:
-    """Turn the pairs (x[e], x[e + E/2]) by angles position * base^(-2 e / E), in float32.
+    """Rotary position embedding (RoPE): rotate (x[e], x[e + E/2]) by position * base^(-2 e / E).
 
     Args:
       x: queries or keys at positions start, start + 1, ...
@@ -32,6 +32,7 @@ def rotate(x: Float[Array, "B S H E"], start: int) -> Float[Array, "B S H E"]:
     Source: Su et al. 2021, arXiv:2104.09864.
     """
     half = x.shape[-1] // 2
+    # In float32: bfloat16 cannot tell neighbouring positions above 256 apart.
     positions = jnp.arange(start, start + x.shape[1], dtype=jnp.float32)
     frequencies = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = (positions[:, None] * frequencies[None, :])[None, :, None, :]
@@ -52,12 +53,14 @@ def attend(
       query: queries, rotated.
       key: keys, rotated; H / G heads of queries share one.
       value: values.
-      visible: bool, [B or 1, Q, S]; what each query may see, never nothing.
+      visible: bool, [B or 1, Q, S]; the keys that each query may see, at least one.
     """
     batch, queries, heads, size = query.shape
     groups = key.shape[2]
+    # The H / G query heads of a group get a dimension of their own: no key is copied for them.
     grouped = query.reshape(batch, queries, groups, heads // groups, size)
     scores = jnp.einsum("bqgre,bsge->bgrqs", grouped, key, preferred_element_type=jnp.float32)
+    # -inf and not a large number: a row without a visible key would give NaN, and be noticed.
     scores = jnp.where(visible[:, None, None], scores / math.sqrt(size), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bgrqs,bsge->bqgre", weights, value).reshape(query.shape)
@@ -66,16 +69,16 @@ def attend(
 def full_attention(
     query: Float[Array, "B T H E"], key: Float[Array, "B T G E"], value: Float[Array, "B T G E"]
 ) -> Float[Array, "B T H E"]:
-    """Every query attends to all tokens up to its own."""
+    """Causal attention: every query attends to all tokens up to its own."""
     time = query.shape[1]
     visible = jnp.tril(jnp.ones((1, time, time), bool))
     return attend(rotate(query, 0), rotate(key, 0), value, visible)
 
 
 class GroupedQueryAttention(nnx.Module):
-    """The parameters and projections of attention with QK-norm and grouped keys.
+    """Parameters and projections of grouped-query attention (GQA) with QK-norm.
 
-    Sharding: heads over tensor; the one reduction comes after w_out.
+    Sharding: heads over tensor; the one all-reduce comes after w_out.
     """
 
     def __init__(self, model: ModelConfig, rngs: nnx.Rngs) -> None:
@@ -86,6 +89,7 @@ class GroupedQueryAttention(nnx.Module):
         kv_axes = ("embed", "branches", "kv_heads")
         self.w_query = parameter(rngs, (dim, dim), ("embed", "heads"), fan_in(dim))
         self.w_key_value = parameter(rngs, (dim, 2, kv_heads * size), kv_axes, fan_in(dim))
+        # QK-norm bounds the scores, so that a high learning rate cannot saturate the softmax.
         self.query_norm = RMSNorm(size, "head", rngs)
         self.key_norm = RMSNorm(size, "head", rngs)
         self.w_out = parameter(rngs, (dim, dim), ("heads", "embed"), fan_in(dim, model.num_layers))
@@ -101,18 +105,19 @@ class GroupedQueryAttention(nnx.Module):
         return self.query_norm(query), self.key_norm(key), value
 
     def project_out(self, mixed: Float[Array, "B T H E"]) -> Float[Array, "B T D"]:
-        """Bring the heads back to the residual stream."""
+        """Project the heads back to the residual stream: [B, T, D]."""
         batch, time, _, _ = mixed.shape
         return mixed.reshape(batch, time, -1) @ self.w_out[...].astype(mixed.dtype)
 
     def attention_flops(self, keys: int | float) -> float:
-        """Return FLOPs for a query that sees so many keys: its scores and the weighted values."""
+        """Return FLOPs of one query that sees `keys` keys."""
+        # 2 for each element of the scores' products, 2 for each of the weighted sum of values.
         heads, _, size = self.shape
         return 4.0 * keys * heads * size
 
 
 class FullAttention(GroupedQueryAttention):
-    """Attention over all tokens up to a query's own."""
+    """Full causal attention, the baseline."""
 
     def __init__(self, model: ModelConfig, settings: AttentionConfig, rngs: nnx.Rngs) -> None:
         """Declare the parameters of attention."""
@@ -120,11 +125,12 @@ class FullAttention(GroupedQueryAttention):
         super().__init__(model, rngs)
 
     def flops(self, seq_len: int) -> float:
-        """Return forward FLOPs for a token: a query at t sees t tokens, on average (T + 1) / 2."""
+        """Return forward FLOPs for a token of a sequence of T tokens."""
+        # The t-th query sees t keys: on average (T + 1) / 2.
         return self.attention_flops((seq_len + 1) / 2)
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> None:
-        """Return None: all keys and values would be the state, and it would grow."""
+        """Return None: the state would be all keys and values (a KV cache), and grow."""
         del batch, dtype
 
     def __call__(
@@ -136,7 +142,7 @@ class FullAttention(GroupedQueryAttention):
           x_BTD: normalised input, from the start of a sequence.
           state: None.
         """
-        assert state is None, "full attention takes a sequence as a whole"
+        assert state is None, "full attention takes a whole sequence at once"
         query, key, value = self.project(x_BTD)
         mixed = local(full_attention, (AT_QUERY, AT_KEY, AT_KEY), AT_QUERY)(query, key, value)
         return self.project_out(mixed), None

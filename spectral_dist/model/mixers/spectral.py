@@ -1,13 +1,13 @@
-"""The spectral mixer: a gated convolution with a fixed bank of decaying exponentials.
+"""The spectral mixer: a gated state space model with a fixed bank of decaying exponentials.
 
     y[t, d] = sum_{s <= t} response[t - s] . coefficients[:, d] u[s, d] + skip[d] u[t, d]
 
-A state space model: x[t] = A x[t-1] + B u[t], y[t] = C x[t] + D u[t], with A and B fixed
-(filters.py), C (coefficients) and D (skip) learned for each channel; response[t] = A^t B.
+The same as a state space: x[t] = A x[t-1] + B u[t], y[t] = C x[t] + D u[t]. A and B are fixed
+(filters.py); C (coefficients) and D (skip) are learned for each channel; response[t] = A^t B.
 
-One function, computed three ways that agree: in chunks (training), by FFT (the oracle), token by
-token (generation). All three take and return the state [B, N, D], so a sequence may come in pieces.
-Only the coefficients and the skip are learned. Read `mix_chunked` first, then `SpectralMixer`.
+It is computed in one of three ways that agree: in chunks (training), by FFT (the reference in the
+tests) or token by token (generation). All three take and return the state [B, N, D], so a sequence
+may come in pieces. Read `mix_chunked` first, then `SpectralMixer`.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ MixForm = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 class SpectralState(NamedTuple):
-    """What a sequence leaves behind: constant in size, whatever its length.
+    """The state after a sequence; its size does not depend on the length.
 
     Attributes:
       conv: the last K - 1 inputs of the short convolution, [B, K-1, 3, D], compute dtype.
-      poles: the state of the bank, [B, N, D], float32.
+      poles: the state x of the state space, [B, N, D], float32.
     """
 
     conv: jax.Array
@@ -41,11 +41,9 @@ class SpectralState(NamedTuple):
 
 
 def toeplitz(h_DC: Float[Array, "D C"]) -> Float[Array, "D C C"]:
-    """Return for each channel the matrix with entry [j, i] = h[i - j] where i >= j, else 0.
-
-    Made by padding and reshaping (each row of the flat array starts one place later), not by a
-    gather, so that its transpose is a sum and not a scatter.
-    """
+    """Return each channel's Toeplitz matrix: entry [j, i] = h[i - j] where i >= j, else 0."""
+    # By padding and reshaping: read with rows of 2 C - 1 instead of 2 C, each row starts one place
+    # later. Not by a gather, whose gradient would be a scatter; this one's is a sum.
     channels, size = h_DC.shape
     row_D2C = jnp.pad(h_DC, ((0, 0), (0, size)))
     flat = jnp.broadcast_to(row_D2C[:, None, :], (channels, size, 2 * size))
@@ -54,6 +52,7 @@ def toeplitz(h_DC: Float[Array, "D C"]) -> Float[Array, "D C C"]:
 
 
 def _constant(x: np.ndarray) -> jax.Array:
+    # The bank is float64: in JAX's x64 mode it would stay so and widen every product.
     return jnp.asarray(x, jnp.float32)
 
 
@@ -66,19 +65,18 @@ def mix_chunked(
     bank: FilterBank,
     chunk_size: int,
 ) -> tuple[Float[Array, "B T D"], Float32[Array, "B N D"]]:
-    """Mix in chunks of C tokens, all by matrix products.
+    """Mix in chunks of C tokens, all by matrix products: the form for training.
 
-    Inside a chunk one product for each channel with [Toeplitz(h) | R], h = response . coefficients
-    and R[i] = coefficients A^(i+1), on [u ; state]; from chunk to chunk the state is carried by A^C
-    in float32. About 2 (C + N) + 4 N FLOPs an element. A last piece shorter than C is one more
-    chunk.
+    Inside a chunk, one product for each channel: [Toeplitz(h) | R] times [u ; state], where
+    h = response . coefficients and R[i] = coefficients A^(i+1). From chunk to chunk the state is
+    carried by A^C, in float32. About 2 (C + N) + 4 N FLOPs an element.
 
     Args:
       u_BTD: input; its dtype is the dtype of the operands, sums are float32.
       state_BND: the state before the first token.
-      coefficients_ND: learned mixture of the responses, for each channel.
-      skip_D: learned weight of the input itself.
-      bank: the constants.
+      coefficients_ND: C of the state space: how each channel mixes the responses, learned.
+      skip_D: D of the state space: the weight of the input itself, learned.
+      bank: A and B of the state space, fixed.
       chunk_size: C.
 
     Returns:
@@ -87,7 +85,7 @@ def mix_chunked(
     batch, time, channels = u_BTD.shape
     size = min(chunk_size, time)
     whole = time - time % size
-    if whole < time:
+    if whole < time:  # the rest is one shorter chunk
         run = partial(mix_chunked, bank=bank, chunk_size=chunk_size)
         head, state_BND = run(u_BTD[:, :whole], state_BND, coefficients_ND, skip_D)
         tail, state_BND = run(u_BTD[:, whole:], state_BND, coefficients_ND, skip_D)
@@ -95,13 +93,14 @@ def mix_chunked(
 
     dtype = u_BTD.dtype
     response_CN, powers_CNN = bank.responses(size), bank.powers(size)
+    # float32 up to the kernel; only the large products are in u's dtype. The skip is its lag 0.
     h_DC = jnp.einsum("cn,nd->dc", _constant(response_CN), coefficients_ND).at[:, 0].add(skip_D)
     carry_DNC = jnp.einsum("nd,cnm->dmc", coefficients_ND, _constant(powers_CNN))
-    kernel_DKC = jnp.concatenate([toeplitz(h_DC), carry_DNC], axis=1).astype(dtype)
+    kernel_DIC = jnp.concatenate([toeplitz(h_DC), carry_DNC], axis=1).astype(dtype)
     u_BMCD = u_BTD.reshape(batch, time // size, size, channels)
     inflow_MBND = jnp.einsum(
         "cn,bmcd->mbnd",
-        _constant(response_CN[::-1]).astype(dtype),
+        _constant(response_CN[::-1]).astype(dtype),  # the last token of a chunk has response[0]
         u_BMCD,
         preferred_element_type=jnp.float32,
     )
@@ -110,10 +109,11 @@ def mix_chunked(
     def carry(state: jax.Array, inflow: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.einsum("nm,bmd->bnd", decay_NN, state) + inflow, state
 
+    # T / C short steps in sequence: the only loop over time, and the state stays in float32.
     last_BND, before_MBND = jax.lax.scan(carry, state_BND, inflow_MBND)
     before_BMND = before_MBND.swapaxes(0, 1).astype(dtype)
-    inputs_BMKD = jnp.concatenate([u_BMCD, before_BMND], axis=2)
-    y_BMCD = jnp.einsum("bmkd,dkc->bmcd", inputs_BMKD, kernel_DKC)
+    inputs_BMID = jnp.concatenate([u_BMCD, before_BMND], axis=2)
+    y_BMCD = jnp.einsum("bmid,dic->bmcd", inputs_BMID, kernel_DIC)
     return y_BMCD.reshape(batch, time, channels), last_BND
 
 
@@ -125,7 +125,7 @@ def mix_fft(
     *,
     bank: FilterBank,
 ) -> tuple[Float[Array, "B T D"], Float32[Array, "B N D"]]:
-    """Mix by one FFT over the whole sequence, in float32: the oracle of `mix_chunked`.
+    """Mix by one FFT over the whole sequence, in float32: the reference for `mix_chunked`.
 
     Must run on local shards: XLA does not partition FFTs, and gathers the global batch instead.
     """
@@ -134,6 +134,7 @@ def mix_fft(
     response_TN = _constant(bank.responses(time))
     powers_TNN = _constant(bank.powers(time))
     h_TD = response_TN @ coefficients_ND
+    # Padded to 2 T: at T the end of the sequence would wrap around to its start.
     spectrum = jnp.fft.rfft(h_TD, 2 * time, axis=0)[None] * jnp.fft.rfft(u32_BTD, 2 * time, axis=1)
     y_BTD = jnp.fft.irfft(spectrum, 2 * time, axis=1)[:, :time]
     y_BTD += jnp.einsum("nd,tnm,bmd->btd", coefficients_ND, powers_TNN, state_BND)
@@ -151,7 +152,7 @@ def mix_recurrent(
     *,
     bank: FilterBank,
 ) -> tuple[Float[Array, "B T D"], Float32[Array, "B N D"]]:
-    """Mix token by token, in float32: constant memory and time for each token."""
+    """Mix token by token, in float32: the form for generation, in constant memory and time."""
     transition_NN = _constant(bank.transition_NN)
     drive_N = _constant(bank.drive_N)
 
@@ -171,7 +172,12 @@ def causal_convolution(
     before: Float[Array, "B J 3 D"],
     taps_K3D: Float32[Array, "K 3 D"],
 ) -> tuple[Float[Array, "B T 3 D"], Float[Array, "B J 3 D"]]:
-    """Convolve every channel with its K taps; `before` holds the K - 1 inputs that came earlier.
+    """Short causal convolution: each channel with its K taps.
+
+    Args:
+      x_BT3D: input.
+      before: the K - 1 inputs before it.
+      taps_K3D: the first one multiplies the current input.
 
     Returns:
       the sum over k of taps[k] x[t - k], and the last K - 1 inputs.
@@ -179,6 +185,7 @@ def causal_convolution(
     time, taps = x_BT3D.shape[1], taps_K3D.shape[0]
     padded = jnp.concatenate([before, x_BT3D], axis=1)
     weights = taps_K3D.astype(x_BT3D.dtype)
+    # K shifted products, which the compiler fuses into one pass; K is 4 or so.
     y_BT3D = sum(
         padded[:, taps - 1 - k : taps - 1 - k + time] * weights[None, None, k] for k in range(taps)
     )
@@ -186,7 +193,7 @@ def causal_convolution(
 
 
 def choose_form(settings: SpectralConfig, bank: FilterBank) -> MixForm:
-    """Return the computation that `spectral_form` names."""
+    """Return the form of computation that the setting `spectral_form` names."""
     return {
         "chunked": partial(mix_chunked, bank=bank, chunk_size=settings.chunk_size),
         "fft": partial(mix_fft, bank=bank),
@@ -195,10 +202,10 @@ def choose_form(settings: SpectralConfig, bank: FilterBank) -> MixForm:
 
 
 class SpectralMixer(nnx.Module):
-    """q * group_norm(spectral convolution of k * v), between two dense projections.
+    """The mixer: q * group_norm(spectral convolution of k * v), between two dense projections.
 
     Sharding: channels over tensor from the first projection to the last; everything between runs on
-    local shards. The one reduction comes after w_out.
+    local shards. The one all-reduce comes after w_out.
     """
 
     def __init__(self, model: ModelConfig, settings: SpectralConfig, rngs: nnx.Rngs) -> None:
@@ -207,17 +214,19 @@ class SpectralMixer(nnx.Module):
         assert settings.tau_max is not None
         bank = balanced_poles(poles, settings.tau_min, settings.tau_max)
         self.form = choose_form(settings, bank)
-        # One token at a time needs no chunk: the recurrent form has the least to do.
+        # For a single token (generation) the recurrent form has the fewest FLOPs.
         self.recurrent = partial(mix_recurrent, bank=bank)
         self.shape = (poles, width, dim, model.head_dim)
         self.chunk_size = settings.chunk_size
         thin = "thin_channels"
 
+        # Starts as the identity (the first tap is 1), so that q, k and v see their own token.
         def identity_taps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
             return (0.02 * jax.random.normal(key, shape, jnp.float32)).at[0].add(1.0)
 
         def one_exponential(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            # One unit-norm exponential for each channel, their time constants spread evenly.
+            # Each channel starts as one exponential of unit norm. Their time constants are spread
+            # evenly, from short memory to long; noise lets the channels of one become different.
             nearest = np.round(np.linspace(0, poles - 1, dim)).astype(int)
             noise = jax.random.normal(key, shape, jnp.float32) * (0.1 / poles**0.5)
             return jnp.asarray(bank.cholesky_NN[nearest].T, jnp.float32) + noise
@@ -231,7 +240,7 @@ class SpectralMixer(nnx.Module):
         )
 
     def flops(self, seq_len: int) -> float:
-        """Return forward FLOPs for a token by the chunked form, whatever the sequence's length."""
+        """Return forward FLOPs for a token in the chunked form, the same for any T."""
         del seq_len
         poles, _, dim, _ = self.shape
         return float((2 * (self.chunk_size + poles) + 4 * poles) * dim)  # see mix_chunked
@@ -280,12 +289,14 @@ class SpectralMixer(nnx.Module):
         coefficients_ND: Float32[Array, "N D"],
         skip_D: Float32[Array, " D"],
     ) -> tuple[Float[Array, "B T D"], SpectralState]:
-        """Everything between the projections, on one device's sequences and channels."""
+        """Mix between the projections, on one device's shard of sequences and channels."""
         batch, time, _, channels = projected_BT3D.shape
         qkv_BT3D, conv = causal_convolution(projected_BT3D, state.conv, taps_K3D)
         query, key, value = qkv_BT3D[:, :, 0], qkv_BT3D[:, :, 1], qkv_BT3D[:, :, 2]
         form = self.recurrent if time == 1 else self.form
         y_BTD, poles = form(key * value, state.poles, coefficients_ND, skip_D)
+        # Normalised in groups of head_dim channels: each lies on one device, so that no collective
+        # is needed.
         group = self.shape[3]
         normed = rms_norm(y_BTD.reshape(batch, time, channels // group, group))
         return query * normed.reshape(batch, time, channels), SpectralState(conv, poles)

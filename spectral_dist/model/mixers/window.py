@@ -1,7 +1,7 @@
-"""Attention over a sliding window of the last W tokens: a layer of the hybrid.
+"""Sliding window attention: each token attends to the last W tokens, its own among them.
 
-No absolute position enters anywhere, so its cost and its state do not depend on how long the
-sequence is. Read `window_attention` first.
+The cost of a token and the size of the state (a KV cache of W tokens) do not depend on the length
+of the sequence, and no absolute position enters. Read `window_attention` first.
 """
 
 from typing import NamedTuple
@@ -23,11 +23,11 @@ from spectral_dist.settings import ModelConfig, WindowConfig
 
 
 class WindowState(NamedTuple):
-    """The last W keys and values, before rotation.
+    """The KV cache of window attention: the last W keys and values, before rotation.
 
     Attributes:
       keys, values: [B, W, G, E], compute dtype.
-      filled: how many of the W are real, int32 for each sequence, [B].
+      filled: how many of the W hold a token, int32 for each sequence, [B].
     """
 
     keys: jax.Array
@@ -41,63 +41,67 @@ def window_attention(
     value: Float[Array, "B T G E"],
     state: WindowState,
 ) -> tuple[Float[Array, "B T H E"], WindowState]:
-    """Every query attends to the last W tokens, its own among them.
+    """Sliding window attention: every query attends to the last W tokens, its own among them.
 
-    Works in blocks of Q = min(T, W) queries over W + Q keys, with rotary positions counted from the
-    first key of the block, so that the cost is linear in T and the angles stay small.
+    Works in blocks of Q = min(T, W) queries over W + Q keys, so that the cost is linear in T.
 
     Returns:
       the attended values, and the last W keys and values as the new state.
     """
     batch, time, heads, size = query.shape
-    reach = state.keys.shape[1]
+    window = state.keys.shape[1]
     keys = jnp.concatenate([state.keys, key], axis=1)
     values = jnp.concatenate([state.values, value], axis=1)
-    after = WindowState(keys[:, time:], values[:, time:], jnp.minimum(state.filled + time, reach))
+    after = WindowState(keys[:, time:], values[:, time:], jnp.minimum(state.filled + time, window))
 
-    block = min(time, reach)
+    block = min(time, window)
     blocks = -(-time // block)
-    missing = blocks * block - time
-    query = jnp.pad(query, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    # Zeros fill the last block; their results are cut off at the end.
+    padding = blocks * block - time
+    query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
 
-    def windows(x: jax.Array) -> jax.Array:  # [B M W+Q G E]: overlapping slices
-        x = jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0)))
-        return jnp.stack([x[:, m * block : m * block + reach + block] for m in range(blocks)], 1)
+    def overlapping(x: jax.Array) -> jax.Array:  # [B M W+Q G E]: the keys that each block may see
+        x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
+        return jnp.stack([x[:, m * block : m * block + window + block] for m in range(blocks)], 1)
 
-    at_query = jnp.arange(reach, reach + block)[:, None]
-    at_key = jnp.arange(reach + block)[None, :]
-    in_reach = (at_key <= at_query) & (at_key > at_query - reach)
-    # The first keys of the first blocks are the state's, and real only if it was filled.
+    at_query = jnp.arange(window, window + block)[:, None]
+    at_key = jnp.arange(window + block)[None, :]
+    in_window = (at_key <= at_query) & (at_key > at_query - window)
+    # The first W keys come from the state. At the start of a sequence it is not filled yet: those
+    # keys are zeros, which must not take part in the softmax.
     absolute = jnp.arange(blocks)[:, None] * block + at_key
-    real = absolute[None] >= (reach - state.filled)[:, None, None]
-    visible = in_reach[None, None] & real[:, :, None, :]
+    real = absolute[None] >= (window - state.filled)[:, None, None]
+    visible = in_window[None, None] & real[:, :, None, :]
 
     def flat(x: jax.Array) -> jax.Array:
         return x.reshape(batch * blocks, *x.shape[2:])
 
+    # Positions are counted from the first key of each block: RoPE depends on differences only, and
+    # small angles stay accurate in float32 however long the sequence is.
     mixed = attend(
-        rotate(query.reshape(batch * blocks, block, heads, size), reach),
-        rotate(flat(windows(keys)), 0),
-        flat(windows(values)),
+        rotate(query.reshape(batch * blocks, block, heads, size), window),
+        rotate(flat(overlapping(keys)), 0),
+        flat(overlapping(values)),
         flat(visible),
     )
     return mixed.reshape(batch, blocks * block, heads, size)[:, :time], after
 
 
 class WindowAttention(GroupedQueryAttention):
-    """Attention over the last W tokens, a query's own among them."""
+    """Sliding window attention, a mixer of the hybrid pattern."""
 
     def __init__(self, model: ModelConfig, settings: WindowConfig, rngs: nnx.Rngs) -> None:
-        """Declare the parameters of attention; the window has none."""
+        """Declare the parameters of attention; the window adds none."""
         super().__init__(model, rngs)
         self.window = settings.window
 
     def flops(self, seq_len: int) -> float:
-        """Return forward FLOPs for a token, which sees W keys, or all of a shorter sequence."""
+        """Return forward FLOPs for a token of a sequence of T tokens."""
+        # By the definition, W keys for each query; the blocks compute W + Q and mask the rest.
         return self.attention_flops(min(self.window, seq_len))
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> WindowState:
-        """Return the state before the first token: nothing is filled."""
+        """Return the state before the first token: an empty KV cache."""
         _, kv_heads, size = self.shape
         empty = jnp.zeros((batch, self.window, kv_heads, size), dtype)
         return WindowState(empty, empty, jnp.zeros((batch,), jnp.int32))

@@ -1,1 +1,1 @@
-"""The compiled program's text (HLO) read: its instructions, its collectives, what they cost."""
+"""Optimized HLO, the text of a compiled program: its parser, its collectives and its costs."""

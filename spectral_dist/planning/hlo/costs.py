@@ -1,9 +1,10 @@
-"""What one kernel of a compiled program costs: FLOPs of its dense products, bytes it moves.
+"""FLOPs and memory traffic of one kernel of a compiled program, counted from its HLO.
 
-Owns the counting rules, nothing of how fast a device is. Read `flops`, then `moved_bytes`.
+Owns the counting rules; knows no device's speed. XLA's own `cost_analysis` is not implemented for
+programs of described devices. Read `flops`, then `moved_bytes`.
 
-Counted are products of matrices and convolutions, 2 FLOPs for a multiplication and an addition.
-Not counted is what runs element by element, or sums: its bytes take longer than its arithmetic.
+Matrix products and convolutions count, with 2 FLOPs for a multiplication and an addition.
+Elementwise operations and reductions do not: they are bound by memory, not by arithmetic.
 """
 
 import math
@@ -16,7 +17,7 @@ from spectral_dist.planning.hlo.parse import Computation, HloProgram, Instructio
 
 Flops = Counter[str]
 
-# No kernel: names for what exists already, or the waiting end of something begun elsewhere.
+# No kernel runs for these: they name an existing buffer, or only steer what runs.
 _FREE = {
     "parameter",
     "constant",
@@ -34,21 +35,26 @@ _FREE = {
     "domain",
 }
 _SLICES = {"slice", "dynamic-slice", "gather"}
-# Writes its update into the first operand, where that lies: opcode -> place of the update.
+# Writes its update into the buffer of its first operand: opcode -> index of the update's operand.
 _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
+# Library calls that are a matrix product: cuBLAS, cuBLASLt and, on a CPU, oneDNN.
 _GEMMS = ("__cublas$gemm", "__cublas$lt$matmul", "__onednn$matmul")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+# The summed dimensions of the left operand, in a dot and in a cuBLAS call's JSON.
 _CONTRACTED = (
     re.compile(r"lhs_contracting_dims=\{([\d,]*)\}"),
     re.compile(r'"lhs_contracting_dimensions":\[([\d",]*)\]'),
 )
+# dim_labels=b0f_0io->b0f: the middle part labels the dimensions of the kernel.
 _CONV_LABELS = re.compile(r"dim_labels=\w+_(\w+)->\w+")
+# Precision.HIGH or HIGHEST: the product may not round its operands to TF32.
 _EXACT = re.compile(r'operand_precision=\{high|"operand_precision":\["HIGH')
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """Whether the device starts something for it that is no collective."""
+    """Whether the device launches a compute kernel for an instruction; a collective is none."""
     opcode = instruction.opcode
+    # The "-done" of an asynchronous operation waits; its "-start" is what runs.
     if opcode.endswith(("-done", "-update")) or opcode in _FREE or kind_of(instruction):
         return False
     return not runs(instruction)[0]
@@ -57,8 +63,8 @@ def is_kernel(instruction: Instruction) -> bool:
 def flops(program: HloProgram, computation: Computation, instruction: Instruction) -> Flops:
     """Return the FLOPs of an instruction by the type of its operands.
 
-    "tf32" stands for float32 operands that may be rounded to that format, "f32" for those that
-    may not; other types are named as XLA does ("bf16"). A fusion has those of all inside it.
+    "tf32" stands for float32 operands that may be rounded to TF32, "f32" for those that may not;
+    other types have XLA's names ("bf16"). A fusion has the FLOPs of everything inside it.
     """
     if instruction.opcode == "fusion":
         total: Flops = Counter()
@@ -78,19 +84,20 @@ def flops(program: HloProgram, computation: Computation, instruction: Instructio
 def _dot(computation: Computation, instruction: Instruction) -> Flops:
     left = computation.operands(instruction)[0].shapes[0]
     found = [m for m in (rule.search(instruction.attributes) for rule in _CONTRACTED) if m]
-    if not found:  # oneDNN says only what is transposed: the last dimension but for that
+    if not found:  # oneDNN sums over the last dimension, unless its operand is transposed
         transposed = '"transpose_a":true' in instruction.attributes
         summed = left.dims[-2 if transposed else -1]
     else:
         dims = [int(dim) for dim in re.findall(r"\d+", found[0].group(1))]
         summed = math.prod(left.dims[dim] for dim in dims)
     kind = _precision(left.dtype, instruction)
-    # A library call returns its workspace too: the product is the first result.
+    # A library call returns its workspace too: only the first result is the product.
     return Counter({kind: 2 * instruction.shapes[0].size * summed})
 
 
 def _convolution(computation: Computation, instruction: Instruction) -> Flops:
-    """Each output element sums over the kernel's elements of one output feature; padding too."""
+    """Return the FLOPs of a convolution, padding included."""
+    # Each element of the output sums over the kernel's elements of one output feature.
     labels = _CONV_LABELS.search(instruction.attributes)
     kernel = computation.operands(instruction)[1].shapes[0]
     features = kernel.dims[labels.group(1).index("o")] if labels else 1
@@ -99,11 +106,12 @@ def _convolution(computation: Computation, instruction: Instruction) -> Flops:
 
 
 def _precision(dtype: str, instruction: Instruction) -> str:
+    # JAX's default precision lets a GPU round float32 operands to TF32, for its tensor cores.
     return "tf32" if dtype == "f32" and not _EXACT.search(instruction.attributes) else dtype
 
 
 def uncounted_calls(program: HloProgram) -> tuple[str, ...]:
-    """Return the library calls whose FLOPs are not known here, each name once."""
+    """Return the library calls whose FLOPs are unknown, each name once: the report lists them."""
     names = (
         target.group(1)
         for e in executed(program)
@@ -114,10 +122,10 @@ def uncounted_calls(program: HloProgram) -> tuple[str, ...]:
 
 
 def moved_bytes(program: HloProgram, computation: Computation, instruction: Instruction) -> int:
-    """Return the bytes that an instruction reads from memory and writes to it.
+    """Return the bytes that an instruction reads from device memory and writes to it.
 
-    All its operands and its result, but: of an operand that is only sliced, the slices; of an
-    update in place, the update. What is inside a fusion stays on the chip.
+    These are its operands and its result. Of an operand that is only sliced, the slices count, and
+    of an in-place update the update. Intermediates of a fusion stay on the chip.
     """
     if not is_kernel(instruction):
         return 0
@@ -125,33 +133,39 @@ def moved_bytes(program: HloProgram, computation: Computation, instruction: Inst
     if opcode == "fusion":
         fused = program.computations[instruction.called("calls")[0]]
         return _read_by_fusion(fused) + sum(_written(fused, part) for part in _results(fused))
+    # In the loop over layers a slice takes one layer of the stacked weights: with whole operands
+    # each iteration would be charged for all layers.
     if opcode in _SLICES:
         return 2 * instruction.bytes + sum(index.bytes for index in operands[1:])
     if opcode in _IN_PLACE:
-        place = _IN_PLACE[opcode]
-        return operands[place].bytes + sum(o.bytes for o in operands[1:])
+        update = _IN_PLACE[opcode]
+        return operands[update].bytes + sum(o.bytes for o in operands[1:])
     read = sum(operand.bytes for operand in operands)
-    if opcode == "copy-start":  # its result names source and copy
+    if opcode == "copy-start":  # its result is a tuple of both buffers: a read and a write
         return 2 * read
+    # As in _dot: the other results of a library call are its workspace.
     written = instruction.shapes[0].bytes if opcode == "custom-call" else instruction.bytes
     return read + written
 
 
 def _read_by_fusion(fused: Computation) -> int:
+    """Return the bytes that a fusion reads of its parameters."""
     results = {part.name for part in _results(fused)}
     users: dict[str, list[tuple[Instruction, int]]] = {}
     for user in fused.instructions.values():
-        for place, name in enumerate(user.operands):
-            users.setdefault(name, []).append((user, place))
+        for position, name in enumerate(user.operands):
+            users.setdefault(name, []).append((user, position))
 
     def uses(name: str) -> Iterator[int | None]:
-        """Give what each use reads; None stands for all of it."""
-        for user, place in users.get(name, []):
+        """Yield the bytes that each use reads; None stands for the whole array."""
+        for user, position in users.get(name, []):
+            # A bitcast is the same buffer under another shape: what uses it uses this array.
             if user.opcode == "bitcast" and user.name not in results:
                 yield from uses(user.name)
-            elif user.opcode in _SLICES and place == 0:
+            elif user.opcode in _SLICES and position == 0:
                 yield user.bytes
-            elif user.opcode in _IN_PLACE and place == 0 and user.name in results:
+            # An updated buffer that the fusion returns is written in part and not read.
+            elif user.opcode in _IN_PLACE and position == 0 and user.name in results:
                 yield 0
             else:
                 yield None
@@ -161,12 +175,13 @@ def _read_by_fusion(fused: Computation) -> int:
         if part.opcode == "parameter":
             read = list(uses(part.name))
             known = [r for r in read if r is not None]
+            # Overlapping slices may add up to more than the array, which is read once at most.
             total += min(part.bytes, sum(known)) if len(known) == len(read) else part.bytes
     return total
 
 
 def _results(fused: Computation) -> list[Instruction]:
-    """Return what a fusion computes last, below tuples and bitcasts."""
+    """Return the instructions that compute a fusion's results, below tuples and bitcasts."""
     parts = fused.operands(fused.root) if fused.root.opcode == "tuple" else [fused.root]
     found = []
     for part in parts:
@@ -177,5 +192,5 @@ def _results(fused: Computation) -> list[Instruction]:
 
 
 def _written(fused: Computation, part: Instruction) -> int:
-    place = _IN_PLACE.get(part.opcode)
-    return part.bytes if place is None else fused.operands(part)[place].bytes
+    update = _IN_PLACE.get(part.opcode)
+    return part.bytes if update is None else fused.operands(part)[update].bytes

@@ -1,4 +1,4 @@
-"""The compiled program as data: computations, instructions, shapes and loops, read from XLA's text.
+"""Parser of optimized HLO: computations, instructions, shapes and loops of a compiled program.
 
 Owns the grammar of the text that `Compiled.as_text()` gives for CPUs and GPUs, as far as counting
 needs it. Knows nothing of what an instruction costs. Read `parse`, then `executed`.
@@ -12,17 +12,24 @@ from dataclasses import dataclass
 # Bits, not bytes: XLA has types of 1, 2 and 4 bits. A predicate takes a byte.
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
 
+# What each pattern matches, by example. f32[8,<=128]
 _SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,<=]*)\]")
+# ENTRY %main.42 (p0: f32[8]) -> f32[8] {
 _HEADER = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
+# Two blanks at the start: "  ROOT %add.1 = f32[8]{0} add(%a, %b), ..."
 _NAMED = re.compile(r"^  (ROOT )?%([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
+# Long tuples number their elements: /*index=5*/
 _COMMENT = re.compile(r"/\*.*?\*/")
+# Removed before anything is searched: its strings may hold brackets and names of other fields.
 _METADATA = re.compile(r', metadata=\{(?:[^{}"]|"(?:[^"\\]|\\.)*"|\{[^{}]*\})*\}')
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+# body=%while_body.7, of one computation; branch_computations={%a, %b}, of several
 _CALLED = re.compile(
     r"(?:^|, )(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)"
 )
 _CALLED_MANY = re.compile(r"(?:^|, )(branch_computations|called_computations|calls)=\{([^}]*)\}")
+# In the backend_config of a while loop whose length is a constant, as jax.lax.scan's is.
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -40,7 +47,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """What the elements take, padding left out."""
+        """The size of the elements, without padding."""
         bits = _BITS.get(self.dtype)
         if bits is None:  # f32, s8, f8e4m3fn: the first number is the width
             number = re.search(r"\d+", self.dtype)
@@ -54,11 +61,11 @@ class Instruction:
 
     Attributes:
       name: unique in the program.
-      opcode: what it does, as "dot" or "all-gather-start".
-      shapes: the arrays of its result, those of nested tuples in a row.
-      operands: names of the instructions it reads, in order.
+      opcode: such as "dot" or "all-gather-start".
+      shapes: the arrays of its result; nested tuples are flattened.
+      operands: names of the instructions that it reads, in order.
       attributes: the text after the operands, without the metadata.
-      op_name: where in the traced program it comes from; empty if unknown.
+      op_name: JAX's path to the operation that it comes from; empty if unknown.
       parameter: its number, for a parameter.
     """
 
@@ -72,12 +79,12 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """What the result takes."""
+        """The size of the result."""
         return sum(shape.bytes for shape in self.shapes)
 
     @property
     def trip_count(self) -> int | None:
-        """How often a while loop's body runs, if the compiler knows."""
+        """The iterations of a while loop; None where the compiler does not know them."""
         found = _TRIPS.search(self.attributes)
         return int(found.group(1)) if found else None
 
@@ -92,20 +99,20 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Computation:
-    """A named list of instructions, in the order they run; `root` is the one it returns."""
+    """A named list of instructions in their schedule; `root` is the one whose result it returns."""
 
     name: str
     instructions: dict[str, Instruction]
     root: Instruction
 
     def operands(self, instruction: Instruction) -> list[Instruction]:
-        """Return the instructions that one of this computation reads."""
+        """Return the instructions that an instruction of this computation reads."""
         return [self.instructions[name] for name in instruction.operands]
 
 
 @dataclass(frozen=True)
 class HloProgram:
-    """A compiled program: what one device runs."""
+    """A compiled program, as each device runs it: shapes are those of one device's shards."""
 
     computations: dict[str, Computation]
     entry: Computation
@@ -113,7 +120,7 @@ class HloProgram:
 
 @dataclass(frozen=True)
 class Executed:
-    """An instruction that the device runs, and how often in one run of the program."""
+    """An instruction that the device executes, and how many times in one run of the program."""
 
     instruction: Instruction
     computation: Computation
@@ -121,11 +128,12 @@ class Executed:
 
 
 def parse(text: str) -> HloProgram:
-    """Read the text of a compiled program.
+    """Parse the text of a compiled program.
 
     Raises:
       ValueError: if it has no entry computation or a line that is no instruction.
     """
+    # Strict on purpose: a line that is skipped in silence would make a step look too cheap.
     computations: dict[str, Computation] = {}
     entry = ""
     lines: list[str] | None = None
@@ -158,19 +166,19 @@ def _computation(name: str, lines: list[str]) -> Computation:
 
 
 def _instruction(line: str) -> tuple[bool, Instruction]:
-    """Return whether the line is the root, and the instruction."""
+    """Parse one line; return whether it is the root, and the instruction."""
     named = _NAMED.match(line)
     if named is None:
         raise ValueError(f"no instruction of a compiled program: {line.strip()[:120]!r}")
     op_name = _OP_NAME.search(line)
     rest = _METADATA.sub("", _COMMENT.sub("", named.group(3)))
-    # A tuple's type has spaces and, in its layouts, round brackets; what follows it is the opcode.
+    # A tuple's type has spaces and, in its layouts, round brackets; the opcode follows it.
     start = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
     opcode = _OPCODE.match(rest, start)
     if opcode is None:
         raise ValueError(f"no opcode in a line of the program: {line.strip()[:120]!r}")
     open_at, kind = opcode.end() - 1, opcode.group(1)
-    # A constant's text may hold anything, brackets too.
+    # A constant's literal may hold anything, brackets too.
     end = rest.find(")", open_at) if kind == "constant" else _closing(rest, open_at)
     inside = rest[open_at + 1 : end]
     literal = kind in ("constant", "parameter")
@@ -186,7 +194,7 @@ def _instruction(line: str) -> tuple[bool, Instruction]:
 
 
 def _closing(text: str, start: int) -> int:
-    """Return where the round bracket opened at `start` is closed."""
+    """Return the index of the bracket that closes the one at `start`."""
     depth = 0
     for found in re.compile(r"[()]").finditer(text, start):
         depth += 1 if found.group() == "(" else -1
@@ -196,14 +204,15 @@ def _closing(text: str, start: int) -> int:
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:
-    """Return the arrays of a result's type; of a bounded dimension ("<=8") the bound."""
+    """Return the arrays of a result's type; a bounded dimension ("<=8") counts as its bound."""
     return tuple(
         Shape(dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d))
         for dtype, dims in _SHAPE.findall(text)
     )
 
 
-# What runs another computation as such. A fusion is one kernel, and a reduction's rule no kernel.
+# Opcodes that run other computations instruction by instruction. A fusion does not, it is a single
+# kernel, and the computation of a reduction is a part of its kernel.
 _ROLES = {
     "while": ("body",),
     "call": ("to_apply",),
@@ -212,23 +221,23 @@ _ROLES = {
 
 
 def runs(instruction: Instruction) -> tuple[tuple[str, ...], int]:
-    """Return the computations that an instruction runs, and how often it runs each.
+    """Return the computations that an instruction runs, and how many times it runs each.
 
-    A loop of unknown length counts once. Every branch of a conditional counts: an upper bound. A
-    loop's condition, one comparison, is left out.
+    A loop of unknown length counts once. Every branch of a conditional counts: an upper bound.
     """
+    # A loop's condition is left out: a comparison of two integers.
     opcode = instruction.opcode
     roles = _ROLES.get(opcode, ())
-    if opcode.endswith("-start"):  # the wrapper of something asynchronous
+    if opcode.endswith("-start"):  # async-start wraps the operation in a computation of its own
         roles = ("calls", "called_computations")
     times = instruction.trip_count if opcode == "while" else 1
     return instruction.called(*roles), 1 if times is None else times
 
 
 def executed(program: HloProgram) -> Iterator[Executed]:
-    """Yield every instruction of the entry and of all it runs; what is inside a fusion is not.
+    """Yield every executed instruction, of the entry computation and of all that it runs.
 
-    A computation that is run from two places is yielded for both.
+    The inside of a fusion is left out. A computation with two callers is yielded for each.
     """
 
     def walk(computation: Computation, times: int) -> Iterator[Executed]:
@@ -242,7 +251,7 @@ def executed(program: HloProgram) -> Iterator[Executed]:
 
 
 def unknown_loops(program: HloProgram) -> tuple[str, ...]:
-    """Return the names of the loops whose length the compiler does not know."""
+    """Return the names of the loops whose length the compiler does not know: they count once."""
     return tuple(
         e.instruction.name
         for e in executed(program)

@@ -1,8 +1,8 @@
-"""The dry run's report as one HTML page that needs nothing from elsewhere.
+"""Dry-run report as one self-contained HTML page: no scripts, no fonts, nothing to download.
 
-Owns which values are on the page; templates/dry_run.html.jinja has their order and the words
-around them, `drawings` what a bar or the mesh shows. Every figure is one of the report's, as its
-JSON holds it. Read `draw_page` first.
+Owns which values are on the page. The template dry_run.html.jinja has their order and the text
+around them, and `drawings` the bars and the mesh. Every figure is one of the report, so that page
+and JSON agree. Read `draw_page` first.
 """
 
 import math
@@ -32,6 +32,7 @@ from spectral_dist.planning.report.text import Report, compiler_line
 from spectral_dist.planning.search.search import Candidate
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Fake devices live in one process: what they send stays in memory.
 _CPU_LINK = "memory of this machine"
 
 
@@ -48,7 +49,7 @@ def write_html(report: Report, path: str) -> None:
 
 
 def draw_page(report: Report) -> str:
-    """Return the whole page."""
+    """Return the page as HTML."""
     gpu = report.gpu.device_kind if report.gpu else "fake device"
     name, count = report.config.run.run_name, math.prod(report.config.mesh.shape)
     ranked, left_out = _ranking(report.ranking)
@@ -73,6 +74,7 @@ def draw_page(report: Report) -> str:
         values=_arrays(report.values),
         runtime=_runtime(report),
         figures=_figures(report),
+        # All settings, defaults too, so that the page says exactly what was planned.
         settings=yaml.safe_dump(report.config.flat(), sort_keys=False, allow_unicode=True),
     )
 
@@ -81,7 +83,10 @@ def draw_page(report: Report) -> str:
 
 
 def _verdict(report: Report) -> dict[str, str]:
-    """Return its kind (fits, not, unknown), its sentences, and a fraction of memory to set."""
+    """Return the verdict's kind (fits, not, unknown), its sentences, and a memory fraction to set.
+
+    The kind is also the CSS class that colours it.
+    """
     verdict = report.verdict
     if verdict.usable is None or verdict.spare is None:
         kind, head = "unknown", f"Needs {size_text(verdict.peak)}; no limit is known"
@@ -99,14 +104,14 @@ def _verdict(report: Report) -> dict[str, str]:
 
 
 def _headline(report: Report) -> list[tuple[str, str]]:
-    """Return the figures that are asked for first, each with its label."""
+    """Return the key figures of a run, each with its label: size, time, throughput, cost."""
     time = report.prediction
     cells = [
         (count_text(parameter_count(report.config)), "parameters"),
         (f"{time.step.seconds:.3f} s", "a step, by the model"),
         (f"{time.tokens_per_second:,.0f}", "tokens per second"),
     ]
-    if time.mfu is not None:
+    if time.mfu is not None:  # no peak is known of a CPU
         cells.append((f"{time.mfu:.1%}", "MFU"))
     return [*cells, (f"{report.costs[0].gpu_hours:,.1f}", "GPU hours for the run")]
 
@@ -114,6 +119,7 @@ def _headline(report: Report) -> list[tuple[str, str]]:
 def _remedies(report: Report) -> Table:
     rows = [
         (
+            # Markup.format escapes its arguments, so no text of a setting can become HTML.
             Markup("<code>{}</code>").format(remedy.flags),
             f"{remedy.devices:,}",
             size_text(remedy.peak),
@@ -129,9 +135,10 @@ def _remedies(report: Report) -> Table:
 
 
 def program_segments(program: Program) -> list[Segment]:
-    """Return the parts of one program's memory, in bytes; together they are its peak."""
+    """Return the parts of one program's memory in bytes; their sum is its peak."""
     named = program.parameters + program.optimizer_state + program.batch
     parts = (
+        # Each part keeps its colour in the bars of all programs.
         ("parameters", "c0", program.parameters),
         ("optimizer state", "c3", program.optimizer_state),
         ("batch", "c4", program.batch),
@@ -144,13 +151,14 @@ def program_segments(program: Program) -> list[Segment]:
 
 
 def _memory(report: Report) -> dict[str, Any]:
-    """Return a bar for each program on one scale, its legend, and the same as a table."""
+    """Return a bar for each program on a common scale, the legend, and the same as a table."""
+    # The runtime's memory is there whatever program runs: every bar ends with it.
     added = [
         Segment(line.name, "added", line.bytes, size_text(line.bytes)) for line in report.runtime
     ]
     runtime, usable = report.verdict.runtime, report.verdict.usable
     most = max(program.peak for program in report.programs) + runtime
-    end = max(most, usable or 0) * 1.03  # the limit's line stays inside
+    end = max(most, usable or 0) * 1.03  # a margin, so that the limit's line stays inside
     bars, rows, keys = [], [], []
     for program in report.programs:
         segments = program_segments(program)
@@ -161,8 +169,10 @@ def _memory(report: Report) -> dict[str, Any]:
         keys += [segment for segment in segments if segment.amount]
         cells = [size_text(segment.amount) for segment in segments]
         rows.append((program.name, *cells, bold(size_text(program.peak))))
+    # One entry for all of the runtime; the table at the end of the page has its lines.
     hatched = [Segment("the runtime, line by line", "added", 1, "")] if added else []
     heads = ("program", *(s.name for s in program_segments(report.programs[0])), "peak")
+    # One unit for all ticks. Toy models, as those of the tests, stay below a GiB.
     unit, name = (GIB, "GiB") if end >= GIB else (MIB, "MiB")
     limit = None if usable is None else usable / unit
     text = "" if usable is None else f"usable: {size_text(usable)}"
@@ -175,6 +185,7 @@ def _memory(report: Report) -> dict[str, Any]:
 
 
 def _arrays(arrays: Sequence[Array]) -> Table:
+    # Inputs have a PartitionSpec, intermediate arrays do not.
     placed = any(array.spec for array in arrays)
     heads = ("name", "shape", "dtype", *(("PartitionSpec",) if placed else ()), "size")
     rows = []
@@ -194,6 +205,7 @@ def _runtime(report: Report) -> Table:
 
 
 def _mesh(report: Report) -> dict[str, Any]:
+    """Return the mesh in words, its drawings, and the mesh axes of size 1."""
     hosts, each, gpu = report.hosts, report.gpus_per_host, report.gpu
     inside, between = (gpu.inside.name, gpu.between.name) if gpu else (_CPU_LINK, _CPU_LINK)
     sizes = mesh_sizes(report.config)
@@ -205,15 +217,17 @@ def _mesh(report: Report) -> dict[str, Any]:
             " Devices of one colour send to each other."
         ),
         "axes": mesh_drawing(sizes, each, inside, between),
-        "unused": [axis for axis in sizes if used and axis not in used],
+        "unused": [mesh_axis for mesh_axis in sizes if used and mesh_axis not in used],
     }
 
 
 def _communication(report: Report) -> Table:
-    """Return the collectives beside the least of this mesh; no row where nothing is sent."""
+    """Return the collectives beside their lower bound on this mesh; no row if nothing is sent."""
     found = {(t.axes, t.kind): t for t in report.prediction.traffic}
     least = {(t.axes, t.kind): t for t in report.bound}
+    # The union of both: the compiler may do without a collective of the bound, or add others.
     rows = [_traffic_row(found.get(key), least.get(key)) for key in dict.fromkeys((*found, *least))]
+    # Without a row the template writes that the device is alone.
     if rows:
         sent = sum(t.moved_bytes for t in found.values())
         needed = sum(t.moved_bytes for t in least.values())
@@ -228,8 +242,10 @@ def _communication(report: Report) -> Table:
 
 
 def _traffic_row(found: Traffic | None, least: Traffic | None) -> Row:
+    # Mesh axes and kind are the key of both; whether it crosses hosts follows from the mesh axes.
     known = found or least
     assert known is not None, "a row is of what was found or of the least"
+    # "-" where one side has no such collective: a 0 would claim that it was measured.
     both = [
         ("-", "-", "-")
         if t is None
@@ -245,6 +261,8 @@ def _traffic_row(found: Traffic | None, least: Traffic | None) -> Row:
 
 def _time(report: Report) -> dict[str, Any]:
     """Return the bar of one step, its legend, the same as a table, and the model's notes."""
+    # Hidden communication is no part of the bar, because it runs beside kernels: the parts add up
+    # to the step. The table has it below.
     step = report.prediction.step
     parts = (
         ("arithmetic", "c0", step.compute_seconds),
@@ -266,11 +284,13 @@ def _time(report: Report) -> dict[str, Any]:
 
 
 def _costs(report: Report) -> Table:
+    # No column of costs without --price_per_gpu_hour.
     priced = any(cost.cost is not None for cost in report.costs)
     heads = ("run", "steps", "bytes of text", "hours", "GPU hours", *(("cost",) if priced else ()))
+    # As build_report orders them.
     names = ("its own steps", "the amount of text asked for")
     rows = []
-    for name, cost in zip(names, report.costs, strict=False):  # the second only if asked for
+    for name, cost in zip(names, report.costs, strict=False):  # the second needs --tokens
         cells = (f"{cost.steps:,}", f"{cost.tokens:,}", f"{cost.hours:,.1f}")
         price = () if cost.cost is None else (f"{cost.cost:,.2f}",)
         rows.append((name, *cells, f"{cost.gpu_hours:,.1f}", *price))
@@ -278,12 +298,14 @@ def _costs(report: Report) -> Table:
 
 
 def _ranking(candidates: Sequence[Candidate]) -> tuple[Table, Table]:
-    """Return the candidates that were ranked, and those that were left out with the reason."""
+    """Return a table of the ranked candidates, and one of those left out with their reason."""
     kept = [candidate for candidate in candidates if not candidate.reason]
     out = [candidate for candidate in candidates if candidate.reason]
+    # The longest bar is the fastest candidate's; 1 where none is ranked, as _speed divides by it.
     best = max((c.tokens_per_second or 0.0 for c in kept), default=0.0) or 1.0
     heads = ("mesh", "remat", "batch_size", "accum_steps", "peak", "to spare", "step")
     ranked = [(f"{rank}", *_cells(c), _speed(c, best)) for rank, c in enumerate(kept, start=1)]
+    # The reason comes second, beside the mesh: it is what a reader looks for in this table.
     left_out = [(c.mesh, c.reason, *_cells(c)[1:]) for c in out]
     return (
         Table("ranking", ("rank", *heads, "tokens per second"), ranked, words=3),
@@ -309,10 +331,11 @@ def _cells(c: Candidate) -> Row:
 
 
 def _speed(candidate: Candidate, best: float) -> str:
-    """Return the modelled speed over a line as long as its share of the best."""
+    """Return the predicted throughput, and a bar below it for its share of the best."""
     rate = candidate.tokens_per_second
     if rate is None:
         return "-"
+    # The width is a number that we formatted: nothing of it can break out of the attribute.
     cell = Markup('{:,.0f}<i class="rate" style="width:{:.2f}%"></i>')
     return cell.format(rate, 100 * rate / best)
 
@@ -331,6 +354,7 @@ def _figures(report: Report) -> Table:
         (f"inside a host: {gpu.inside.name}", _rate(gpu.inside.bytes_per_second), "inside"),
         (f"between hosts: {gpu.between.name}", _rate(gpu.between.bytes_per_second), "between"),
     )
+    # The third of each is the figure's name among the GPU's sources.
     rows = [(name, gpu.sources.get(source, ""), value) for name, value, source in shown]
     return Table("figures of the GPU", heads, rows, words=2)
 

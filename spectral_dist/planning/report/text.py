@@ -1,7 +1,7 @@
-"""The report of a dry run: built from the compiled programs, printed, and written as JSON.
+"""Dry-run report: built from the compiled programs, printed as tables, and written as JSON.
 
-Owns the order of the work (audit, compile, judge, look for a remedy) and the words. The schema of
-the JSON is in docs/formats.md. Read `build_report` first.
+Owns the order of the work (audit, compile, judge, try remedies) and the printed texts. The schema
+of the JSON is in docs/formats.md. Read `build_report` first.
 """
 
 import contextlib
@@ -49,34 +49,34 @@ from spectral_dist.planning.search.remedies import Remedy, try_remedies
 from spectral_dist.planning.search.search import Candidate
 from spectral_dist.settings import Config
 
-FORMAT_VERSION = 1
-LARGEST = 10
-# GPUs that one host may hold, where the user named no number: a single host that is not full may
-# get more of them; several are as large as they are.
+FORMAT_VERSION = 1  # of the JSON
+LARGEST = 10  # arrays in each list
+# GPUs of a full host. A remedy may add GPUs to a single host up to this number; with several hosts
+# their size is given.
 FULL_HOST = 8
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a dry run found.
+    """Everything that a dry run found out.
 
     Attributes:
-      config: what was asked for.
+      config: the run.
       compiler: which one made the programs.
-      gpu: the described GPU; None for the processor.
-      hosts: how many.
-      gpus_per_host: on each.
+      gpu: the described GPU; None for fake CPU devices.
+      hosts: number of hosts.
+      gpus_per_host: GPUs of each host.
       programs: in the order in which they were compiled.
-      arguments: the largest of the training step.
-      values: the largest that the training step makes.
-      runtime: what the runtime adds.
+      arguments: the largest inputs of the training step.
+      values: the largest intermediate arrays of the training step.
+      runtime: memory that the CUDA runtime adds.
       verdict: on the memory of one device.
-      bound: the least traffic of a step on this mesh.
+      bound: lower bound on the traffic of a step on this mesh.
       prediction: of the roofline model.
-      costs: of the run's steps, and of an amount of text if one was given.
-      remedies: tried where it does not fit, the last one fits if any does.
-      ranking: the candidates of `--mesh=auto`, the best first; empty where the mesh was given.
-      command: starts the best of them; empty where there is none that fits.
+      costs: of the run's steps and, if given, of a number of tokens.
+      remedies: tried if it does not fit; the last one fits if any does.
+      ranking: the candidates of `--mesh=auto`, the best first; empty if the mesh was given.
+      command: starts the best candidate; empty if none fits.
     """
 
     config: Config
@@ -109,35 +109,35 @@ def build_report(
     ranking: Sequence[Candidate] = (),
     say: Callable[[str], None],
 ) -> Report:
-    """Compile the programs of a run and judge them.
+    """Compile the programs of a run, predict its time and judge whether it fits.
 
     Args:
       config: the run; its data is not read.
       gpu_name: a GPU of the table, or "cpu".
       gpus_per_host: GPUs of one host.
       usable: bytes of a device, in place of the table's.
-      tokens: amount of text to give the time for, beside the run's own steps.
-      price_per_gpu_hour: for the cost, in any currency.
-      programs: those of the run, where they were compiled before.
-      ranking: the candidates among which `config` was chosen.
-      say: told what is compiled, as it is.
+      tokens: a number of tokens to predict the time for, beside the run's own steps.
+      price_per_gpu_hour: in any currency.
+      programs: those of the run, if they are compiled already.
+      ranking: the candidates of `--mesh=auto`, if `config` is one of them.
+      say: called with each line of progress.
 
     Raises:
-      ValueError: if the mesh cannot be made, or the audit of the arguments fails.
+      ValueError: if the mesh is invalid or the audit of its sharding fails.
     """
     gpu = None if gpu_name == CPU else find_gpu(gpu_name)
     usable = gpu.memory_bytes if usable is None and gpu is not None else usable
     mesh = described_mesh(gpu, config.mesh.shape, gpus_per_host)
     hosts = mesh.size // gpus_per_host
     found = arguments(config, mesh)
-    audit(found, mesh)
+    audit(found, mesh)  # before the compilations, which take a minute
     runtime = [] if gpu is None else runtime_lines(gpu, config)
-    programs = list(programs) or _compile_all(config, mesh, say)
+    programs = list(programs) or _compile_all(config, mesh, say)  # the training step is the first
     prediction = predict(programs[0].text, config, gpu, gpus_per_host)
     lengths = [config.run.steps, *([] if tokens is None else [steps_for(prediction, tokens)])]
     verdict = judge(programs, runtime, usable)
     most = max(gpus_per_host, FULL_HOST) if hosts == 1 else gpus_per_host
-    failed = verdict.fits is False and not ranking  # a search has tried more than the remedies
+    failed = verdict.fits is False and not ranking  # a search has tried more already
     remedies = try_remedies(config, gpu, usable, most, say) if failed else []
     return Report(
         config=config,
@@ -167,7 +167,7 @@ def _compile_all(config: Config, mesh: Mesh, say: Callable[[str], None]) -> list
 
 
 def compiler_line(report: Report) -> str:
-    """Return the report's first line: which compiler made it, and how far that is exact."""
+    """Return the report's first line: the compiler, and whether its memory plan is exact."""
     compiler = report.compiler
     if compiler.kind == "cuda":
         assert report.gpu is not None
@@ -181,26 +181,30 @@ def compiler_line(report: Report) -> str:
 
 
 def say(text: str) -> None:
-    """Tell on stderr how far the work is; a compilation may take a minute."""
+    """Write a line of progress to stderr; a compilation may take a minute."""
+    # The report must survive a closed stderr.
     with contextlib.suppress(OSError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
 def show_report(report: Report, stream: TextIO | None = None) -> None:
-    """Print the report."""
+    """Print the report as tables and lines."""
     console = Console(file=stream, highlight=False, markup=False)
+    # Rich takes 80 columns for a pipe, where the tables of arrays need more.
     if not console.is_terminal:
         console.width = 110
     console.print(compiler_line(report), soft_wrap=True)
     shape, gpu = report.config.mesh.mesh, report.gpu
     where = gpu.device_kind if gpu else "fake device"
+    # soft_wrap keeps a sentence on one line, so that it can be searched with grep.
     console.print(f"mesh {shape} over {report.hosts} x {report.gpus_per_host} {where}")
     console.print(_program_table(report.programs))
     console.print(_array_table("largest arguments of the training step", report.arguments))
     console.print(_array_table("largest values it makes", report.values))
     if report.runtime:
         console.print(_runtime_table(report.runtime))
+    # A single device sends nothing: no empty tables.
     if report.prediction.traffic or report.bound:
         console.print(_traffic_table("collectives of a step, a device", report.prediction.traffic))
         console.print(_traffic_table("the least on this mesh", report.bound))
@@ -221,7 +225,7 @@ def _program_table(programs: list[Program]) -> Table:
     for name in ("arguments", "new outputs", "temporaries", "resident beside", "peak"):
         table.add_column(name, justify="right")
     for p in programs:
-        new = max(0, p.outputs - p.aliased)
+        new = max(0, p.outputs - p.aliased)  # the columns add up to the peak
         sizes = (p.arguments, new, p.temporaries, p.resident, p.peak)
         table.add_row(p.name, *(f"{size / GIB:.2f}" for size in sizes))
     return table
@@ -230,7 +234,7 @@ def _program_table(programs: list[Program]) -> Table:
 def _array_table(title: str, arrays: list[Array]) -> Table:
     table = Table(title=title, box=rich.box.SIMPLE, title_justify="left")
     table.add_column("MiB", justify="right")
-    placed = any(a.spec for a in arrays)
+    placed = any(a.spec for a in arrays)  # intermediate arrays have no PartitionSpec
     for name in ("name", "shape", "dtype") + (("PartitionSpec",) if placed else ()):
         table.add_column(name, overflow="fold")
     for a in arrays:
@@ -255,6 +259,7 @@ def _runtime_table(lines: list[RuntimeLine]) -> Table:
 
 
 def _traffic_table(title: str, traffic: tuple[Traffic, ...]) -> Table:
+    # Found traffic and its lower bound have the same columns, so that they can be compared by eye.
     table = Table(title=title, box=rich.box.SIMPLE, title_justify="left")
     for name in ("kind", "mesh axes", "crosses hosts"):
         table.add_column(name)
@@ -267,7 +272,7 @@ def _traffic_table(title: str, traffic: tuple[Traffic, ...]) -> Table:
 
 
 def time_lines(report: Report) -> list[str]:
-    """Return the time of a step and of the run, by the model."""
+    """Return the predicted time of a step and of the run, as lines."""
     found, step = report.prediction, report.prediction.step
     share = "" if found.mfu is None else f", MFU {found.mfu:.1%}"
     parts = (
@@ -290,7 +295,7 @@ def time_lines(report: Report) -> list[str]:
 
 
 def verdict_lines(report: Report) -> list[str]:
-    """Return the verdict and what follows from it, one thing a line."""
+    """Return the verdict, the remedies and the command to start the run, as lines."""
     verdict = report.verdict
     peak = f"{verdict.peak / GIB:.2f} GiB ({verdict.program})"
     command = [f"start it with: {report.command}"] if report.command else []
@@ -300,6 +305,8 @@ def verdict_lines(report: Report) -> list[str]:
     have = f"{verdict.usable / GIB:.2f} GiB"
     if verdict.fits:
         lines = [f"FITS with {verdict.spare / GIB:.2f} GiB to spare: {need} of {have}"]
+        # Without this flag JAX's pool is too small for a run that fits the GPU, and it ends in an
+        # out-of-memory error.
         if verdict.fraction is not None:
             lines.append(
                 "JAX takes 0.75 of the memory by itself: start with"
@@ -314,6 +321,7 @@ def verdict_lines(report: Report) -> list[str]:
         lines.append(f"{'fits' if remedy.fits else 'tried'}: {remedy.flags}{more} ({found})")
     if report.ranking:
         return [*lines, closest_line(report.ranking)]
+    # find_remedy ends at the first that fits, so without one all were tried.
     if not any(remedy.fits for remedy in report.remedies):
         lines.append("no remedy was found: fewer parameters, a shorter seq_len or larger GPUs")
     return lines
@@ -323,11 +331,11 @@ def to_json(report: Report) -> dict[str, Any]:
     """Return the report as docs/formats.md describes it."""
     gpu = None if report.gpu is None else dataclasses.asdict(report.gpu)
     if gpu is not None:
-        del gpu["target"]
+        del gpu["target"]  # its figures are in the JSON already
     programs = []
     for program in report.programs:
         found = dataclasses.asdict(program) | {"peak": program.peak}
-        del found["text"]
+        del found["text"]  # megabytes of HLO
         programs.append(found)
     return {
         "format_version": FORMAT_VERSION,
@@ -345,6 +353,8 @@ def to_json(report: Report) -> dict[str, Any]:
             "collectives": [dataclasses.asdict(traffic) for traffic in report.prediction.traffic],
             "lower_bound": [dataclasses.asdict(traffic) for traffic in report.bound],
         },
+        # Properties are no fields, so asdict leaves them out: time, peak and fits are added by
+        # hand.
         "time": _time_json(report),
         "verdict": dataclasses.asdict(report.verdict),
         "remedies": [dataclasses.asdict(r) | {"fits": r.fits} for r in report.remedies],
@@ -376,5 +386,6 @@ def write_json(report: Report, path: str) -> None:
     """
     try:
         write_text(Path(path), json.dumps(to_json(report), indent=2) + "\n")
+    # A ValueError is one line for the user, not a traceback.
     except OSError as error:
         raise ValueError(f"json={path!r}: cannot be written: {error.strerror}") from error

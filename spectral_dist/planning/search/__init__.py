@@ -1,1 +1,1 @@
-"""The search for a mesh: candidates, lower bounds, the processes that compile, what is chosen."""
+"""`--mesh=auto`: candidates, lower bounds, the worker processes that compile them, the choice."""

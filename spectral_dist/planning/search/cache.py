@@ -1,7 +1,7 @@
-"""Results kept from one call to the next, found again by the content of what was asked.
+"""Cache on disk of compilation results, keyed by a hash of the whole request.
 
-Owns the folder, the key and the form of the files. Nothing here is ever needed: a file that is
-missing or damaged is a result that is not known. Read `Cache`.
+Owns the folder, the key and the format of the files. A missing or damaged file is a cache miss, so
+the folder can be deleted at any time. Read `Cache`.
 """
 
 import contextlib
@@ -19,44 +19,51 @@ PACKAGE = Path(__file__).parents[2]
 
 
 class Cache:
-    """JSON objects by the content of the questions that they answer."""
+    """A folder of JSON answers, each named by the hash of its question."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep results in a folder; it is made when the first one is written."""
+        """Use a folder, which is created with the first result."""
         self.folder = folder
 
     def read(self, question: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the answer to a question, or None if it is not known or its file is damaged."""
+        """Return the cached answer to a question, or None if there is none or it is damaged."""
         with contextlib.suppress(OSError, EOFError, ValueError):
-            with gzip.open(self._path(question), "rb") as file:  # checks its CRC-32 at the end
+            with gzip.open(self._path(question), "rb") as file:  # verifies its CRC-32
                 answer = json.loads(file.read())
             return answer if isinstance(answer, dict) else None
         return None
 
     def write(self, question: dict[str, Any], answer: dict[str, Any]) -> None:
-        """Keep an answer, whole or not at all; a folder that cannot be written keeps nothing."""
+        """Store an answer, whole or not at all; a folder that cannot be written stores nothing."""
         path = self._path(question)
+        # A full disk or a read-only home must not stop a search: the next one compiles again.
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Compressed, as it may hold the HLO of a step. mtime=0: equal answers are equal bytes.
             write_bytes(path, gzip.compress(json.dumps(answer).encode(), 6, mtime=0))
 
     def _path(self, question: dict[str, Any]) -> Path:
+        # Sorted keys: the hash must not depend on the order in which the question was built.
         text = json.dumps(question | {"package": package_hash()}, sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json.gz"
 
 
 def default_cache() -> Cache:
-    """Return the user's: in $XDG_CACHE_HOME, which is ~/.cache unless set."""
+    """Return the cache of the user, in $XDG_CACHE_HOME or else in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return Cache((Path(base) if base else Path.home() / ".cache") / "spectral_dist")
 
 
 @functools.cache
 def package_hash() -> str:
-    """Return the SHA-256 of the package's source and descriptions: another one, other answers."""
+    """Return the SHA-256 of the package's source and GPU descriptions.
+
+    It is a part of every key, so that changed code never finds answers of the old one.
+    """
     digest = hashlib.sha256()
     for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.txtpb")]):
         content = path.read_bytes()
+        # With the length, so that text cannot move from one file to the next unnoticed.
         digest.update(f"{path.relative_to(PACKAGE)} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""`--mesh=auto`: from a configuration and the devices to the configuration to run.
+"""`--mesh=auto`: choose mesh, batch split and activation checkpointing for given devices.
 
-Owns the order of things: search by the training step, then all programs of the best candidate, and
-the next one where those do not fit. Read `choose`; training calls `choose_mesh`.
+Owns the two stages: a search by the training step alone, then a check of all programs of the best
+candidate, and of the next one where those do not fit. Read `choose`; training calls `choose_mesh`.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from spectral_dist.settings import Config
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen.
+    """The chosen configuration, its compiled programs and the ranking that it comes from.
 
     Attributes:
-      config: of the best candidate that fits as a whole; where none does, of the nearest.
-      fits: whether it does.
-      programs: all of it, compiled; the text of the first alone.
+      config: of the best candidate whose programs all fit; if none do, of the nearest.
+      fits: whether its programs fit.
+      programs: all of its programs; only the first, the training step, has its text.
       ranking: every candidate, the best first.
     """
 
@@ -45,14 +45,14 @@ def choose(
 ) -> Choice:
     """Choose mesh, batch_size, accum_steps and remat for a cluster.
 
-    The step's batch stays: batch_size x accum_steps as given.
+    The batch of a step, batch_size x accum_steps, stays as given.
 
     Args:
-      config: the run; its mesh is not looked at.
+      config: the run; its mesh is ignored.
       cluster: the devices.
-      say: told what is compiled.
-      cache: where results are kept (default: the user's).
-      workers: processes at a time (default: what this machine has cores and memory for).
+      say: called with each line of progress.
+      cache: of compilation results (default: the user's).
+      workers: processes at a time (default: as many as this machine has cores and memory for).
 
     Raises:
       ValueError: if nothing can run on these devices, or nothing could be compiled.
@@ -63,9 +63,13 @@ def choose(
             ranking = search(config, cluster, compiling, ruled_out=ruled_out, say=say)
             best = ranking[0]
             chosen = chosen_config(config, best)
+            # The search compiles training steps alone; an evaluation with a long context may need
+            # more memory. All programs of all candidates would take several times as long.
             say(f"all programs of {best.flags}")
             programs = compiling.whole(chosen)
             if isinstance(programs, Failure):
+                # A best candidate with a reason does not fit: then none does, and this is the
+                # nearest.
                 if best.reason:
                     raise ValueError(f"mesh=auto: nothing fits; {best.flags}: {programs.reason}")
                 ruled_out[chosen] = programs.reason
@@ -75,13 +79,14 @@ def choose(
             over = 0 if limit is None else largest.peak - limit
             if over <= 0 or best.reason:
                 return Choice(chosen, over <= 0, programs, ranking)
+            # The next search finds everything in the cache, except what this opens up.
             ruled_out[chosen] = f"{largest.name}: {over / GIB:.2f} GiB too much"
 
 
 def choose_mesh(config: Config, cluster: Cluster, say: Callable[[str], None]) -> Config:
     """Return the configuration to train with on attached devices.
 
-    To be called before anything is made on them; where several processes train together, by one.
+    Call it before anything is allocated on them, and in one process only if several train together.
 
     Raises:
       ValueError: if nothing fits.
@@ -104,8 +109,8 @@ def described(
 
     Args:
       gpu_name: a GPU of the table, or "cpu".
-      hosts: how many; None for one, of all fake devices that XLA_FLAGS asks for.
-      per_host: devices of each; None in the same case.
+      hosts: number of hosts; None for a single host with the fake devices of XLA_FLAGS.
+      per_host: devices of each host; None in the same case.
       usable: bytes of a device, in place of the table's.
 
     Raises:
@@ -117,19 +122,22 @@ def described(
 
 
 def attached(devices: list[Any] | None = None) -> Cluster:
-    """Return the cluster that this process is part of.
+    """Return the cluster of the attached devices.
 
-    A kind of GPU that is not in the table is stood for by fake devices of the processor, with the
-    GPU's own limit of memory if JAX tells it.
+    Fake CPU devices stand in for a GPU that is not in the table, with the GPU's own memory limit
+    where JAX knows it.
 
     Args:
-      devices: all of them (default: JAX's).
+      devices: all devices of all processes (default: JAX's).
     """
     devices = jax.devices() if devices is None else devices
     hosts = len({device.process_index for device in devices})
     gpus = (find_gpu(name) for name in GPU_NAMES)
     gpu = next((gpu for gpu in gpus if gpu.device_kind == devices[0].device_kind), None)
+    # memory_stats() works for the devices of this process only; all are taken to be alike.
     own = next(device for device in devices if device.process_index == jax.process_index())
+    # The pool is what JAX took of the memory: 0.75 of it unless XLA_PYTHON_CLIENT_MEM_FRACTION is
+    # set. That is the limit for arrays, and not the memory of the GPU.
     pool = (own.memory_stats() or {}).get("bytes_limit")
     usable = gpu.memory_bytes if pool is None and gpu is not None else pool
     return Cluster(gpu, hosts, len(devices) // hosts, usable, pool=pool is not None)

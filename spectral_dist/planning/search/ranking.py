@@ -1,4 +1,4 @@
-"""The candidates of `--mesh=auto` as a table, and the command line that starts the best one.
+"""Ranking of `--mesh=auto` as a printed table, and the command line that starts the best candidate.
 
 Owns how a ranking is shown. Read `ranking_table`.
 """
@@ -12,16 +12,16 @@ from rich.table import Table
 from spectral_dist.planning.memory import GIB
 from spectral_dist.planning.search.search import Candidate
 
-ROWS = 12  # of those that are ranked, and as many of those that are not
+ROWS = 12  # of ranked candidates, and as many of those that are left out: JSON and HTML have all
+# The settings that the search chooses: flags for them are replaced in the command line.
 _CHOSEN = ("mesh", "batch_size", "accum_steps", "remat")
 
 
 def ranking_table(ranking: Sequence[Candidate]) -> Table:
-    """Return the best candidates, and the nearest of those that were left out, as a table.
-
-    Of several that were left out for the same reason, word by word, the first stands for all.
-    """
+    """Return a table of the best candidates and the nearest of those that were left out."""
     ranked = [c for c in ranking if not c.reason]
+    # One candidate for each reason, as a rule forbids hundreds of them. Reversed, so that the first
+    # one, which is the nearest, stays in the dict.
     left_out = list({c.reason: c for c in reversed(ranking) if c.reason}.values())[::-1]
     table = Table(title=summary(ranking), box=rich.box.SIMPLE, title_justify="left")
     table.add_column("mesh")
@@ -43,14 +43,14 @@ def ranking_table(ranking: Sequence[Candidate]) -> Table:
 
 
 def summary(ranking: Sequence[Candidate]) -> str:
-    """Return how many candidates there were, and what became of them."""
+    """Return the numbers of candidates, of compiled and of ranked ones: the table's title."""
     ranked = sum(not c.reason for c in ranking)
     compiled = sum(c.step_seconds is not None for c in ranking)
     return f"{len(ranking)} candidates, {compiled} compiled, {ranked} ranked; the best of them"
 
 
 def closest_line(ranking: Sequence[Candidate]) -> str:
-    """Return which candidate is the nearest to fitting, where none does; else nothing."""
+    """Return which candidate is the nearest to fitting if none fits, else an empty text."""
     if not ranking or not ranking[0].reason:
         return ""
     nearest = ranking[0]
@@ -63,9 +63,10 @@ def start_command(words: Sequence[str], best: Candidate) -> str:
     """Return the command line that trains with a candidate.
 
     Args:
-      words: of the command line that asked, as far as they are settings.
-      best: the candidate; its flags take the place of what was asked for.
+      words: settings on the command line of the search.
+      best: the candidate; its flags replace those of the same settings.
     """
+    # Both --mesh=auto and --mesh auto: the value may be a word of its own.
     kept, skip = [], False
     for word in words:
         name = word.partition("=")[0].lstrip("-").replace("-", "_")

@@ -1,4 +1,4 @@
-"""What to change where a configuration does not fit, found by compiling it.
+"""Remedies for a configuration that does not fit in memory, each tried by compiling it.
 
 Owns the list of changes, the cheapest first, and the search through it. Read `find_remedy`.
 """
@@ -14,16 +14,17 @@ from spectral_dist.planning.hardware import Gpu
 from spectral_dist.planning.memory import arguments, runtime_lines
 from spectral_dist.settings import Config, with_values
 
-_CHEAPEST_BATCHES = 3  # how often the micro-batch is halved
+# How many times the micro-batch is halved: each try is a compilation, which may take a minute.
+_CHEAPEST_BATCHES = 3
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """One change that was tried.
+    """A changed configuration that was compiled, and whether it fits.
 
     Attributes:
       flags: to add to the command line.
-      devices: how many it needs.
+      devices: number of devices that it needs.
       peak: bytes per device of its largest program, of those that were compiled.
       spare: bytes left on the device; negative where it does not fit.
     """
@@ -45,11 +46,11 @@ def try_remedies(
     """Return the changes that were tried, the last of which fits if any does.
 
     Args:
-      config: what does not fit.
-      gpu: of each device; None for the processor.
+      config: the run that does not fit.
+      gpu: of each device; None for the CPU.
       usable: bytes of a device.
-      most: devices that fsdp may grow to.
-      say: told of each.
+      most: the number of devices that fsdp may grow to.
+      say: called with a line for each.
     """
     remedies = []
     for remedy in find_remedy(config, _trial(gpu, usable, most), most):
@@ -59,7 +60,7 @@ def try_remedies(
 
 
 def _trial(gpu: Gpu | None, usable: int | None, most: int) -> Callable[[Config], tuple[int, int]]:
-    """Return a function that compiles a changed configuration until one program does not fit."""
+    """Return a function that compiles a configuration until one of its programs does not fit."""
 
     def try_one(config: Config) -> tuple[int, int]:
         assert usable is not None, "a remedy is looked for where there is a limit"
@@ -67,7 +68,8 @@ def _trial(gpu: Gpu | None, usable: int | None, most: int) -> Callable[[Config],
         mesh = described_mesh(gpu, config.mesh.shape, min(count, most))
         added = sum(line.bytes for line in runtime_lines(gpu, config)) if gpu else 0
         peak = sum(array.bytes for array in arguments(config, mesh))
-        if peak + added <= usable:  # else nothing needs to be compiled
+        # Where the state alone is too large, compiling says nothing more.
+        if peak + added <= usable:
             for program in compile_programs(config, mesh):
                 peak = max(peak, program.peak)
                 if peak + added > usable:
@@ -80,20 +82,20 @@ def _trial(gpu: Gpu | None, usable: int | None, most: int) -> Callable[[Config],
 def find_remedy(
     config: Config, try_one: Callable[[Config], tuple[int, int]], gpus_per_host: int
 ) -> Iterator[Remedy]:
-    """Try changes until one fits, which is then the last.
+    """Yield changes as they are tried, up to the first that fits.
 
-    The effective batch stays: what halves batch_size doubles accum_steps.
+    The batch of a step stays: where batch_size is halved, accum_steps is doubled.
 
     Args:
-      config: what does not fit.
+      config: the run that does not fit.
       try_one: compiles a configuration; returns the peak and the spare bytes of a device.
-      gpus_per_host: bound on how far fsdp grows onto more devices.
+      gpus_per_host: the most devices that fsdp may grow to.
     """
     for flags in changes(config, gpus_per_host):
         try:
             changed = with_values(config, flags)
             peak, spare = try_one(changed)
-        except ValueError:  # the batch or an array cannot be divided so
+        except ValueError:  # the mesh cannot divide the batch or an array
             continue
         text = " ".join(f"--{name}={value}" for name, value in flags.items())
         size = changed.mesh.shape
@@ -104,20 +106,27 @@ def find_remedy(
 
 
 def changes(config: Config, gpus_per_host: int) -> Iterator[dict[str, Any]]:
-    """Give the settings to change, the cheapest first: time, then wires, then devices."""
+    """Yield the settings to change, the cheapest first.
+
+    First those that cost time (smaller micro-batches, activation checkpointing), then those that
+    cost communication (fsdp in place of data), then more devices.
+    """
     full: dict[str, Any] = {} if config.model.remat == "full" else {"remat": "full"}
     batches = list(_smaller_batches(config))
+    # One halving first, as it costs least: remat=full adds 2 FLOPs to the 6 of a weight and token.
     yield from batches[:1]
     if full:
         yield full
     yield from (batch | full for batch in (batches if full else batches[1:]))
     smallest = (batches[-1] if batches else {}) | full
     data, fsdp, tensor = config.mesh.shape
+    # Sharding over fsdp in place of replicating over data divides the state, on the same devices.
     while data % 2 == 0:
         data, fsdp = data // 2, fsdp * 2
         yield {"mesh": f"{data}x{fsdp}x{tensor}"} | smallest
     while data * fsdp * tensor < gpus_per_host:
         fsdp *= 2
+        # More shards need more sequences in a micro-batch, so the halvings are counted anew.
         moved = dataclasses.replace(config.mesh, mesh=f"{data}x{fsdp}x{tensor}")
         batches = list(_smaller_batches(dataclasses.replace(config, mesh=moved)))
         yield {"mesh": moved.mesh} | (batches[-1] if batches else {}) | full

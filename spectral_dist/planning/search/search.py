@@ -1,12 +1,9 @@
-"""The choice of a mesh: every way to run a configuration on a number of devices, ranked.
+"""Search for the best mesh: every way to run a configuration on a number of devices, ranked.
 
-Owns what a candidate is, the enumeration, and the branch and bound that compiles no more of them
-than the answer needs. Read `Candidate`, then `search`.
-
-A candidate is compiled only if nothing yet shows that it cannot fit (its lower bound on memory, or
-one like it that keeps less and does not fit) and that it cannot be among the best (its lower bound
-on the time of a step). The bounds on time grow with what is compiled: first of all, for each remat,
-a reference that any other one can only fall behind.
+Owns what a candidate is, their enumeration, and the branch and bound that compiles few of them:
+18 of 567 for level 3 on 32 GPUs. A candidate is left out if a lower bound shows that it does not
+fit or is not among the fastest. The bounds on time rise with what is compiled: first, for each
+remat, a reference that bounds the kernels of the others. Read `Candidate`, then `search`.
 """
 
 import dataclasses
@@ -29,15 +26,16 @@ from spectral_dist.planning.search.bounds import (
 from spectral_dist.planning.search.workers import Cluster, Failure, Found, Outcome, Task
 from spectral_dist.settings import SETTINGS, Config, with_values
 
-BEST = 3  # so many are certain: no candidate that was not compiled is faster than these
-# Up to this share of a GPU's memory the compiler is free. Near 0.8 x 0.95 of it XLA orders programs
-# to save memory; above, it computes again what it was told to keep (GetSchedulerMemoryLimit in
-# xla/service/gpu/gpu_hlo_schedule.cc).
+BEST = 3  # no candidate that is left out is faster than the first three
+# Up to this share of a GPU's memory XLA compiles as if it were unlimited. Near 0.8 x 0.95 of it XLA
+# schedules for less memory, and above that it rematerializes what activation checkpointing keeps
+# (GetSchedulerMemoryLimit in xla/service/gpu/gpu_hlo_schedule.cc). At 0.7 the search took
+# 64 x 1 sequences for level 1 on one L4, which is not the best split (docs/log.md).
 FREE_SHARE = 0.6
-# The compiler does not fuse the same for all: with every candidate compiled, the reference took up
-# to 5.5% more than one that it should have bounded (docs/log.md).
+# XLA fuses each candidate differently: with all of them compiled, the kernels of the reference took
+# up to 5.5% more than those of a candidate that they should bound (docs/log.md).
 TRUST = 0.95
-REMAT = ("none", "dots", "full")  # what the forward pass keeps: the most first
+REMAT = ("none", "dots", "full")  # by what the forward pass saves, the most first
 assert SETTINGS["remat"].choices == REMAT
 
 
@@ -46,13 +44,13 @@ class Candidate:
     """One way to run a configuration on the given devices.
 
     Attributes:
-      mesh: as the setting of that name.
+      mesh: the setting of that name, sizes of data x fsdp x tensor.
       batch_size: sequences in a micro-batch, over all devices.
-      accum_steps: micro-batches in a step; the product of both is the same for all candidates.
-      remat: as the setting of that name.
-      peak: bytes that a device needs, without what the runtime adds; None where it is not known.
+      accum_steps: gradient accumulation steps; batch_size x accum_steps is the same for all.
+      remat: activation checkpointing, the setting of that name.
+      peak: bytes on a device without the runtime's; None where it was not compiled.
       spare: bytes left on a device, negative where it does not fit; None where no limit is known.
-      step_seconds: of the roofline model; None where the training step was not compiled.
+      step_seconds: by the roofline model; None where it was not compiled.
       tokens_per_second: over all devices, by the same model.
       reason: why it was left out; empty for a candidate that is ranked.
     """
@@ -69,7 +67,7 @@ class Candidate:
 
     @property
     def flags(self) -> str:
-        """The flags that ask for it."""
+        """The command-line flags that select it."""
         return (
             f"--mesh={self.mesh} --batch_size={self.batch_size}"
             f" --accum_steps={self.accum_steps} --remat={self.remat}"
@@ -77,38 +75,38 @@ class Candidate:
 
 
 class Compiling(Protocol):
-    """Who compiles candidates: `workers.Workers`."""
+    """What the search needs of `workers.Workers`, so that a test can compile nothing."""
 
     count: int
 
     @property
     def busy(self) -> int:
-        """Tasks that are being worked on."""
+        """Number of tasks that are running."""
         ...
 
     def recall(self, task: Task) -> Found | None:
-        """Return what is known from before."""
+        """Return a cached result, or None."""
         ...
 
     def start(self, task: Task) -> None:
-        """Begin a task."""
+        """Start compiling, without waiting for it."""
         ...
 
     def wait(self) -> tuple[Task, Found]:
-        """Return the next task that is through, and what came out."""
+        """Wait for the next task that finishes; return it and its result."""
         ...
 
 
 @dataclass
 class _Option:
-    """A candidate that can be made, and what is known of it.
+    """A valid candidate with its bounds and, once it is compiled, its result.
 
     Attributes:
-      config: of it.
+      config: the run with the candidate's settings.
       room: bytes of a device for the programs; None where no limit is known.
-      needs: bytes that it needs at least.
-      bound: the time of a step at least.
-      found: what compiling it showed.
+      needs: lower bound on its peak memory, in bytes.
+      bound: lower bound on the time of a step.
+      found: the result of compiling it.
     """
 
     config: Config
@@ -123,7 +121,7 @@ class _Option:
         return isinstance(self.found, Outcome) and self.spare(self.found.peak) >= 0
 
     def spare(self, peak: int) -> int:
-        """Return the bytes left with a peak; 0 where no limit is known."""
+        """Return the bytes left beside a peak; 0 where no limit is known."""
         return 0 if self.room is None else self.room - peak
 
 
@@ -135,54 +133,55 @@ def search(
     ruled_out: Mapping[Config, str],
     say: Callable[[str], None],
 ) -> list[Candidate]:
-    """Return every candidate: the ranked ones, the best first, then the others with a reason.
+    """Return every candidate: the ranked ones, fastest first, then the others with a reason.
 
-    The first few (BEST) are the fastest of all by the model, as far as the bounds hold; those
-    after them are what else was compiled. Of the others those come first that were compiled and do
-    not fit, the nearest to fitting before the others.
+    The first BEST are the fastest of all by the model, as far as the bounds hold; after them come
+    the others that were compiled and fit. Candidates that do not fit are sorted by what is missing.
 
     Args:
-      config: the run; its own mesh, remat and split of the batch are not looked at.
+      config: the run; its own mesh, remat and split of the batch are ignored.
       cluster: the devices.
       compiling: compiles a candidate's training step.
-      ruled_out: candidates known not to fit as a whole, each with the reason.
-      say: told what is compiled.
+      ruled_out: candidates of which another program does not fit, each with the reason.
+      say: called with each line of progress.
 
     Raises:
-      ValueError: if no candidate can be made at all.
+      ValueError: if no candidate is valid.
     """
     options, refused = _enumerate(config, cluster)
     if not options:
         raise ValueError(f"mesh=auto: nothing can run on {cluster.text}: {refused[0].reason}")
     tree = _Tree(options, ruled_out, find_shapes(config), cluster)
+    # First the cache: what it holds raises the bounds before anything is compiled.
     for task in tree.all_tasks():
         tree.learn(task, compiling.recall(task))
     running: set[Task] = set()
     compiled = 0
     while True:
+        # Each result may rule out tasks that were waiting, so they are listed anew every time.
         waiting = tree.tasks(running)
         for task in waiting[: compiling.count - len(running)]:
             running.add(task)
             compiling.start(task)
-        if not running:
+        if not running:  # nothing is undecided either: it would have been started
             return tree.ranking() + refused
         task, found = compiling.wait()
         running.remove(task)
         tree.learn(task, found)
         compiled += 1
-        say(f"compiled {compiled}, {_told(task, found)}; at most {len(waiting)} more")
+        say(f"compiled {compiled}, {_result_line(task, found)}; at most {len(waiting)} more")
 
 
-def _told(task: Task, found: Found) -> str:
+def _result_line(task: Task, found: Found) -> str:
     flags = _blank(task.config).flags
     if isinstance(found, Failure):
         return f"{flags}: {found.reason}"
-    note = " (memory without end, for comparison)" if task.unlimited else ""
+    note = " (unlimited memory, for comparison)" if task.unlimited else ""
     return f"{flags}: {found.step_seconds:.3f} s a step, {found.peak / GIB:.2f} GiB{note}"
 
 
 class _Tree:
-    """The candidates that can be made, and what their bounds say at any moment."""
+    """The state of the branch and bound: every valid candidate, its bounds and its result."""
 
     def __init__(
         self,
@@ -191,14 +190,7 @@ class _Tree:
         shapes: Shapes,
         cluster: Cluster,
     ) -> None:
-        """Know no more than the bounds.
-
-        Args:
-          options: the candidates.
-          ruled_out: those that do not fit as a whole, with the reason.
-          shapes: of the state.
-          cluster: the devices.
-        """
+        """Start with nothing compiled; the arguments are those of `search`."""
         self._options, self._ruled_out, self._shapes = options, ruled_out, shapes
         self._rates = rates_of(cluster.gpu)
         self._freely = math.inf if cluster.gpu is None else FREE_SHARE * cluster.gpu.memory_bytes
@@ -207,39 +199,41 @@ class _Tree:
         self._measured: dict[str, Found | None] = {}
 
     def all_tasks(self) -> list[Task]:
-        """Return every task there may be, the references first."""
+        """Return every possible task, the references first."""
         references = [Task(config, True) for config in self._references.values()]
         return references + [Task(option.config, False) for option in self._options]
 
     def tasks(self, running: Collection[Task]) -> list[Task]:
-        """Return what to compile, in this order, beside what is being compiled."""
+        """Return what to compile next, the most promising first, without what is running."""
         bounds, limit = self._bounds(), self._limit()
         undecided = [
             (bounds[i], i)
             for i, option in enumerate(self._options)
             if option.found is None and not self._reason(option, bounds[i], limit)
         ]
-        wanted: dict[Task, None] = {}
+        wanted: dict[Task, None] = {}  # in order, and a reference only once
         for _, i in sorted(undecided):
             config = self._options[i].config
             remat = config.model.remat
+            # Where the reference failed, its candidates go on with their own bounds alone.
             reference = Task(self._references[remat], True)
             wanted[Task(config, False) if self._measured.get(remat) else reference] = None
         return [task for task in wanted if task not in running]
 
     def learn(self, task: Task, found: Found | None) -> None:
-        """Take in what came out of a task."""
+        """Record the result of a task."""
         if task.unlimited:
             self._measured[task.config.model.remat] = found
+            # A small reference is the same program with the real limit: it counts as a candidate.
             if not isinstance(found, Outcome) or found.peak > self._freely:
-                return  # otherwise the device's own memory changes nothing
+                return
         if found is not None:
             self._by_config[task.config].found = found
 
     def ranking(self) -> list[Candidate]:
         """Return every candidate, ranked or with its reason."""
         bounds, limit = self._bounds(), self._limit()
-        rows = []
+        rows = []  # ranked; compiled and too large; too large by the bound; too slow
         for option, bound in zip(self._options, bounds, strict=True):
             candidate = _candidate(option, self._reason(option, bound, limit))
             if not candidate.reason:
@@ -254,7 +248,7 @@ class _Tree:
         return [candidate for _, candidate in sorted(rows, key=lambda row: row[0])]
 
     def _reason(self, option: _Option, bound: float, limit: float) -> str:
-        """Return what speaks against a candidate; nothing if it is ranked, or still open."""
+        """Return why a candidate is left out; empty if it is ranked or still undecided."""
         if option.config in self._ruled_out:
             return self._ruled_out[option.config]
         if isinstance(option.found, Failure):
@@ -272,7 +266,7 @@ class _Tree:
         return ""
 
     def _limit(self) -> float:
-        """Return the seconds of a step above which a candidate is none of the best."""
+        """Return the step time of the last of the BEST so far: slower candidates are left out."""
         times = sorted(
             option.found.step_seconds
             for option in self._options
@@ -283,18 +277,22 @@ class _Tree:
         return times[BEST - 1] if len(times) >= BEST else math.inf
 
     def _bounds(self) -> list[float]:
-        """Return for each candidate the least time of a step, by all that was compiled so far."""
+        """Return each candidate's lower bound on the time of a step, given all results so far."""
         known = [o.found for o in self._options if isinstance(o.found, Outcome)]
         known += [found for found in self._measured.values() if isinstance(found, Outcome)]
+        # Assumed: no candidate hides more of its communication than the best one compiled so far.
         exposed = min((f.exposed_share for f in known), default=0.0)
         return [self._raised(option).seconds(exposed) for option in self._options]
 
     def _raised(self, option: _Option) -> TimeBound:
-        """Return a candidate's bound, raised by its reference."""
+        """Return a candidate's bound, raised by the kernels of its reference."""
         remat = option.config.model.remat
         measured, bound = self._measured.get(remat), option.bound
         if not isinstance(measured, Outcome):
             return bound
+        # References are compiled for unlimited memory. Short of memory XLA recomputes on its own,
+        # so that `dots` took 7.77 s of kernels with 4 sequences a device, and 7.08 s with 2: no
+        # bound.
         reference = self._references[remat]
         floor = kernel_floor(
             measured.kernel_seconds, reference, option.config, self._shapes, self._rates
@@ -303,16 +301,14 @@ class _Tree:
 
 
 def _reference(options: Sequence[_Option], remat: str) -> Config:
-    """Return the candidate that bounds most of the others: undivided channels, few pieces."""
+    """Return the candidate that bounds most others: least tensor, least gradient accumulation."""
     same = [option.config for option in options if option.config.model.remat == remat]
     return min(same, key=lambda c: (c.mesh.shape[2], c.data.accum_steps, c.mesh.shape[0]))
 
 
 def _keeps_less(less: _Option, more: _Option) -> bool:
-    """Whether one candidate needs no more memory than another: what the search takes for granted.
-
-    On the same mesh, with no larger a micro-batch and no less computed again.
-    """
+    """Whether one candidate surely needs no more memory than another."""
+    # Assumed, not proved: on one mesh, with no larger micro-batches and no fewer recomputations.
     a, b = less.config, more.config
     return (
         a.mesh == b.mesh
@@ -344,14 +340,14 @@ def chosen_config(config: Config, candidate: Candidate) -> Config:
     """Return a configuration with a candidate's settings.
 
     Raises:
-      ValueError: if they break a rule.
+      ValueError: if they break a rule of the settings.
     """
     names = ("mesh", "batch_size", "accum_steps", "remat")
     return with_values(config, {name: getattr(candidate, name) for name in names})
 
 
 def _enumerate(config: Config, cluster: Cluster) -> tuple[list[_Option], list[Candidate]]:
-    """Return the candidates that can be made, and the others with what forbids them."""
+    """Return the valid candidates, and the others with the rule that they break."""
     shapes, rates = find_shapes(config), rates_of(cluster.gpu)
     options, refused = [], []
     for settings in settings_of(config, cluster.count):
@@ -371,24 +367,26 @@ def _enumerate(config: Config, cluster: Cluster) -> tuple[list[_Option], list[Ca
 
 def room(config: Config, cluster: Cluster) -> int | None:
     """Return the bytes of a device that a run's programs may take; None where no limit is known."""
+    # JAX's pool leaves out what the runtime takes; a GPU's memory includes it.
     if cluster.usable is None or cluster.gpu is None or cluster.pool:
         return cluster.usable
     return cluster.usable - sum(line.bytes for line in runtime_lines(cluster.gpu, config))
 
 
 def settings_of(config: Config, count: int) -> Iterator[tuple[str, int, int, str]]:
-    """Give mesh, batch_size, accum_steps and remat of every candidate, whether it can be made.
+    """Yield mesh, batch_size, accum_steps and remat of every candidate, valid or not.
 
-    Every mesh of `count` devices, every split of the step's batch, every remat.
+    That is every mesh of `count` devices, every split of the step's batch, and every remat.
     """
+    # The step's batch is not searched: another one would be another training run.
     batch = config.data.batch_size * config.data.accum_steps
     for data, rest in _factors(count):
         for fsdp, tensor in _factors(rest):
-            for rows, micro in _factors(batch):
+            for batch_size, accum_steps in _factors(batch):
                 for remat in REMAT:
-                    yield f"{data}x{fsdp}x{tensor}", rows, micro, remat
+                    yield f"{data}x{fsdp}x{tensor}", batch_size, accum_steps, remat
 
 
 def _factors(number: int) -> Sequence[tuple[int, int]]:
-    """Return each pair of positive integers with this product, the smallest first one first."""
+    """Return each pair of positive integers with this product, by the first one."""
     return [(n, number // n) for n in range(1, number + 1) if number % n == 0]

@@ -1,6 +1,6 @@
-"""Compiles one candidate of `--mesh=auto`, in a process of its own that `workers` starts.
+"""Worker process of `--mesh=auto`: compiles one candidate and answers with peak memory and time.
 
-Owns what is compiled for a request and what is told of it. Read `answer`.
+Owns what is compiled for a request, and the answer. `workers` starts it. Read `answer`.
 """
 
 import dataclasses
@@ -16,16 +16,15 @@ from spectral_dist.planning.search.workers import Outcome
 from spectral_dist.settings import from_flat, resolve
 from spectral_dist.subprocesses import read_request, say
 
-_ENDLESS = 2**50
+_UNLIMITED_BYTES = 2**50  # device memory of a reference: more than any program needs
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Compile as asked; return the outcome and, if all programs were asked for, these.
+    """Compile a candidate; return its outcome and, if `whole` is true, its programs.
 
     Args:
-      request: `config` (flat), `gpu` (name or null), `per_host`, `unlimited` (whether the memory
-        is to have no end), and `whole`: all programs of the run, or the training step alone. Of
-        all, the text is kept of the first.
+      request: `config` (flat), `gpu` (name or null), `per_host`, `unlimited` (whether to assume
+        unlimited device memory) and `whole` (all programs of the run, or the training step alone).
 
     Raises:
       ValueError: if it cannot be compiled.
@@ -33,16 +32,19 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     config = resolve(from_flat(request["config"]))
     gpu = None if request["gpu"] is None else find_gpu(request["gpu"])
     if gpu is not None and request["unlimited"]:
+        # The target description is where XLA reads the memory that it may schedule for.
         memory = f"device_memory_size: {gpu.memory_bytes}"
         assert memory in gpu.target, "the target says how much memory the device has"
-        endless = gpu.target.replace(memory, f"device_memory_size: {_ENDLESS}")
-        gpu = dataclasses.replace(gpu, target=endless)
+        unlimited = gpu.target.replace(memory, f"device_memory_size: {_UNLIMITED_BYTES}")
+        gpu = dataclasses.replace(gpu, target=unlimited)
     mesh = described_mesh(gpu, config.mesh.shape, request["per_host"])
     audit(arguments(config, mesh), mesh)
     programs = []
     for program in itertools.islice(
         compile_programs(config, mesh), None if request["whole"] else 1
     ):
+        # The roofline model needs the text of the first, the training step; others may be
+        # megabytes.
         programs.append(dataclasses.replace(program, text="") if programs else program)
     found = predict(programs[0].text, config, gpu, request["per_host"])
     outcome = Outcome(
@@ -63,6 +65,8 @@ def main() -> int:
     """Answer one request; return the exit code."""
     try:
         found = answer(read_request())
+    # A rule or the compiler says no: an answer, and cached. Anything else ends the process, and the
+    # parent takes that for chance.
     except ValueError as error:
         found = {"error": " ".join(str(error).split())}
     say(found)

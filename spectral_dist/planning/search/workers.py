@@ -1,8 +1,8 @@
-"""Compiling candidates in processes of their own, and keeping what came out.
+"""Pool of worker processes that compile the candidates of `--mesh=auto`, with a cache of results.
 
-Owns the worker processes: how many, their environment, their time, and what becomes of one that
-dies. Its results are kept by content. This process compiles nothing and keeps its devices to
-itself. Read `Workers`.
+Owns the worker processes: how many, their environment, their time limit, and what becomes of one
+that dies. A process of its own for each candidate, because a compilation may crash or run out of
+memory, and because this process may hold the GPUs. Read `Workers`.
 """
 
 import contextlib
@@ -21,8 +21,9 @@ from spectral_dist.settings import SETTINGS, Config
 from spectral_dist.subprocesses import ModuleProcess
 
 _WORKER = "spectral_dist.planning.search.worker"
-# A worker that compiles a step of level 3 takes 0.95 GB.
+# A worker that compiles a step of level 3 takes 0.95 GB, and 1.24 GB was the most in a search.
 _WORKER_BYTES = 2 * 2**30
+# Limits on a training step and on all programs, far above the minute that one takes on two cores.
 _STEP_SECONDS = 600.0
 _ALL_SECONDS = 3600.0
 
@@ -32,12 +33,11 @@ class Cluster:
     """The devices to choose for.
 
     Attributes:
-      gpu: their kind; None for fake devices of the processor.
-      hosts: how many.
-      per_host: devices of each.
+      gpu: their kind; None for fake CPU devices.
+      hosts: number of hosts.
+      per_host: devices of each host.
       usable: bytes of a device; None where no limit is known.
-      pool: whether `usable` is the pool that JAX keeps its arrays in, so that what the runtime
-        takes beside it is no part of it.
+      pool: whether `usable` is JAX's memory pool for arrays, which excludes what the runtime takes.
     """
 
     gpu: Gpu | None
@@ -48,25 +48,25 @@ class Cluster:
 
     @property
     def count(self) -> int:
-        """All devices."""
+        """The number of devices."""
         return self.hosts * self.per_host
 
     @property
     def text(self) -> str:
-        """What the user calls them."""
+        """The cluster as messages name it, such as 4 x 8 NVIDIA L4."""
         kind = "fake device" if self.gpu is None else self.gpu.device_kind
         return f"{self.hosts} x {self.per_host} {kind}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What compiling a candidate showed: bytes of a device, seconds of a step by the model.
+    """Peak memory and predicted step time of a compiled candidate.
 
     Attributes:
-      peak: of the programs that were compiled.
+      peak: bytes on a device, the most of the programs that were compiled.
       kernel_seconds: of the kernels.
-      communication_seconds: of all collectives.
-      exposed_seconds: the part of them that no kernel hides.
+      communication_seconds: of all collectives, hidden or exposed.
+      exposed_seconds: communication that does not overlap with kernels.
       tokens_per_second: over all devices.
     """
 
@@ -78,12 +78,14 @@ class Outcome:
 
     @property
     def step_seconds(self) -> float:
-        """Of a step."""
+        """Predicted time of a step."""
         return self.kernel_seconds + self.exposed_seconds
 
     @property
     def exposed_share(self) -> float:
-        """The part of the communication that is exposed; 1 where there is none."""
+        """The share of the communication that is exposed, in [0, 1]; 1 where there is none."""
+        # 1 and not 0: the search takes the least over all candidates, and one that communicates
+        # nothing must not lower it.
         whole = self.communication_seconds
         return self.exposed_seconds / whole if whole > 0 else 1.0
 
@@ -94,7 +96,7 @@ class Failure:
 
     Attributes:
       reason: in one line.
-      lasting: whether another try would fail too.
+      lasting: whether another try would fail too; only then is it cached.
     """
 
     reason: str
@@ -110,8 +112,8 @@ class Task:
 
     Attributes:
       config: the candidate.
-      unlimited: as if the device's memory had no end; then the compiler computes nothing again
-        that it was told to keep.
+      unlimited: with unlimited device memory, so that XLA recomputes only what activation
+        checkpointing says.
     """
 
     config: Config
@@ -119,7 +121,10 @@ class Task:
 
 
 class Workers:
-    """Processes that compile for one cluster, a few at a time."""
+    """A pool of processes that compile candidates for one cluster.
+
+    Use it as a context manager: leaving the block ends the processes that still run.
+    """
 
     def __init__(
         self,
@@ -129,13 +134,13 @@ class Workers:
         count: int | None = None,
         seconds: float | None = None,
     ) -> None:
-        """Start nothing yet.
+        """Set up the pool; no process starts yet.
 
         Args:
           cluster: the devices to compile for.
-          cache: where results are kept.
-          count: processes at a time (default: the cores, as far as memory allows).
-          seconds: limit of one process.
+          cache: of results.
+          count: processes at a time (default: one for each core, as far as memory allows).
+          seconds: time limit of one process.
         """
         self.count = count or default_count()
         self._cluster, self._cache, self._seconds = cluster, cache, seconds
@@ -148,7 +153,8 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End every process that is still running."""
+        """End every process that still runs."""
+        # First the flag: a thread that is about to start a process then stops it itself.
         self._closed = True
         for process in list(self._running.values()):
             if process is not None:
@@ -156,30 +162,31 @@ class Workers:
 
     @property
     def busy(self) -> int:
-        """Tasks that are being worked on."""
+        """The number of tasks that are running."""
         return len(self._running)
 
     def recall(self, task: Task) -> Found | None:
-        """Return what came out of a task before, if it is known."""
+        """Return the cached result of a task, or None."""
         return _read_found(self._cache.read(self._question(task, whole=False)))
 
     def start(self, task: Task) -> None:
-        """Begin a task."""
+        """Start compiling a task, without waiting for it."""
         self._running[task] = None
 
         def work() -> None:
             self._done.put((task, self._run(task, whole=False)[0]))
 
+        # The thread only waits for its process. A daemon, so that Ctrl-C does not wait for it.
         threading.Thread(target=work, daemon=True).start()
 
     def wait(self) -> tuple[Task, Found]:
-        """Return the next task that is through, and what came out."""
+        """Wait for the next task that finishes; return it and its result."""
         task, found = self._done.get()
         del self._running[task]
         return task, found
 
     def whole(self, config: Config) -> list[Program] | Failure:
-        """Return all programs of a candidate, from before or compiled now; one text, the first."""
+        """Return all programs of a candidate, cached or compiled now; the first has its text."""
         task = Task(config, unlimited=False)
         if programs := _read_programs(self._cache.read(self._question(task, whole=True))):
             return programs
@@ -188,8 +195,9 @@ class Workers:
         return found if isinstance(found, Failure) else programs
 
     def _question(self, task: Task, *, whole: bool) -> dict[str, Any]:
-        """Return all that an answer depends on."""
+        """Return everything that an answer depends on: the key of the cache."""
         gpu = self._cluster.gpu
+        # Settings that change no program, as the name of a run, must not cause a cache miss.
         flat = task.config.flat()
         settings = {k: v for k, v in flat.items() if k in SETTINGS and SETTINGS[k].traits.compiled}
         return self._request(task, whole=whole) | {
@@ -210,7 +218,7 @@ class Workers:
         }
 
     def _run(self, task: Task, *, whole: bool) -> tuple[Found, list[Program]]:
-        """Compile in a process of its own, and keep what came out unless it may be chance."""
+        """Compile in a process of its own, and cache the result unless it may be chance."""
         limit = self._seconds or (_ALL_SECONDS if whole else _STEP_SECONDS)
         request = self._request(task, whole=whole)
         try:
@@ -220,37 +228,41 @@ class Workers:
         except OSError as error:
             return Failure(f"no worker process could be started: {error}", lasting=False), []
         with process:
+            # From here on __exit__ can stop it; if it has run already, the flag tells us.
             self._running[task] = process
             if self._closed:
                 process.stop(grace=0)
             events = list(process.events())
             ending = process.ending()
-        said = events[-1] if events else None
-        found, programs = _read_found(said), _read_programs(said)
+        answer = events[-1] if events else None
+        found, programs = _read_found(answer), _read_programs(answer)
+        # A crash, a kill for lack of memory or the time limit may not happen again: not cached.
         if found is None or (whole and not programs and isinstance(found, Outcome)):
             return Failure(f"its worker process {ending}", lasting=False), []
-        assert said is not None
-        self._cache.write(self._question(task, whole=whole), said)
+        assert answer is not None
+        self._cache.write(self._question(task, whole=whole), answer)
         return found, programs
 
 
-def _read_found(said: Any) -> Found | None:
-    """Read an answer; None if it is none."""
+def _read_found(answer: Any) -> Found | None:
+    """Return the result in a worker's answer, or None if there is none."""
+    # Whatever a cached file or a dying process holds, it is at worst no answer.
     with contextlib.suppress(KeyError, TypeError):
-        if "error" in said:
-            return Failure(str(said["error"]), lasting=True)
-        return Outcome(**said["outcome"])
+        if "error" in answer:
+            return Failure(str(answer["error"]), lasting=True)
+        return Outcome(**answer["outcome"])
     return None
 
 
-def _read_programs(said: Any) -> list[Program]:
+def _read_programs(answer: Any) -> list[Program]:
     with contextlib.suppress(KeyError, TypeError):
-        return [Program(**p | {"warnings": tuple(p["warnings"])}) for p in said["programs"]]
+        return [Program(**p | {"warnings": tuple(p["warnings"])}) for p in answer["programs"]]
     return []
 
 
 def _environment() -> dict[str, str | None]:
-    """Return what a worker's environment has in place of ours: it sees no accelerator."""
+    """Return the changes to this process's environment: a worker sees no accelerator."""
+    # A second JAX process on this machine's GPUs would find their memory taken, or take it.
     return {
         "JAX_PLATFORM_NAME": None,
         "JAX_PLATFORMS": "cpu",
@@ -261,23 +273,25 @@ def _environment() -> dict[str, str | None]:
 
 
 def _xla_flags() -> str:
-    """Return XLA_FLAGS but for the count of fake devices: a worker makes what its mesh needs."""
+    """Return XLA_FLAGS without the count of fake devices: a worker makes as many as it needs."""
     words = os.environ.get("XLA_FLAGS", "").split()
     return " ".join(w for w in words if "xla_force_host_platform_device_count" not in w)
 
 
 def default_count() -> int:
-    """Return how many workers this machine has cores and memory for, at least one."""
+    """Return the number of workers that this machine has cores and memory for, at least one."""
+    # The affinity counts the cores that Slurm or taskset gives us, not those of the machine.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, free_bytes() // _WORKER_BYTES))
 
 
 def free_bytes() -> int:
-    """Return the memory of this machine that is free or can be freed, as far as it can be told."""
+    """Return the available memory of this host in bytes, or an estimate where it is unknown."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found = next(line for line in lines if line.startswith("MemAvailable:"))
         return int(found.split()[1]) * 1024
+    # Other systems than Linux do not say what is free: half of all memory.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return _WORKER_BYTES
