@@ -1,4 +1,4 @@
-"""What a notebook imports: `from spectral_dist.api import Trainer, load_run, Generator`.
+"""The Python API for notebooks: `from spectral_dist.api import Trainer, load_run, Generator`.
 
     with Trainer(data_paths=["book.txt"], hidden_dim=128, num_layers=4, steps=500) as trainer:
         for record in trainer:
@@ -8,8 +8,8 @@
     logits, state = run.model(tokens)
     print(Generator(run).text("Once "))
 
-Settings are the flags of `python -m spectral_dist.train`, as keywords. A mistake of the caller is a
-`ValueError` of one line. docs/api.md shows it all.
+The keywords are the flags of `python -m spectral_dist.train`. A wrong argument raises a
+`ValueError` of one line. docs/api.md shows the whole API.
 """
 
 from spectral_dist.inference import Generator, LoadedRun, load_run

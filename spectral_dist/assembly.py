@@ -1,6 +1,6 @@
 """The parts of a run, each made by one function: settings, mesh, datasets, batches, compiled step.
 
-`trainer.Trainer` calls them in the order in which they stand here.
+`trainer.Trainer` calls these functions in the order of this file.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ SAMPLE_FOLDER = Path("data/sample")
 
 
 def make_config(config: Config | str | PathLike[str] | None, settings: Mapping[str, Any]) -> Config:
-    """Return settings from a YAML file, or made elsewhere, some of them overridden by name.
+    """Return the settings of a YAML file or a `Config`, with overrides by name.
 
-    As on the command line, the demo's file stands in where no file and no text is named.
+    As on the command line, configs/demo.yaml is used if neither a file nor a dataset is given.
 
     Raises:
       ValueError: names the setting, its value and the rule it breaks.
     """
     layer = {name: _plain(value) for name, value in settings.items()}
     if isinstance(config, Config):
-        base = config.flat()
+        base = config.flat()  # with `derived`: what an override affects is derived again
     elif config is None and not {"data_paths", "datasets"}.isdisjoint(layer):
         base = {}
     else:
@@ -56,7 +56,7 @@ def make_config(config: Config | str | PathLike[str] | None, settings: Mapping[s
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting as YAML would hold it: paths as text, one or many of them."""
+    """Return a setting as YAML holds it: a path as text, a tuple as a list."""
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return os.fspath(value) if isinstance(value, PathLike) else value
@@ -65,22 +65,21 @@ def _plain(value: Any) -> Any:
 def settle_mesh(
     config: Config, stop: StopSignal, processes: Processes, report: Callable[[str], None]
 ) -> Config:
-    """Return the settings with a mesh for the attached devices where it is `auto`: process 0's."""
+    """Return the settings; with mesh=auto, choose a mesh for the attached devices first."""
     if config.mesh.mesh != AUTO_MESH:
         return config
-    from spectral_dist.planning.search.choice import (  # nobody else pays for it
-        attached,
-        choose_mesh,
-    )
+    # Imported here, because only mesh=auto needs the search, which loads slowly.
+    from spectral_dist.planning.search.choice import attached, choose_mesh
 
-    def tell(text: str) -> None:
+    def report_progress(text: str) -> None:
         report(text)
-        processes.note_progress()
+        processes.note_progress()  # the search takes minutes, and must not count as a hang
 
     cluster = attached()
     with stop.interruptible("choosing the mesh"):
+        # Process 0 chooses for all: the search compiles for minutes, on all cores of a host.
         chosen = processes.from_coordinator(
-            "mesh", lambda: choose_mesh(config, cluster, tell).flat()
+            "mesh", lambda: choose_mesh(config, cluster, report_progress).flat()
         )
     return resolve(from_flat(chosen))
 
@@ -88,17 +87,27 @@ def settle_mesh(
 def open_datasets(
     config: Config, report: Callable[[str], None], processes: Processes
 ) -> tuple[Config, list[TokenFile]]:
-    """Return the settings with their sources and normalised weights, and the sources prepared."""
+    """Prepare the datasets: tokenize them where needed, and normalise their weights.
 
-    def tell(text: str) -> None:
+    Args:
+      config: without datasets, the built-in text is used.
+      report: called with one line at a time about what is done.
+      processes: of the run; they check that all of them read the same text.
+
+    Returns:
+      The settings with every dataset and its weight, and the token files in the same order.
+    """
+
+    def report_progress(text: str) -> None:
         report(text)
-        processes.note_progress()
+        processes.note_progress()  # text of many GB takes minutes, and must not count as a hang
 
     processes.enter("preparing text")
     if not config.datasets:
-        from spectral_dist.sample_text.build import build_sample  # nobody else loads a grammar
+        # Imported here, so that a run on the user's own text loads no grammar.
+        from spectral_dist.sample_text.build import build_sample
 
-        paths = build_sample(SAMPLE_FOLDER, report=tell)
+        paths = build_sample(SAMPLE_FOLDER, report=report_progress)
         datasets = tuple(DatasetConfig(name=path.stem, paths=(str(path),)) for path in paths)
         config = dataclasses.replace(config, datasets=datasets)
     weights, message = normalise_weights(config.datasets)
@@ -109,46 +118,60 @@ def open_datasets(
         names=[str(dataset.name) for dataset in config.datasets],
         tokenizer=config.data.tokenizer,
         validation_fraction=config.data.validation_fraction,
-        min_tokens=config.data.seq_len + 1,
-        report=tell,
+        min_tokens=config.data.seq_len + 1,  # the inputs and the targets, shifted by one
+        report=report_progress,
     )
     processes.note_progress()
     weighted = zip(config.datasets, weights, strict=True)
     datasets = tuple(dataclasses.replace(d, weight=weight) for d, weight in weighted)
     config = dataclasses.replace(config, datasets=datasets)
-    sources = {f.name: f"{f.sha256}, held out from token {f.split}" for f in files}
-    processes.agree("text", sources)
+    # Hosts with another copy of a file would train on other sequences without any other error.
+    facts = {f.name: f"{f.sha256}, held out from token {f.split}" for f in files}
+    processes.agree("text", facts)
     return config, files
 
 
 def open_batches(
-    config: Config, files: list[TokenFile], mesh: Mesh, step: int, row: int
+    config: Config, files: list[TokenFile], mesh: Mesh, step: int, sequence: int
 ) -> Generator[Batch, None, None]:
-    """Return the batches of the steps that are left, made ready ahead; to be closed."""
+    """Return the batches of the remaining steps, prefetched; the caller closes the generator.
+
+    Args:
+      config: the settings, complete.
+      files: the datasets, in the order of the settings.
+      mesh: the devices.
+      step: completed steps.
+      sequence: index of the first sequence that no step has seen.
+    """
     data, run = config.data, config.run
     batches = token_batches(
-        TrainSequences(files, phases_of(config, step, row), data.seq_len, run.seed),
+        TrainSequences(files, phases_of(config, step, sequence), data.seq_len, run.seed),
         accum_steps=data.accum_steps,
         batch_size=data.batch_size,
         sharding=batch_sharding(config, mesh),
         start_step=step,
-        start_sequence=row,
+        start_sequence=sequence,
         steps=run.steps,
         prefetch_steps=data.prefetch_steps,
     )
-    return cast("Generator[Batch, None, None]", batches)  # it is written with yield
+    return cast("Generator[Batch, None, None]", batches)  # a generator function
 
 
 def compile_step(
     config: Config, mesh: Mesh, abstract: TrainState, step: int, report: Callable[[str], None]
 ) -> Any:
-    """Compile the training step, and say how long that took and what it needs.
+    """Compile the training step; report its compile time and its memory on each device.
 
-    Returns None where nothing is left to train.
+    Returns:
+      The compiled step, or None if no step is left to train.
     """
     if step >= config.run.steps:
-        report(f"complete at step {step}: nothing is left to train; more --steps would go on")
+        report(
+            f"complete at step {step}: nothing is left to train; a larger --steps continues the run"
+        )
         return None
+    # Compiled ahead of time, from shapes alone: memory is known before the first batch is there,
+    # and a batch of another shape or dtype is an error instead of a second compilation.
     started = time.perf_counter()
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
@@ -157,9 +180,10 @@ def compile_step(
     compiled = make_train_step(config, mesh).lower(abstract, tokens).compile()
     seconds = time.perf_counter() - started
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
-    memory = compiled.memory_analysis()
+    memory = compiled.memory_analysis()  # of one device; None where the backend does not say
     need = ""
     if memory is not None:
+        # The outputs need no memory of their own: they take over the donated arguments.
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         need = f", {total / 2**30:.2f} GiB a device"
     report(f"{count:,} parameters; training step compiled in {seconds:.1f} s{need}")

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, whatever kills the process or the machine.
+"""Atomic writes: a file appears whole or not at all, even if the process or the machine dies.
 
-Owns the temporary file beside the one to be written: its name, its place on the disk before the
-rename, and its removal after an error or, by the next writer, after a kill. Read `replacing`.
+Owns the temporary file beside the target: its name, its fsync before the rename, and its removal,
+after an error at once and after a kill by the next writer. Read `replacing`.
 """
 
 import contextlib
@@ -16,19 +16,20 @@ from typing import BinaryIO
 
 # A younger temporary file may belong to a writer that has not locked it yet.
 _YOUNG_SECONDS = 60.0
-# Where there are no locks, one that was not written to for so long belongs to nobody.
+# On a file system without locks, one that was not written to for this long is abandoned.
 _ABANDONED_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of `path` when the block ends well.
+    """Write a file atomically: open a temporary file that replaces `path` at the end of the block.
 
-    The file's `name` is the temporary path. After the block content and name are on the disk; after
-    an exception `path` is as it was.
+    The file's `name` is the temporary path. After the block, content and name are on the disk;
+    after an exception, `path` is unchanged.
 
     Args:
-      path: of the file, there or not; its folder must exist. A link is replaced, not followed.
+      path: the file to write, new or existing, in an existing folder. A link is replaced, not
+        followed.
 
     Raises:
       OSError: if it cannot be written.
@@ -36,17 +37,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     _remove_abandoned(path)
     temporary = _temporary(path)
     try:
-        # Not `tempfile`: its files are readable by their owner alone, these by whom umask lets.
+        # Not `tempfile`, whose files only their owner can read: others may read a run folder.
         with temporary.open("xb") as file:
-            # Held as long as we live: what tells a writer's file from what a killed one left.
+            # The kernel drops this lock when we die: it tells a file that is being written from one
+            # that a killed writer left.
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
-            # Without it a crash of the machine can leave the new name with none of the content.
+            # Without fsync, a crash of the machine can leave the new name with no content.
             os.fsync(file.fileno())
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
@@ -54,7 +56,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all.
+    """Write a text file in UTF-8, whole or not at all.
 
     Raises:
       OSError: if it cannot be written.
@@ -73,12 +75,12 @@ def write_bytes(path: Path, content: bytes | bytearray) -> None:
 
 
 def replace_link(path: Path, target: str) -> None:
-    """Let `path` be a symbolic link to `target`, in one step where it was another link.
+    """Point the symbolic link `path` to `target`, atomically if it existed before.
 
     Raises:
       OSError: if it cannot be made.
     """
-    for left in temporaries(path):  # a link cannot be locked, nor is it ever left for long
+    for left in temporaries(path):  # a link cannot be locked, and lives for an instant
         left.unlink(missing_ok=True)
     temporary = _temporary(path)
     temporary.symlink_to(target)
@@ -91,7 +93,7 @@ def replace_link(path: Path, target: str) -> None:
 
 
 def temporaries(path: Path) -> Iterator[Path]:
-    """Yield the temporary files of `path`: of writers at work, and those that killed ones left."""
+    """Yield the temporary files of `path`, from active writers and from killed ones."""
     return path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
 
 
@@ -107,7 +109,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _is_abandoned(left: Path) -> bool:
-    """Tell whether the writer of a temporary file has gone."""
+    """Return whether the writer of a temporary file is gone."""
     age = time.time() - left.stat().st_mtime
     if age < _YOUNG_SECONDS:
         return False
@@ -122,8 +124,8 @@ def _is_abandoned(left: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Puts the new name on the disk too. Some file systems know no fsync of a folder: there the
-    # name may be the old one after a crash of the machine, with the old content.
+    # Puts the new name on the disk too. Some file systems have no fsync for folders: there, a crash
+    # of the machine may bring back the old name with the old content.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

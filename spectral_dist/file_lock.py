@@ -1,8 +1,6 @@
-"""A lock on a path, held by one process of any host that sees it, and gone when that process is.
+"""A file lock: held by one process on any host that sees the path, released when that one dies.
 
-Owns the lock file, what it says of its holder, and the wait for it. The lock is the kernel's
-(`flock`, which NFS carries to other hosts), so that a killed process leaves none behind.
-Read `held` first.
+Owns the lock file, the note in it about its holder, and the wait for it. Read `held` first.
 """
 
 import contextlib
@@ -17,46 +15,50 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_LOOK_SECONDS, _TELL_SECONDS = 0.2, 2.0
+_LOOK_SECONDS = 0.2  # between two tries; a waiting kernel call could not report who holds the lock
+_REPORT_SECONDS = 2.0  # between two calls of `waiting`
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock, and what it said of itself."""
+    """The process that holds a lock, as noted in the lock file."""
 
     host: str = "?"
     pid: int | str = "?"
     job: str = ""
 
     def __str__(self) -> str:
-        """How a message names it."""
+        """Name the process in a message."""
         return f"process {self.pid} on {self.host}"
 
 
 class FileLock:
-    """An exclusive lock; not for two threads of one process."""
+    """An exclusive lock between processes; not between threads of one process."""
 
     def __init__(self, path: Path, job: str = "") -> None:
-        """Name the lock file; its folder must exist by the time it is taken.
+        """Name the lock file; its folder must exist when the lock is taken.
 
         Args:
-          path: of the lock file, which is there as long as the lock is held.
-          job: what to say of the holder beside host and process.
+          path: the lock file, which exists as long as the lock is held.
+          job: noted in the lock file, beside host and process id.
         """
         self.path = path
         self._job = job
         self._descriptor: int | None = None
 
     def take(self) -> bool:
-        """Take the lock if nobody holds it.
+        """Try to take the lock, without waiting; return whether it is held now.
 
         Raises:
-          OSError: if the folder cannot be written or knows no locks.
+          OSError: if the folder cannot be written or has no locks.
         """
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
+            # The kernel's lock, because it goes with its process: a killed one leaves nothing that
+            # would have to be judged stale. NFS carries it to other hosts.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before may have removed the file between our two calls.
+            # The previous holder may have removed the file between our two calls. Then we hold a
+            # lock on a file that nobody else can open any more.
             same = os.path.samestat(os.fstat(descriptor), os.stat(self.path))
         except (BlockingIOError, FileNotFoundError):
             same = False
@@ -67,21 +69,22 @@ class FileLock:
             os.close(descriptor)
             return False
         me = Holder(socket.gethostname(), os.getpid(), self._job)
-        os.truncate(descriptor, 0)
+        os.truncate(descriptor, 0)  # a killed holder's note may still be there
         os.write(descriptor, json.dumps(dataclasses.asdict(me)).encode())
         self._descriptor = descriptor
         return True
 
     def holder(self) -> Holder:
-        """Return the holder, as far as the lock file can be read."""
+        """Return the holder; "?" for what the lock file does not say."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             return Holder(**json.loads(self.path.read_text(encoding="utf-8")))
         return Holder()
 
     def release(self) -> None:
-        """Give the lock back; nothing if it is not held."""
+        """Release the lock; do nothing if it is not held."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
+            # Removed first: after the close the file may belong to the next holder already.
             with contextlib.suppress(OSError):
                 self.path.unlink()
             os.close(descriptor)
@@ -89,22 +92,22 @@ class FileLock:
 
 @contextlib.contextmanager
 def held(path: Path, waiting: Callable[[Holder], None], *, job: str = "") -> Iterator[None]:
-    """Hold a lock, waiting for it as long as its holder lives and `waiting` lets.
+    """Hold a lock for the length of the block, waiting for it if another process holds it.
 
     Args:
-      path: of the lock file.
-      waiting: called with the holder when the wait begins and every two seconds of it; raises to
-        give up.
-      job: what to say of this process beside host and number.
+      path: the lock file.
+      waiting: called with the holder when the wait begins, and every two seconds after that; it
+        raises to give up.
+      job: noted in the lock file, beside host and process id.
 
     Raises:
-      OSError: if the folder cannot be written or knows no locks.
+      OSError: if the folder cannot be written or has no locks.
     """
-    lock, told = FileLock(path, job), -math.inf
+    lock, reported = FileLock(path, job), -math.inf
     while not lock.take():
-        if time.monotonic() - told >= _TELL_SECONDS:
+        if time.monotonic() - reported >= _REPORT_SECONDS:
             waiting(lock.holder())
-            told = time.monotonic()
+            reported = time.monotonic()
         time.sleep(_LOOK_SECONDS)
     try:
         yield

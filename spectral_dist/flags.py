@@ -1,7 +1,7 @@
-"""The settings on the command line: flags over a YAML file over the defaults.
+"""Command-line flags for the settings; they override a YAML file, which overrides the defaults.
 
-Every flag is made from the declaration of its setting, so that a setting has one name and one text.
-Knows nothing of JAX. Read `load_config`.
+Every flag is generated from the declaration of its setting, so that name and help text exist once.
+Imports no JAX. Read `load_config`.
 """
 
 import argparse
@@ -24,21 +24,24 @@ from spectral_dist.settings import (
 from spectral_dist.settings.config import section_model
 from spectral_dist.settings.files import read_yaml, to_yaml
 
+# A flag that reaches into a list, such as --phases.2.weights.turkish. There is one for every item
+# and dataset of a run, so they cannot be declared beforehand.
 _IN_A_LIST = re.compile(rf"--(?:{'|'.join(LISTS)})\.\d+\.[\w.-]+")
 
 
 def load_config(argv: Sequence[str], program: str = "spectral_dist.train") -> Config:
-    """Return the settings that the command line asks for, checked and complete.
+    """Parse the command line; return the settings, checked and complete.
 
-    Order, the later wins: the defaults, the YAML file of `--config`, the flags. Without `--config`
-    and without text the file is configs/demo.yaml. `--print_config` prints them and ends the
-    program.
+    Flags override the YAML file of `--config`, which overrides the defaults. Without `--config`
+    and without a dataset, the file is configs/demo.yaml. `--print_config` prints the settings and
+    exits.
 
     Raises:
       ValueError: names the setting, its value and the rule it breaks.
     """
     flags = vars(make_parser(program, _list_flags(argv)).read(argv))
     path, printed = flags.pop("config", None), flags.pop("print_config")
+    # Naming your own text means your own run: the demo's tiny model must not come with it.
     if path is None and not any(name.startswith(("data_paths", "datasets")) for name in flags):
         path = str(configs_folder() / "demo.yaml")
     file = read_yaml(Path(path)) if path is not None else {}
@@ -51,7 +54,7 @@ def load_config(argv: Sequence[str], program: str = "spectral_dist.train") -> Co
 
 def configs_folder() -> Path:
     """The folder of the shipped YAML files, in a checkout or in an installed package."""
-    beside = Path(__file__).parent / "configs"
+    beside = Path(__file__).parent / "configs"  # where the wheel puts them
     return beside if beside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
@@ -62,17 +65,17 @@ def _list_flags(argv: Sequence[str]) -> list[str]:
 
 
 def make_parser(program: str = "spectral_dist.train", list_flags: Sequence[str] = ()) -> Parser:
-    """Return the parser of all settings: those of daily use first, then by section.
+    """Return the argument parser of all settings: first those of daily use, then by section.
 
     Args:
-      program: what it is the command line of.
-      list_flags: further ones, which reach into lists.
+      program: the module, for the usage line.
+      list_flags: further flags, which reach into lists.
     """
     parser = Parser(
         prog=f"python -m {program}",
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,  # an abbreviation could mean another setting in a later version
+        argument_default=argparse.SUPPRESS,  # a flag that is not given must not hide the file's
         description="Every setting is also a key of a --config file; a flag overrides the file."
         " A setting in a section may be named by its path, too: --mixers.spectral.num_poles 32.",
     )
@@ -86,6 +89,7 @@ def make_parser(program: str = "spectral_dist.train", list_flags: Sequence[str] 
     for path in SECTIONS:
         here = [setting for setting in SETTINGS.values() if setting.section == path]
         text = "Which optimizer, and its settings." if path == "optimizer" else None
+        # Elsewhere the first line of the section's docstring is its help.
         text = text or (section_model(here[0]).__doc__ or "").partition("\n")[0]
         section = parser.add_argument_group(path, text)
         for setting in here:
@@ -98,7 +102,7 @@ def make_parser(program: str = "spectral_dist.train", list_flags: Sequence[str] 
         "--print_config",
         action="store_true",
         default=False,
-        help="print every setting as a YAML file, with what it means, and end",
+        help="print every setting with its meaning, as a YAML file, and exit",
     )
     return parser
 
@@ -110,13 +114,13 @@ def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
         metavar="|".join(setting.choices) or setting.name.rpartition(".")[2].upper(),
         help=_help(setting),
     )
-    if setting.path != setting.name:  # the dotted path is the same setting
+    if setting.path != setting.name:  # the dotted path works too, but --help lists each once
         section.add_argument(f"--{setting.path}", dest=setting.name, help=argparse.SUPPRESS)
 
 
 def _help(setting: Setting) -> str:
     default = setting.field.default
-    text = setting.help.replace("%", "%%")
+    text = setting.help.replace("%", "%%")  # argparse formats help texts
     if setting.kinds:
         text = f"{', '.join(setting.kinds)}: {text}"
     if default is None or default == ():

@@ -1,4 +1,4 @@
-"""A trained model, loaded: its settings, its parameters, the model as a function, its text.
+"""Inference: load a checkpoint, call the model as a function, generate text.
 
 Knows nothing of training. Read `load_run`, then `LoadedRun.model` and `Generator`.
 """
@@ -32,13 +32,13 @@ from spectral_dist.training.state import abstract_state, model_spec
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model.
+    """A trained model, loaded from a checkpoint.
 
     Attributes:
       config: the settings it was trained with.
       params: its parameters, a nested dict of float32 arrays, on the mesh it was loaded onto.
       step: completed steps.
-      description: what its checkpoint says of the run: settings, datasets, how far it had read.
+      description: what the checkpoint records of the run: settings, datasets, next sequence.
       mesh: the devices.
     """
 
@@ -49,15 +49,14 @@ class LoadedRun:
     mesh: Mesh
 
     def model(self, tokens: ArrayLike, state: State = None) -> tuple[jax.Array, State]:
-        """Return the logits of each next token, and the state after the last one. Jitted.
+        """Run the model, jitted: return the logits of each next token and the state at the end.
 
-        A text of any length may come at once, in pieces or token by token: the logits are the same.
-        Each shape of `tokens` compiles once.
+        A sequence of any length can be given at once, in pieces or token by token: the logits are
+        the same. Each shape of `tokens` compiles once.
 
         Args:
-          tokens: integers [B, T], such as the bytes of a text; B a multiple of the mesh's data x
-            fsdp.
-          state: what the call for the tokens before returned; None at the start of a sequence.
+          tokens: integers [B, T], such as the bytes of a text; B must be a multiple of data x fsdp.
+          state: the state that the call for the previous piece returned; None at the start.
 
         Returns:
           logits, float32 [B, T, vocabulary]; the state, a pytree whose size does not depend on T.
@@ -66,13 +65,13 @@ class LoadedRun:
             return self._forward(self.params, jnp.asarray(tokens, jnp.int32), state)
 
     def init_state(self, batch: int) -> State:
-        """Return the state before the first token of `batch` sequences.
+        """Return the recurrent state before the first token of `batch` sequences.
 
-        `model` takes it in place of None, so that one shape of the state, and thus one compiled
-        program, serves the first token too.
+        Pass it to `model` in place of None. Then the first token has the state's usual shape, and
+        needs no second compiled program.
 
         Raises:
-          ValueError: if a layer is full attention, whose state would grow with the text.
+          ValueError: if a layer is full attention, whose state grows with the sequence.
         """
         with jax.set_mesh(self.mesh):
             return model_spec(self.config).bind(self.params).init_state(batch)
@@ -80,6 +79,7 @@ class LoadedRun:
     @cached_property
     def _forward(self) -> Any:
         spec = model_spec(self.config)
+        # The parameters are an argument: a closure would make them constants of the program.
         return jax.jit(lambda params, tokens_BT, state: spec.bind(params)(tokens_BT, state))
 
 
@@ -90,49 +90,53 @@ def load_run(
     checkpoint: str | int = "checkpoint_0",
     mesh: Mesh | str = "1x1x1",
 ) -> LoadedRun:
-    """Load one checkpoint of a run, changing nothing.
+    """Load a checkpoint of a run, read-only.
 
     Args:
-      run: its name, or the path of its folder.
-      checkpoint_dir: folder of the runs, for a name.
+      run: the name of the run, or the path of its folder.
+      checkpoint_dir: the folder of all runs, used if `run` is a name.
       checkpoint: checkpoint_0 (latest), checkpoint_1 (previous) or a step.
-      mesh: to load it onto, whatever it was trained on: a mesh, or its shape as
-        DATAxFSDPxTENSOR; the first device by default.
+      mesh: the mesh to load it onto, which need not be the one of training: a `Mesh`, or its
+        shape as DATAxFSDPxTENSOR; by default the first device.
 
     Raises:
       ValueError: if there is no such run or checkpoint, or it cannot be read.
     """
     if isinstance(mesh, str):
         shape = MeshConfig(mesh=mesh).shape
+        # One device out of many is what a notebook wants; any other shape must use all of them.
         mesh = make_mesh(shape, jax.devices()[:1] if shape == (1, 1, 1) else None)
     folder = _run_folder(run, checkpoint_dir)
     step = resolve(folder, str(checkpoint))
+    # Nothing is saved, so `keep` deletes nothing.
     checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)
     try:
         with jax.set_mesh(mesh):
             description = checkpoints.describe(step)
+            # The run's own settings: the arrays have the shapes that these describe.
             config = stored_config(description)
             state, _ = checkpoints.restore(abstract_state(config, mesh), step)
     finally:
-        checkpoints.close()
+        checkpoints.close()  # ends Orbax's threads
     return LoadedRun(config, state.params, step, description, mesh)
 
 
 def _run_folder(run: str | PathLike[str], checkpoint_dir: str | PathLike[str]) -> Path:
     name = os.fspath(run)
+    # A plain word is a name, even if a folder of that name is in the current directory.
     is_path = not isinstance(run, str) or os.sep in name
     folder = Path(name) if is_path else Path(checkpoint_dir) / name
     if not name or not folder.is_dir():
         runs = folder.parent if is_path else Path(checkpoint_dir)
         there = sorted(p.name for p in runs.glob("*") if p.is_dir())
         raise ValueError(
-            f"run_name={name!r}: no such run in {runs}; there: {', '.join(there) or 'none'}"
+            f"run_name={name!r}: no such run in {runs}; runs there: {', '.join(there) or 'none'}"
         )
     return folder
 
 
 class Generator:
-    """Writes text with a trained model: in constant memory, and constant time for each token."""
+    """Generates text with a trained model, in constant memory and constant time for each token."""
 
     def __init__(
         self,
@@ -144,12 +148,12 @@ class Generator:
         """Take a loaded run, or load one.
 
         Args:
-          run: as `load_run` returned it; or what `load_run` takes.
-          checkpoint_dir: folder of the runs, for a name.
-          checkpoint: which one to load.
+          run: a `LoadedRun`; or a name or path, as for `load_run`.
+          checkpoint_dir: the folder of all runs, used if `run` is a name.
+          checkpoint: checkpoint_0 (latest), checkpoint_1 (previous) or a step.
 
         Raises:
-          ValueError: as `load_run`.
+          ValueError: as `load_run` does.
         """
         if not isinstance(run, LoadedRun):
             run = load_run(run, checkpoint_dir=checkpoint_dir, checkpoint=checkpoint)
@@ -163,7 +167,7 @@ class Generator:
         temperature: float = 0.8,
         seed: int = 0,
     ) -> str:
-        """Return what follows a prompt, in one piece; as `stream`."""
+        """Generate the continuation of a prompt, as one text; the arguments are `stream`'s."""
         return "".join(
             self.stream(prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
         )
@@ -176,38 +180,41 @@ class Generator:
         temperature: float = 0.8,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Return the pieces of what follows a prompt, as they are written: whole characters.
+        """Generate the continuation of a prompt, piece by piece, each of whole characters.
 
         Args:
-          prompt: text to continue, read as the start of a document; it is not part of the pieces.
-          max_new_tokens: the most tokens to write; a document's end ends the text before.
-          temperature: of the draws; 0 takes the likeliest token.
-          seed: of the draws; the same seed, prompt and model give the same text.
+          prompt: the text to continue, read as the start of a document; it is not returned.
+          max_new_tokens: the most tokens to generate; the end of a document ends the text earlier.
+          temperature: of the sampling; 0 always takes the likeliest token.
+          seed: of the sampling; the same seed, prompt and model give the same text.
 
         Raises:
           ValueError: names the argument, its value and the rule; or, at the first piece, if the
-            model has full attention, whose state would grow.
+            model has full attention, whose state grows with the sequence.
         """
+        # Checked here and not in a generator function, where it would wait for the first piece.
         check_sampling(max_new_tokens, temperature, seed)
         run, tokenizer = self.run, find_tokenizer(self.run.config)
         tokens = sample(
             model_spec(run.config),
             run.params,
+            # A lone surrogate, which no UTF-8 can hold, becomes "?".
             tokenizer.encode(prompt.encode(errors="replace")),
             end=tokenizer.end,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             key=jax.random.key(seed),
-            copies=math.prod(run.mesh.devices.shape[:2]),  # one for each shard of the batch
+            copies=math.prod(run.mesh.devices.shape[:2]),  # one sequence for each shard
         )
         return _characters(tokens, tokenizer, run.mesh)
 
 
 def _characters(tokens: Iterator[int], tokenizer: Tokenizer, mesh: Mesh) -> Iterator[str]:
-    """Yield the text of tokens in whole characters; what is no UTF-8 is replaced."""
+    """Decode tokens into whole characters; invalid UTF-8 becomes U+FFFD."""
+    # A character of several bytes may be spread over as many tokens.
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     while True:
-        # Not across the yield: the caller's own code would find the mesh set.
+        # Left before the yield, or the mesh would be set in the caller's own code too.
         with jax.set_mesh(mesh):
             token = next(tokens, None)
         if token is None:
@@ -220,7 +227,7 @@ def _characters(tokens: Iterator[int], tokenizer: Tokenizer, mesh: Mesh) -> Iter
 
 
 def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:
-    """Check how text is to be drawn.
+    """Check the arguments of sampling.
 
     Raises:
       ValueError: names the setting, its value and the rule it breaks.
@@ -229,5 +236,5 @@ def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be positive")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature}: must be finite and not negative")
-    if not 0 <= seed < 2**31:
+    if not 0 <= seed < 2**31:  # the range of a run's `seed`
         raise ValueError(f"seed={seed}: must be at least 0 and below 2**31")

@@ -1,6 +1,7 @@
-"""A run from the command line, once JAX may be loaded: a `Trainer`, its processes, its exit code.
+"""A training run from the command line: its processes, a `Trainer`, its exit code.
 
-The flow itself is in `trainer`. Read `run` first.
+Loads JAX, so `train` imports it only when the settings are checked. The flow itself is in
+`trainer`. Read `run` first.
 """
 
 from collections.abc import Sequence
@@ -17,38 +18,42 @@ from spectral_dist.trainer import Trainer
 
 
 def run(config: Config, argv: Sequence[str], stop: StopSignal) -> int:
-    """Train, as one process or as one of several.
+    """Train, as a single process or as one of several.
 
     Args:
       config: the settings, checked.
-      argv: the command line, for the notes of the run.
-      stop: the signals of this process.
+      argv: the command line, recorded in environment.json.
+      stop: the signal handlers of this process.
 
     Returns:
       The exit code.
 
     Raises:
-      ValueError: for what a user can cause: what was asked and the rule it breaks.
-      Ending: where another process is lost, or a signal leaves nothing to save.
+      ValueError: names the user's mistake: the setting, its value and the rule it breaks.
+      Ending: if another process is lost, or a signal comes while there is nothing to save.
     """
     with start_processes(stop, config.run.start_timeout, config.run.hang_timeout) as processes:
+        # Before any collective: processes that differ here would compile different programs, and
+        # then hang in them.
         processes.agree("settings", config.flat())
         processes.agree("version", code_version())
         return train_run(config, argv, stop, processes)
 
 
 def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: Processes) -> int:
-    """Train, in every process of a run alike; return the exit code."""
+    """Train and print the closing summary, in each process of the run; return the exit code."""
     with Trainer(
         config, verbose=processes.is_coordinator, argv=argv, stop=stop, processes=processes
     ) as trainer:
         for _ in trainer:
-            pass  # the trainer's outputs have had the record
+            pass  # the trainer's own outputs have printed and written the record
         saved, console = trainer.saved(), trainer.console
         console.close()
+        # A sync point, so that all processes give the same answer and leave with one exit code.
         stopped = stop.received if processes.should_stop() else None
         if stopped is None and processes.is_coordinator:
             console.show_tables(trainer.measured)
+            # Sampling runs on the whole mesh, and the other processes would not join in.
             if processes.count == 1:
                 with jax.set_mesh(trainer.mesh):
                     show_sample(trainer.config, trainer.files, trainer.params, console)

@@ -1,15 +1,13 @@
-"""Modules of this package run as child processes that talk JSON lines over a pipe.
+"""Child processes: run a module of this package in one, and read JSON lines from its pipe.
 
-Owns how such a process is started, its environment, what it says, and its end: it is stopped by who
-started it, it ends by itself once that one is gone, and why it died is one line. Used where a
-process of its own is needed: for a second core, or an environment that JAX reads only once. A new
-interpreter, not a fork (JAX's threads would not survive one) and not `multiprocessing` (whose
-children import the main module again, JAX included).
+Owns how a child is started, its environment, its events and its end. The parent stops it; it ends
+by itself if the parent is gone; and why it died is one line. Used where work needs a second core,
+or an environment variable that JAX reads only once.
 
-Not started this way: the copies of a training run (`launch.py`: they share the console and get its
-signals), the control service (`cluster/start.py`) and the mirror of W&B (`outputs/wandb.py`), which
-have to outlive their parent. Imports no JAX.
-Read `ModuleProcess`; a module that is started uses `read_request` and `say`.
+Not started this way: the processes of a training run (`launch.py`), which share the console and its
+signals; the control service (`cluster/start.py`) and the W&B mirror (`outputs/wandb.py`), which
+must outlive their parent. Imports no JAX.
+Read `ModuleProcess`. The module that is started uses `read_request` and `say`.
 """
 
 import contextlib
@@ -25,12 +23,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
-# Time between asking a process to end, so that it can remove what it left, and killing it.
+# Time between SIGTERM, on which a process removes its temporary files, and SIGKILL.
 _GRACE_SECONDS = 2.0
 
 
 class ModuleProcess:
-    """One module of this package, running in a process of its own.
+    """A child process that runs one module of this package.
 
     Use it as a context manager: leaving the block stops the process if it still runs.
     """
@@ -38,20 +36,20 @@ class ModuleProcess:
     def __init__(
         self,
         module: str,
-        words: Sequence[str] = (),
+        argv: Sequence[str] = (),
         *,
         request: Any = None,
         environment: Mapping[str, str | None] | None = None,
         seconds: float | None = None,
     ) -> None:
-        """Start `python -m module words`; it finds this package even where none is installed.
+        """Start `python -m module argv`, with the modules that this process can import.
 
         Args:
           module: dotted name.
-          words: of its command line.
-          request: what its `read_request` returns; anything that JSON can write.
-          environment: variables that differ from this process's own; None removes one.
-          seconds: after which it is killed (default: never).
+          argv: arguments on its command line.
+          request: what its `read_request` returns; a value that JSON can write.
+          environment: variables that differ from this process's; None removes a variable.
+          seconds: time limit, after which it is killed (default: none).
 
         Raises:
           OSError: if no process can be started.
@@ -59,13 +57,15 @@ class ModuleProcess:
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._seconds, self._late = seconds, False
         self.last_line = ""
-        # Nothing is ever written to this pipe: the child sees its end when we are gone, however we
-        # died. The write end is a file object, so that a forgotten child ends as well.
+        # Nothing is ever written to this pipe: the child sees it close when we are gone, however we
+        # died. A file object closes its end even if the caller only forgets the child.
         watched, alive = os.pipe()
         self._alive = os.fdopen(alive, "wb")
         try:
+            # A new interpreter: JAX's threads would not survive a fork, and the children of
+            # `multiprocessing` import the main module again, JAX included.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(watched), module, *words],
+                [sys.executable, "-m", __name__, str(watched), module, *argv],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -89,7 +89,7 @@ class ModuleProcess:
         if seconds is not None:
             self._timer.start()
         assert self._process.stdin is not None
-        # A process that has ended already says so by its exit code, not by a broken pipe.
+        # If the process has already ended, its exit code says so; a broken pipe would hide it.
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(json.dumps(request).encode())
 
@@ -103,57 +103,59 @@ class ModuleProcess:
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """The process id."""
         return self._process.pid
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield the JSON objects that it says, as they come, until it has said its last.
+        """Yield the JSON objects that the process writes, as they come, until its output ends.
 
-        Other lines on its standard output are left out. One call for each process.
+        Other lines on its standard output are ignored. Call it once for each process.
         """
         while (event := self._events.get()) is not None:
             yield event
 
     def wait(self) -> int:
-        """Return the exit code once the process has ended, negative where a signal ended it."""
+        """Wait for the process to end; return its exit code, negative if a signal ended it."""
         code = self._process.wait()
         for reader in self._readers:
-            reader.join(_GRACE_SECONDS)  # a process that it left behind may hold the pipe
+            reader.join(_GRACE_SECONDS)  # limited: its own children may keep the pipe open
         self._timer.cancel()
         self._alive.close()
         return code
 
     def stop(self, grace: float = _GRACE_SECONDS) -> None:
-        """End the process and wait until it has: from any thread, more than once if need be.
+        """Stop the process and wait for its end; from any thread, and safe to call again.
 
         Args:
-          grace: seconds that it gets to end by itself (by `SystemExit`, which `finally` blocks
-            see) before it is killed; 0 kills it at once.
+          grace: seconds to end by itself, with its `finally` blocks, before it is killed; 0 kills
+            it at once.
         """
         if grace > 0:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace)
-        self._process.kill()  # does nothing where it has ended
+        self._process.kill()  # does nothing if it has ended
         self.wait()
 
     def ending(self) -> str:
-        """Return how the process ended, as the end of a sentence about it, in one line."""
+        """Return how the process ended, as the end of a sentence: "ended (exit 1): no space"."""
         code = self.wait()
         if self._late:
             return f"took more than {self._seconds:g} s"
-        # What the kernel kills for want of memory dies of this signal, and writes nothing.
+        # The kernel's out-of-memory killer sends SIGKILL, and the process can write nothing.
         why = ", as where memory is short" if code == -signal.SIGKILL else ""
+        # After a signal the last line is older than the end, and explains nothing.
         said = f": {self.last_line}" if self.last_line and code >= 0 else ""
         return f"ended (exit {code}{why}){said}"
 
     def _give_up(self) -> None:
-        self._late = self._process.poll() is None
+        self._late = self._process.poll() is None  # False if it ended just before the limit
         self._process.kill()
 
     def _listen(self, stdout: IO[bytes]) -> None:
         with stdout:
             for line in stdout:
+                # Libraries print to standard output too: what is not JSON is not ours.
                 with contextlib.suppress(ValueError):
                     event = json.loads(line)
                     if isinstance(event, dict):
@@ -161,13 +163,14 @@ class ModuleProcess:
         self._events.put(None)
 
     def _keep_last(self, stderr: IO[bytes]) -> None:
+        # Read to the end, or a child that writes much would block on a full pipe.
         with stderr:
             for line in stderr:
                 self.last_line = " ".join(line.decode(errors="replace").split()) or self.last_line
 
 
 def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
-    # The child looks for modules where this process does: a checkout need not be installed.
+    # The child finds this package where this process does: a checkout need not be installed.
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     wanted = {**os.environ, "PYTHONPATH": path, **changes}
     return {name: value for name, value in wanted.items() if value is not None}
@@ -177,12 +180,12 @@ def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def read_request() -> Any:
-    """Return what the process that started this one asks for."""
+    """Return the parent's request."""
     return json.loads(sys.stdin.read())
 
 
 def say(event: Mapping[str, Any]) -> None:
-    """Tell the process that started this one; end this one if nobody listens any more."""
+    """Send one event to the parent; exit if the parent no longer reads."""
     try:
         sys.stdout.write(json.dumps(event) + "\n")
         sys.stdout.flush()
@@ -191,21 +194,21 @@ def say(event: Mapping[str, Any]) -> None:
 
 
 def _leave_with_parent(watched: int) -> None:
-    """End this process once the parent is gone: nobody would read what it finds."""
-    os.read(watched, 1)  # returns when the last writer, our parent, has closed its end
+    """End this process once the parent is gone, as nobody would read its results."""
+    os.read(watched, 1)  # returns when the only writer, our parent, has closed its end
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE_SECONDS)  # the compiler, for one, lets no signal handler run
+    time.sleep(_GRACE_SECONDS)  # inside the compiler, for example, no signal handler runs
     os._exit(1)
 
 
-def _main(watched: int, module: str, words: Sequence[str]) -> None:
-    os.set_inheritable(watched, False)
-    # By an exception, so that temporary files are removed on the way.
+def _main(watched: int, module: str, argv: Sequence[str]) -> None:
+    os.set_inheritable(watched, False)  # our own children must not keep the pipe open
+    # An exception, so that `finally` blocks remove temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # Ctrl-C reaches the whole group of processes: the parent decides what it means.
+    # Ctrl-C reaches the whole process group: the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, args=(watched,), daemon=True).start()
-    sys.argv = [module, *words]
+    sys.argv = [module, *argv]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -1,8 +1,7 @@
-"""`python -m spectral_dist.train`: train as the command line says.
+"""`python -m spectral_dist.train`: the entry point of training.
 
-Owns the first moments of a run: the settings are checked and signals are heard before JAX and all
-that needs it is loaded, which takes seconds, and on a busy file system a minute. The run itself is
-in `run`.
+Owns the start of a run, before JAX is loaded: it checks the settings and installs the signal
+handlers. The run itself is in `run`.
 """
 
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(argv)
     with StopSignal() as stop:
         with stop.interruptible("starting"):
+            # Loading JAX takes seconds, and a minute on a busy file system. A wrong setting must
+            # not wait for it, and a signal meanwhile must end the program with its exit code.
             from spectral_dist.run import run
         return run(config, argv, stop)
 

@@ -1,9 +1,9 @@
 """A training run, from settings to a trained model: the whole flow on one page.
 
 `Trainer.__init__` sets the run up, in the order of the data; `Trainer._advance` is one step of it.
-Notebooks import `Trainer` from `api`; `python -m spectral_dist.train` uses it through `run`, which
-adds signals, several processes and exit codes. What a resumed run may change is in
-`training/resume`.
+Notebooks import `Trainer` from `api`. `python -m spectral_dist.train` uses it through `run`, which
+adds signals, several processes and exit codes. `training/resume` says which settings a resumed run
+may change.
 """
 
 import contextlib
@@ -48,18 +48,19 @@ from spectral_dist.training.state import abstract_state, init_state
 
 
 class Trainer:
-    """One run: iterate over it to train, and get the record of every step that is logged.
+    """A training run: iterate over it to train, and get the record of every step that is logged.
 
-    A run that has checkpoints goes on from the last one. Leaving the loop keeps everything ready:
-    iterating again goes on with the next step. As a context manager it saves and cleans up at the
-    end; after an error it only cleans up. Not to be used by two threads at once, `stop` excepted.
+    A run that has checkpoints resumes from the latest one. If you leave the loop, everything stays
+    ready: iterating again continues with the next step. Used as a context manager, it saves and
+    cleans up at the end of the block; after an error it only cleans up. It is not thread-safe,
+    except for `stop`.
 
     Attributes:
       config: the settings, complete.
-      folder: of the run: config.yaml, metrics.jsonl, checkpoints.
+      folder: the run folder, with config.yaml, metrics.jsonl and the checkpoints.
       mesh: the devices.
-      files: the datasets.
-      console: prints the run where `verbose` was asked for, and nothing otherwise.
+      files: the datasets, as token files.
+      console: prints the run if `verbose` was set, and nothing otherwise.
     """
 
     def __init__(
@@ -74,17 +75,17 @@ class Trainer:
         processes: Processes | None = None,
         **settings: Any,
     ) -> None:
-        """Prepare the text, restore or initialise the state, and compile the training step.
+        """Prepare the datasets, restore or initialise the state, and compile the training step.
 
         Args:
-          config: a YAML file of settings, or settings made elsewhere. Without it and without
-            `data_paths` it is the demo's file.
-          devices: to train on, as many as `mesh` says; all that are attached by default.
-          figures: functions of your own whose figures join every record; see `Figure`.
+          config: the path of a YAML file, or a `Config`. If neither it nor `data_paths` is given,
+            the demo's settings are used.
+          devices: the devices to train on, as many as `mesh` needs; by default all attached ones.
+          figures: your own functions, whose figures are added to every record; see `Figure`.
           verbose: whether to print what the command line prints.
-          argv: the command line, for environment.json.
-          stop: the signals of this process, where it listens to them.
-          processes: those of the run, where there are several.
+          argv: the command line, recorded in environment.json.
+          stop: the signal handlers of this process, if it has any.
+          processes: the processes of the run, if there are several.
           **settings: any setting by the name of its flag; they override the file.
 
         Raises:
@@ -92,9 +93,10 @@ class Trainer:
             with the text, the devices, the folder or the checkpoint.
         """
         self._broken = self._closed = False
-        self._stop = stop or StopSignal()
+        self._stop = stop or StopSignal()  # not entered, so a notebook's Ctrl-C stays its own
         self._processes = processes or Processes(self._stop)
         config = make_config(config, settings)
+        # Everything opened below is closed again if a later part of the set-up fails.
         with contextlib.ExitStack() as closing:
             self.console = console = Console(config.run.steps, enabled=verbose)
             closing.callback(console.close)
@@ -111,32 +113,35 @@ class Trainer:
     def _set_up(
         self, closing: contextlib.ExitStack, figures: Sequence[Figure], argv: Sequence[str]
     ) -> None:
-        """Open the run folder, make the state and everything that the steps need."""
+        """Open the run folder, make the state, the compiled step, the batches and the outputs."""
         config, mesh, console = self.config, self.mesh, self.console
         processes, stop = self._processes, self._stop
         if processes.is_coordinator:
             closing.enter_context(locked(self.folder, config, console.note))
-        processes.agree("folder", {})
+        processes.agree("folder", {})  # nobody reads a checkpoint before the folder is locked
         self._checkpoints = Checkpoints(self.folder, keep=config.run.keep, warn=console.warn)
         closing.callback(self._checkpoints.close)
         abstract = abstract_state(config, mesh)
         with stop.interruptible("reading the checkpoint"):
             processes.enter("reading the checkpoint")
+            # Before config.yaml is written: a resume that is refused leaves the folder as it was.
             restored = resume(self._checkpoints, abstract, config, self.files, console.note)
             write_run_folder(self.folder, config, argv, enabled=processes.is_coordinator)
-            state, step, row = restored or (init_state(config, mesh), 0, 0)
+            state, step, sequence = restored or (init_state(config, mesh), 0, 0)
         with stop.interruptible("compiling"):
+            # The compiler can take minutes, in which a busy processor is the only sign of life.
             processes.enter("compiling", waits=False)
             self._train_step = compile_step(config, mesh, abstract, step, console.note)
-        self._batches = open_batches(config, self.files, mesh, step, row)
+        self._batches = open_batches(config, self.files, mesh, step, sequence)
         closing.callback(self._batches.close)
         self._evaluation = Evaluation(
             config, self.files, mesh, report=console.note, should_stop=processes.should_stop
         )
 
-        self._fresh = _Fresh()
-        outputs: list[Output] = [self._fresh, console]
+        self._unread = _UnreadRecords()
+        outputs: list[Output] = [self._unread, console]
         if processes.is_coordinator:
+            # In this order: the mirror starts with the file as the resumed run has trimmed it.
             metrics = MetricsFile(self.folder / "metrics.jsonl", step, warn=console.warn)
             closing.callback(metrics.close)
             outputs.append(metrics)
@@ -145,115 +150,124 @@ class Trainer:
         console.start(step)
         processes.enter("training")
         self._milestones = Milestones(
-            config, self.files, self._checkpoints, self._evaluation, outputs, (step, row), figures
+            config,
+            self.files,
+            self._checkpoints,
+            self._evaluation,
+            outputs,
+            (step, sequence),
+            figures,
         )
         self._throughput = self._milestones.throughput
-        self._throughput.pause()  # until somebody iterates
+        self._throughput.pause()  # until the caller iterates
         self._progress = Progress(step, state, None)
-        self._running: Iterator[Progress] | None = None  # of the loop, where one is under way
+        self._loop: Iterator[Progress] | None = None  # the training loop, once it has started
         self._until = config.run.steps
-        self._asked = threading.Event()  # by `stop`
+        self._stop_requested = threading.Event()  # set by `stop`
 
     # ---- training ----
 
     @property
     def step(self) -> int:
-        """Completed steps; a step skipped because it was not finite counts."""
+        """Completed steps; skipped ones (not finite) count too."""
         return self._progress.step
 
     @property
     def params(self) -> Params:
-        """The parameters, a nested dict of float32 arrays on the mesh; gone with the next step."""
+        """The parameters, a nested dict of float32 arrays on the mesh; the next step frees them."""
         return self._progress.state.params
 
     def __iter__(self) -> Iterator[Record]:
-        """Train to the end of the run; yield each record when it is known.
+        """Train to the end of the run, yielding each record of metrics as soon as it is known.
 
-        The record of a step comes one step later, so that the devices never wait for the host.
-        The last step is evaluated and saved. What the caller does with a record counts as time of
-        the step.
+        The last step is evaluated and saved. The time that the caller spends on a record counts
+        as time of the step.
 
         Raises:
-          ValueError: after max_bad_steps non-finite steps in a row, or where memory ran out.
+          ValueError: after max_bad_steps non-finite steps in succession, or if memory runs out.
         """
         with self._training(self.config.run.steps):
             while self._advance():
-                yield from self._fresh.take()
+                # A step's record comes one step later, so that the devices never wait for the host.
+                yield from self._unread.take()
             self._finish()
-        yield from self._fresh.take()
+        # Outside `_training`: the time that the caller takes now belongs to no step.
+        yield from self._unread.take()
 
     def run_until(self, step: int) -> list[Record]:
-        """Train until `step` steps are completed; return the records, that of `step` included.
+        """Train until `step` steps are completed; return the records up to that step.
 
         Raises:
           ValueError: if `step` is beyond the run, and as iterating does.
         """
         if step > self.config.run.steps:
             raise ValueError(
-                f"step={step}: beyond the run's steps={self.config.run.steps}; a Trainer with more"
-                " steps goes on from the last checkpoint"
+                f"step={step}: beyond the run's steps={self.config.run.steps}; a new Trainer with"
+                " more steps resumes from the latest checkpoint"
             )
         with self._training(step):
             while self._advance():
                 pass
             if step == self.config.run.steps:
                 self._finish()
-        return list(self._fresh.take())
+        return list(self._unread.take())
 
     def stop(self) -> None:
-        """Ask for an end after the step under way, from any thread; that step is saved.
+        """Stop training after the current step, which is saved; callable from any thread.
 
-        Iterating again goes on. With several processes, all must ask before the same step.
+        Iterating again continues. With several processes, call it before the same step in all.
         """
-        self._asked.set()
+        self._stop_requested.set()
 
     def _advance(self) -> bool:
-        """Run one step and what falls due after it; False where there is none to run."""
+        """Run one step and the milestones after it; return False if no step is left to run."""
         with self._working():
-            if self._running is None:
-                self._running = train(
+            if self._loop is None:
+                self._loop = train(
                     self._train_step,
                     self._progress.state,
-                    self._wanted(),
+                    self._batches_until_stop(),
                     self.config,
                     self._throughput,
                 )
-            self._broken = True  # until the step is through: its input's buffers are given up
-            progress = next(self._running, None)
+            # The step donates the buffers of its input: one that fails leaves no state to use.
+            self._broken = True
+            progress = next(self._loop, None)
             if progress is None:
-                self._running, self._broken = None, False
+                self._loop, self._broken = None, False
                 return False
             self._progress = progress
             self._milestones.reach(progress)
             self._broken = False
             return True
 
-    def _wanted(self) -> Iterator[Batch]:
-        """Yield batches as long as nobody asks for an end; what is left is for another loop."""
-        # All processes ask `should_stop` at the same places: before each step.
+    def _batches_until_stop(self) -> Iterator[Batch]:
+        """Yield batches until a stop is requested; the rest stays for the next loop."""
+        # `should_stop` is a sync point: every process must call it, before each step.
         while (
             self.step < self._until
-            and not self._asked.is_set()
+            and not self._stop_requested.is_set()
             and not self._processes.should_stop()
             and (batch := next(self._batches, None)) is not None
         ):
             yield batch
 
     def _finish(self) -> None:
-        """Save the last step, and evaluate it unless the run was asked to stop."""
+        """Save the last step; evaluate it too, unless `stop` was called."""
         with self._working():
-            if self._asked.is_set():
+            if self._stop_requested.is_set():
                 self._milestones.save(self._progress)
             else:
                 self._milestones.finish(self._progress)
 
-    # ---- what can be asked between two steps ----
+    # ---- between two steps ----
 
     def evaluate(self) -> dict[str, float]:
-        """Return the metrics on held-out text, val/... and extrapolation/..., in bits per byte.
+        """Evaluate now: return val/... and extrapolation/... on held-out text, in bits per byte.
 
-        They are returned only: the records hold the evaluations of the run itself.
+        They are not added to the records, which hold the evaluations that `eval_every` plans.
         """
+        # Excluded from the throughput, or tokens per second would drop in the next record.
         with self._working(), self._throughput.excluded():
             return self._milestones.measure(self.params)
 
@@ -265,10 +279,10 @@ class Trainer:
         temperature: float = 0.8,
         seed: int = 0,
     ) -> str:
-        """Return what the model writes after a prompt; as `Generator.text`."""
+        """Return the text that the model generates after a prompt; see `Generator.text`."""
         with self._working(), self._throughput.excluded():
-            now = LoadedRun(self.config, self.params, self.step, {}, self.mesh)
-            return Generator(now).text(
+            run = LoadedRun(self.config, self.params, self.step, {}, self.mesh)
+            return Generator(run).text(
                 prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
             )
 
@@ -278,24 +292,25 @@ class Trainer:
         return self._milestones.measured
 
     def save(self) -> Saved:
-        """Save the completed steps, wait until that is done, and return what is there.
+        """Save a checkpoint, wait until it is written, and return what is saved.
 
-        A save that fails is a warning and counted there, never an error.
+        A save that fails is a warning, counted in the result, and never an error.
         """
         with self._working():
             self._milestones.save(self._progress)
         return self.saved()
 
     def saved(self) -> Saved:
-        """Wait for the save in flight; return what is there."""
-        self._checkpoints.wait()
-        there = self._checkpoints
-        return Saved(there.folder, there.steps(), there.failed_saves)
+        """Wait for the save in flight; return the checkpoints of the run."""
+        checkpoints = self._checkpoints
+        checkpoints.wait()
+        return Saved(checkpoints.folder, checkpoints.steps(), checkpoints.failed_saves)
 
     # ---- the end ----
 
     def close(self) -> None:
-        """Save what is not saved, and release the folder. May be called more than once."""
+        """Save the last step if it is not saved, and release the folder. Safe to call again."""
+        # After a failed step there is no state left that could be saved.
         if not (self._closed or self._broken):
             with self._working():
                 self._milestones.save_if_unsaved(self._progress)
@@ -315,16 +330,17 @@ class Trainer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; after an error nothing is saved."""
+        """Close; after an error, save nothing."""
+        # The error may come from a state that is wrong: the last good checkpoint stays the latest.
         self.close() if error is None else self._release()
 
     # ---- contexts ----
 
     @contextlib.contextmanager
     def _training(self, until: int) -> Iterator[None]:
-        """Let the clock run, up to a step."""
+        """Measure the throughput while the caller trains up to a step."""
         self._until = until
-        self._asked.clear()
+        self._stop_requested.clear()  # a stop of an earlier loop must not end this one
         self._throughput.resume()
         try:
             yield
@@ -333,29 +349,30 @@ class Trainer:
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
-        """Use the mesh, for as long as the caller waits: no longer, or it would be set there too.
+        """Set the mesh for one call; refuse a trainer that is closed or has failed.
 
         Raises:
           ValueError: if the trainer is closed, or a step of it has failed or was interrupted.
         """
         if self._closed or self._broken:
             what = "is closed" if self._closed else "has failed"
-            raise ValueError(f"this Trainer {what}; a new one goes on from the last checkpoint")
+            raise ValueError(f"this Trainer {what}; a new one resumes from the latest checkpoint")
+        # Never across a `yield` to the caller: the mesh would be set in the caller's own code too.
         with self._explaining(self.config), jax.set_mesh(self.mesh):
             yield
 
     @staticmethod
     @contextlib.contextmanager
     def _explaining(config: Config) -> Iterator[None]:
-        """Turn the runtime's errors into the user's."""
+        """Turn an error of JAX's runtime, such as out of memory, into one line for the user."""
         try:
             yield
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:  # device's or host's memory
             raise explain(error, config) from error
 
 
-class _Fresh:
-    """The records that the caller has not had yet; an `Output`."""
+class _UnreadRecords:
+    """The records that the caller has not read yet; an `Output`."""
 
     def __init__(self) -> None:
         self._records: deque[Record] = deque()
@@ -364,7 +381,7 @@ class _Fresh:
         self._records.append(record)
 
     def close(self) -> None:
-        """There is nothing to finish."""
+        """Keep the records: the caller may still read them."""
 
     def take(self) -> Iterator[Record]:
         """Yield each record once."""

@@ -1,5 +1,5 @@
-"""Several processes as one run: identity, start, heartbeats, signals, agreement, the stop.
+"""Distributed runs: several processes that start, agree, watch each other and stop together.
 
-Process 0 is the coordinator: it speaks for the run (console, metrics, lock of the folder), and
-starts the service that the processes reach each other by.
+Process 0 is the coordinator. It prints, writes the metrics, holds the lock of the run folder, and
+starts the control service, through which the processes reach each other.
 """

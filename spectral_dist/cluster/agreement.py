@@ -1,9 +1,8 @@
 """Agreement between the processes of a run: same settings, same step to stop at, a common end.
 
-Everything goes through the control service, and no collective of JAX is used: a process that hangs
-inside one can still be named. A single process has nobody to agree with, and every call returns at
-once. Read `Processes.should_stop`, which is how a preempted run stops after the same step
-everywhere.
+Everything goes through the control service. JAX's collectives are not used here, because a process
+that hangs in one could not say so. In a run of one process every call returns at once. Read
+`Processes.should_stop`: it makes a preempted run stop after the same step everywhere.
 """
 
 import contextlib
@@ -23,17 +22,18 @@ from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.command_line import Ending
 
 _POLL_SECONDS = 0.1
-# Nobody can have come to a sync point so far ahead of the coordinator's (see `should_stop`).
+# No process can be this many sync points ahead of the coordinator (see `should_stop`).
 _SYNC_POINTS_AHEAD = 2
-_FAREWELL_SECONDS = 10.0
+# How long the end of a run waits for the other processes.
+_END_SECONDS = 10.0
 
 
 class Processes:
-    """A context: the processes of a run, as one of them sees them.
+    """The processes of a run, seen from one of them; a context manager.
 
     Attributes:
-      index: of this process; 0 is the coordinator.
-      count: of processes.
+      index: index of this process; process 0 is the coordinator.
+      count: number of processes.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Processes:
         monitor: HeartbeatMonitor | None = None,
         service: "subprocess.Popen[str] | None" = None,
     ) -> None:
-        """Take over what `start.start_processes` made: nothing where this process is alone.
+        """Take over what `start.start_processes` made; nothing but `stop` for a single process.
 
         Args:
-          stop: the signals of this process.
-          identity: of this process.
+          stop: the signal handlers of this process.
+          identity: index and addresses of this process.
           control: a client of the control service, for the main thread.
-          monitor: of all processes, started.
-          service: the control service's own process, in the coordinator.
+          monitor: the heartbeat monitor, started.
+          service: the process of the control service, in the coordinator.
         """
         self.index, self.count = (0, 1) if identity is None else (identity.index, identity.count)
         self._stop, self._identity, self._control = stop, identity, control
@@ -65,11 +65,11 @@ class Processes:
         return self.index == 0
 
     def enter(self, phase: str, waits: bool = True) -> None:
-        """Record that this process begins a phase of the run; all processes pass the same ones.
+        """Record that a phase of the run begins; all processes enter the same phases in order.
 
         Args:
-          phase: what the process does, for the message where it hangs there.
-          waits: whether it may wait for others; if not, a busy processor counts as progress.
+          phase: what the process does, for the message if it hangs there.
+          waits: whether it may wait for other processes. If not, processor time counts as progress.
         """
         if self._monitor is not None:
             self._monitor.busy_is_progress = not waits
@@ -77,28 +77,29 @@ class Processes:
             self._monitor.sync_points += 1
 
     def note_progress(self) -> None:
-        """Show that a long phase is getting on; cheap, from any thread.
+        """Report progress in a long phase, so that it does not count as a hang; from any thread.
 
         Raises:
-          Ending: if a stop was requested. So only for phases that leave nothing to save.
+          Ending: if a stop was requested. Call it only where there is nothing to save.
         """
         if self._monitor is not None:
             self._monitor.progress += 1
         self._stop.check()
 
     def should_stop(self) -> bool:
-        """Return whether all processes stop here: the same answer in all of them.
+        """Return whether a preempted run stops here: the same answer in every process.
 
-        All call it at the same sync points: before each step and each batch of an evaluation.
-        Between two of them a process reads the result of a collective, so whoever reaches one
-        knows that all have passed the one before the last. A stop that the coordinator publishes,
-        before it goes on, for the sync point after the next is seen by everybody who comes there.
+        All processes call it at the same sync points: before each step and each batch of an
+        evaluation. It costs no collective.
         """
         if self._identity is None:
             return self._stop.received is not None
         assert self._monitor is not None
         self._sync_points += 1
         self._monitor.sync_points += 1
+        # Between two sync points every process waits for the result of a collective, and that needs
+        # all of them. So nobody is two sync points ahead of the coordinator: what it publishes
+        # here, before it continues, is there when the first process reaches `_stop_at`.
         if self._stop_at is None and self.is_coordinator and self._stop.received is not None:
             self._stop_at = self._sync_points + _SYNC_POINTS_AHEAD
             self._control.put("stop_at", f"{self._stop_at} {int(self._stop.received)}")
@@ -106,25 +107,28 @@ class Processes:
             sync_point, _, number = self._control.get("stop_at").partition(" ")
             if sync_point:
                 self._stop_at = int(sync_point)
+                # Noted as this process's own signal, so that all leave with one exit code.
                 self._stop.ask(signal.Signals(int(number)))
         return self._stop_at is not None and self._sync_points >= self._stop_at
 
     def agree(self, what: str, facts: Mapping[str, Any]) -> None:
-        """Wait for all processes, and compare each one's facts with the coordinator's.
+        """Wait for all processes, and compare the facts of each with those of the coordinator.
 
         Args:
-          what: the subject in a word, for the error; used once in a run.
-          facts: anything that JSON holds.
+          what: the subject in one word, for the error; each may be used once in a run.
+          facts: values that JSON can write.
 
         Raises:
-          ValueError: in every process alike; names the first process and fact that differ.
+          ValueError: the same in every process; names the first process and fact that differ.
         """
         if self._monitor is None:
             return
         self.enter(f"agreeing on {what}")
+        # The table is never emptied: a second use of a subject would compare with the first one's.
         self._control.put(f"{what}/{self.index}", json.dumps(dict(facts), sort_keys=True))
         while len(found := json.loads(self._control.under(what))) < self.count:
             time.sleep(_POLL_SECONDS)
+        # Every process compares all of them, so that all end with the same message.
         by_process = {int(i): json.loads(text) for i, text in found.items()}
         for index in range(1, self.count):
             for key in sorted(by_process[0].keys() | by_process[index].keys()):
@@ -136,11 +140,11 @@ class Processes:
                     )
 
     def from_coordinator(self, what: str, make: Callable[[], Any]) -> Any:
-        """Broadcast: return in every process what the coordinator makes.
+        """Broadcast: call `make` in the coordinator, and return its result in every process.
 
         Args:
-          what: the subject in a word, used once in a run.
-          make: returns anything that JSON holds.
+          what: the subject in one word; each may be used once in a run.
+          make: returns a value that JSON can write.
         """
         if self._monitor is None:
             return make()
@@ -163,16 +167,18 @@ class Processes:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave together; or, after an error, report it to the others and leave alone.
+        """End together with the other processes; or, after an error, report it and end alone.
 
         Raises:
-          Ending: where what broke here broke because another process is gone.
+          Ending: if the error came from the loss of another process.
         """
         if self._monitor is None:
             return
         if error is None or isinstance(error, SystemExit):
-            self._farewell()
+            self._end_together()
             return
+        # Any other error may be a collective that broke because a process is gone. That process is
+        # the cause to name, so the monitor gets the time to find it.
         if not isinstance(error, ValueError | Ending | KeyboardInterrupt):
             self._monitor.suspect()
         code = error.code if isinstance(error, Ending) else 2
@@ -180,27 +186,29 @@ class Processes:
         assert self._identity is not None
         message = " ".join(str(error).split()) or type(error).__name__
         publish_end(self._identity, message, code)
-        # Threads of the runtime may wait for the others for ever, and Python for those threads.
-        timer = threading.Timer(_FAREWELL_SECONDS, os._exit, [code])
+        # Python waits for its threads at the end, and the runtime's may wait for lost processes for
+        # ever. This timer ends the process then.
+        timer = threading.Timer(_END_SECONDS, os._exit, [code])
         timer.daemon = True
         timer.start()
 
-    def _farewell(self) -> None:
-        """Wait until all processes are through, so that nobody finds the service gone."""
+    def _end_together(self) -> None:
+        """Wait until all processes are done, so that none finds the service gone."""
         assert self._monitor is not None
-        from spectral_dist.cluster import jax_service  # loads JAX, as the run has by now
+        from spectral_dist.cluster import jax_service  # loads JAX: free by now, slow at the start
 
         self.enter("the end")
         with contextlib.suppress(*UNREACHABLE):
-            # First all have done their work, and may leave JAX's service; then all have left it,
-            # and the coordinator may end the service.
+            # Two rounds: JAX's service must stay until all have done their work. Once all have left
+            # it, the coordinator ends it.
             for word in ("done", "gone"):
                 if word == "gone":
                     self._monitor.close()
                     jax_service.disconnect()
                 self._control.put(f"{word}/{self.index}", "1")
-                until = time.monotonic() + _FAREWELL_SECONDS
+                until = time.monotonic() + _END_SECONDS
                 while len(json.loads(self._control.under(word))) < self.count:
+                    # The last save of another process may take long; leaving does not.
                     if word == "gone" and (not self.is_coordinator or time.monotonic() > until):
                         break
                     time.sleep(_POLL_SECONDS)
@@ -211,7 +219,8 @@ class Processes:
 
 
 def publish_end(identity: Identity, message: str, code: int) -> None:
-    """Report to the other processes that this one ends early, if the service can be reached."""
+    """Report to the other processes that this one ends early; do nothing if that fails."""
     with contextlib.suppress(*UNREACHABLE):
         end = json.dumps({"message": message, "code": code})
+        # A connection of its own: this runs in whichever thread found the end.
         connect(identity).put(f"ended/{identity.index}", end)

@@ -1,13 +1,13 @@
-"""Heartbeats: every process watches every other one for an end, for silence and for a hang.
+"""Heartbeats: every process watches all others for an early end, for silence and for a hang.
 
-Owns the thread that sends this process's heartbeat to the control service each second and judges
-those of the others. A process that must end says why and ends at once, whatever its main thread
-does: that one may hang in a collective for ever. Knows nothing of training. Read
+Owns the thread that sends this process's heartbeat to the control service each second, and judges
+the heartbeats of the others. If another process is lost, this one says so and ends at once, because
+its main thread may hang in a collective for ever. Knows nothing of training. Read
 `HeartbeatMonitor.judge` for the rules.
 
-Two counts tell a hang from a long wait: `sync_points`, which all processes pass alike, and
-`progress`, raised by anything that shows work. The run hangs when neither changes anywhere, and the
-processes with the fewest sync points are to blame.
+Two counts tell a hang from a long wait: `sync_points`, which every process passes, and `progress`,
+which grows with any sign of work. The run hangs if neither changes in any process; those with the
+fewest sync points are to blame.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.command_line import LOST
 
 HEARTBEAT_SECONDS = 1.0
-_CALL_SECONDS = 10.0
-_BUSY_SHARE = 0.1  # of one processor's time between two heartbeats
-# A process without a heartbeat for so long is lost: JAX's own service takes the same time. A
-# process that swaps or stands still for a minute comes back.
+_CALL_SECONDS = 10.0  # a service that does not answer must not stop the heartbeats for long
+_BUSY_SHARE = 0.1  # of one core's time between two heartbeats; a process that sleeps takes less
+# A process is lost after this long without a heartbeat. JAX's own service waits as long. Less would
+# end runs in which a process swaps or is paused for a minute, and then comes back.
 _SILENT_SECONDS = 100.0
-# The same, once a collective has broken: some process is probably gone, and here to be named.
+# The limit after a collective has broken: then some process is probably lost, and worth naming.
 _SUSPECT_SECONDS = 4.0
 
-# What a call of the control service raises where it cannot be reached.
+# What a call of the control service raises if the service cannot be reached.
 UNREACHABLE = (OSError, http.client.HTTPException, xmlrpc.client.Error)
 
 
@@ -43,21 +43,21 @@ class _Transport(xmlrpc.client.Transport):
 
     def make_connection(self, host: Any) -> Any:
         connection = super().make_connection(host)
-        connection.timeout = _CALL_SECONDS
+        connection.timeout = _CALL_SECONDS  # xmlrpc has no argument for it, and waits for ever
         return connection
 
 
 def connect(identity: Identity) -> Any:
-    """Return a client of the run's control service, for one thread; its calls raise `UNREACHABLE`.
+    """Return a client of the control service, for use by one thread.
 
-    The methods are those of `service.Table`.
+    Its methods are those of `service.Table`; they raise `UNREACHABLE`.
     """
     return xmlrpc.client.ServerProxy(f"http://{identity.address}", transport=_Transport())
 
 
 @dataclass
 class _Seen:
-    """The last heartbeat of one process, and when it came, in seconds of the monotonic clock."""
+    """The last heartbeat of one process, and when it came (seconds of this host's clock)."""
 
     host: str
     heartbeat: dict[str, Any]
@@ -76,21 +76,22 @@ class HeartbeatMonitor:
         leave: Callable[[str, int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take note of all processes; `start` begins.
+        """Prepare to watch all processes; `start` begins.
 
         Args:
-          identity: of this process.
-          hosts: of every process, by index.
-          stop: of this process; asked to stop when another process was.
-          hang_timeout: seconds without progress anywhere after which a run has hung.
-          leave: ends this process, given a line and an exit code.
-          clock: monotonic seconds.
+          identity: index and addresses of this process.
+          hosts: host name of every process, by index.
+          stop: signal handlers of this process; a signal in another process is passed on to it.
+          hang_timeout: seconds without progress in any process after which the run has hung.
+          leave: ends this process, given a message and an exit code.
+          clock: returns monotonic seconds.
         """
         self._identity, self._stop, self._leave, self._clock = identity, stop, leave, clock
         self.hang_timeout = hang_timeout
         self.silent_after = min(hang_timeout, _SILENT_SECONDS)
         self.sync_points, self.progress, self.phase = 0, 0, "start"
-        # In a phase where a process waits for nobody; in a collective it may wait at full speed.
+        # True in phases without collectives. In a collective, a process that waits for others may
+        # use a whole core, so there a busy processor shows no progress.
         self.busy_is_progress = False
         self._worked = time.process_time()
         self._sent = 0
@@ -100,18 +101,18 @@ class HeartbeatMonitor:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to send heartbeats and to judge the others'."""
+        """Begin to send heartbeats and to watch the others'."""
         self._thread.start()
 
     def close(self) -> None:
-        """Send no more heartbeats, and judge nobody."""
+        """Stop sending heartbeats and watching the others."""
         self._closed.set()
         self._thread.join()
 
     def suspect(self) -> None:
-        """Look for a lost process soon, because something that processes share has broken.
+        """Look for a lost process now, because a collective has failed.
 
-        Ends this process if another one falls silent now; returns if none does.
+        Ends this process if another one is silent; otherwise returns after a few seconds.
         """
         self.silent_after = min(self.silent_after, _SUSPECT_SECONDS)
         self._closed.wait(2 * _SUSPECT_SECONDS)
@@ -129,13 +130,14 @@ class HeartbeatMonitor:
                 self.hear({int(i): json.loads(b) for i, b in answer["heartbeats"].items()})
                 self.judge({int(i): json.loads(e) for i, e in answer["ended"].items()})
             except (*UNREACHABLE, ValueError) as error:
+                # The next call opens a new connection: this one may be broken.
                 with contextlib.suppress(OSError):
                     control("close")()
                 self._judge_service(error)
             self._closed.wait(HEARTBEAT_SECONDS)
 
     def _heartbeat(self) -> dict[str, Any]:
-        self._sent += 1
+        self._sent += 1  # only a new number is a sign of life: the service repeats the last text
         worked, before = time.process_time(), self._worked
         self._worked = worked
         if self.busy_is_progress and worked - before > _BUSY_SHARE * HEARTBEAT_SECONDS:
@@ -150,10 +152,11 @@ class HeartbeatMonitor:
         }
 
     def hear(self, heartbeats: Mapping[int, dict[str, Any]]) -> None:
-        """Take in the last heartbeat of every process."""
+        """Record the last heartbeat of every process."""
         before, self._now = self._now, self._clock()
         if self._now - before > self.silent_after / 2:
-            # This process itself slept, or was stopped: the others are not silent for that.
+            # This process itself was paused, so it cannot say that the others were silent. Without
+            # this, a host that wakes from a pause would end the run.
             self._progressed = self._now
             for seen in self._seen.values():
                 seen.heard = self._now
@@ -164,15 +167,19 @@ class HeartbeatMonitor:
                 seen.heard = self._now
             if any(heartbeat[count] != last.get(count) for count in ("sync_points", "progress")):
                 self._progressed = self._now
+            # A scheduler may signal one process only. The coordinator must hear of it, because it
+            # alone chooses the step to stop at.
             if heartbeat["stop_signal"]:
                 self._stop.ask(signal.Signals(heartbeat["stop_signal"]))
 
     def judge(self, ended: Mapping[int, dict[str, Any]]) -> None:
-        """End this process if another one has ended, fallen silent or hung.
+        """End this process if another one has ended early, is silent or hangs.
 
         Args:
           ended: message and exit code of each process that ended early, by its index.
         """
+        # In this order, because the first rule names the cause: a process that has ended falls
+        # silent a while later, and those that wait for it make no progress.
         for index, last in sorted(ended.items()):
             if index != self._identity.index:
                 self._leave(f"{self.name(index)} ended: {last['message']}", last["code"])
@@ -183,6 +190,7 @@ class HeartbeatMonitor:
             self._leave(f"{names}: no heartbeat for {seconds:.0f} s", LOST)
         if self._now - self._progressed > self.hang_timeout:
             passed = {i: seen.heartbeat.get("sync_points", 0) for i, seen in self._seen.items()}
+            # The others wait for these in a collective, and so have passed one sync point more.
             behind = [i for i, count in passed.items() if count == min(passed.values())]
             names = ", ".join(
                 f"{self.name(i)} in {self._seen[i].heartbeat.get('phase', 'start')}" for i in behind
@@ -194,7 +202,8 @@ class HeartbeatMonitor:
             )
 
     def _judge_service(self, error: Exception) -> None:
-        # The service is where process 0 is: with it unreachable, that host or the network is gone.
+        # The service runs on the host of process 0: if it cannot be reached, that host or the
+        # network is lost.
         if self._clock() - self._now > self.silent_after:
             self._leave(
                 f"{self.name(0)}: its control service at {self._identity.address} cannot be"

@@ -1,14 +1,14 @@
-"""Which process of a run this is, of how many, and at which address process 0 is reached.
+"""Process index, process count and the coordinator's address, from SLURM's or JAX's variables.
 
-Owns the environment variables of SLURM and of JAX that say so. Starts nothing, imports no JAX.
-Read `find_identity`.
+Owns those environment variables. Starts nothing, imports no JAX. Read `find_identity`.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# SLURM gives no port: one is made from the job's number, in the range of ephemeral ports.
+# SLURM assigns no port, so it is derived from the job's number: all processes of a job find the
+# same one without talking to each other. Linux gives outgoing connections ports up to 60999.
 _FIRST_PORT, _PORTS = 61440, 4096
 _SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 _JAX = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -19,12 +19,12 @@ class Identity:
     """One process of a run, as the launcher or the scheduler numbered it.
 
     Attributes:
-      host: of process 0, the coordinator.
-      port: of its control service.
-      index: of this process, from 0.
-      count: of processes.
-      local_devices: the GPUs of this host that are this process's; None for all that are visible.
-      job: the same text in all processes of a job, and in no other job.
+      host: host of process 0, the coordinator.
+      port: port of the control service, on that host.
+      index: index of this process, from 0.
+      count: number of processes.
+      local_devices: indices of this process's GPUs on its host; None for all visible ones.
+      job: a text that is the same in all processes of a job, and different in every other job.
     """
 
     host: str
@@ -46,16 +46,18 @@ def join_address(host: str, port: int) -> str:
 
 
 def find_identity(environment: Mapping[str, str]) -> Identity | None:
-    """Return the identity of this process, or None where it is alone.
+    """Return the identity of this process, or None for a run of a single process.
 
-    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID come first, then the
-    variables that srun sets for each task of a step.
+    It is read from JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+    else from the variables that srun sets for each task of a step.
 
     Raises:
-      ValueError: names the variable that is missing or is not what it should be.
+      ValueError: names the variable that is missing or has a wrong value.
     """
+    # JAX's variables first: `spectral_dist.launch` sets them, also inside a SLURM job.
     if any(name in environment for name in _JAX):
         return _from_jax(environment)
+    # The step's count, not the job's: a batch script itself is one process of a job of many tasks.
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return _from_slurm(environment)
     return None
@@ -71,7 +73,7 @@ def _from_jax(environment: Mapping[str, str]) -> Identity | None:
     if count == 1:
         return None
     address = environment["JAX_COORDINATOR_ADDRESS"]
-    host, _, port = address.rpartition(":")
+    host, _, port = address.rpartition(":")  # the last colon: an IPv6 address holds more
     if not host or not port.isdigit():
         raise ValueError(f"JAX_COORDINATOR_ADDRESS={address!r}: must be host:port")
     devices = None
@@ -85,13 +87,14 @@ def _from_jax(environment: Mapping[str, str]) -> Identity | None:
 def _from_slurm(environment: Mapping[str, str]) -> Identity:
     for name in _SLURM:
         if not environment.get(name):
-            raise ValueError(f"{name}: srun did not set it; start the tasks by srun")
+            raise ValueError(f"{name}: srun did not set it; start the tasks with srun")
     job = environment["SLURM_JOB_ID"]
     restart = environment.get("SLURM_RESTART_COUNT", "0")
-    # A restarted job meets elsewhere: what is left of the start before may still hold its port.
+    # A restarted job uses another port: a process left from before may still hold the old one.
     shift = int(job) + _PORTS // 16 * int(restart)
     port = environment.get("JAX_COORDINATOR_PORT") or _FIRST_PORT + shift % _PORTS
-    # With several tasks on a host each takes the GPU of its number, unless it sees but one.
+    # With several tasks on a host, each takes the GPU of its local number, unless SLURM shows it
+    # one GPU only. The count reads "2(x3)" where three hosts have two tasks each.
     alone = environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0] == "1"
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     one = alone or (visible != "" and "," not in visible)

@@ -1,32 +1,31 @@
-"""JAX's coordination service, by names that JAX keeps private: the only file that imports them.
+"""JAX's coordination service, through JAX's private API: the only file that imports `jax._src`.
 
-`jax.distributed.initialize` starts the service inside process 0, and JAX aborts every process when
-one of them is lost or the service goes. A run must live on for as long as it takes to say who is
-lost, so here the service is started by a process of its own, with `recoverable`, and the client is
-made to match. It is kept where JAX keeps its own, so that collectives, Orbax and `multihost_utils`
-find it.
+`jax.distributed.initialize` starts the service inside process 0, and JAX aborts every process if
+one of them is lost or if the service ends. A run must live long enough to say which process is
+lost. So here the service runs in a process of its own, with `recoverable`, and each process
+connects a matching client.
 
-tests/unit/test_jax_service.py names the versions of JAX that this was tried with, and fails where
-another one lacks something. Read `connect`.
+tests/unit/test_jax_service.py lists the versions of JAX that this was tested with, and fails if
+another version lacks something. Read `connect`.
 """
 
 from typing import Any
 
 import jax
 
-# JAX's own heartbeats are the last resort, in seconds: cluster.heartbeat notices a loss sooner, and
-# ends a process by one line where JAX would abort it with a stack trace.
+# Seconds until JAX's own heartbeats act. They are the last resort: cluster.heartbeat notices a loss
+# sooner and ends the process with one line, where JAX would abort it with a stack trace.
 _JAX_HEARTBEAT_SECONDS = 3600
 
 
 def start_service(port: int, count: int) -> Any:
-    """Start the service in this process; it lives as long as what is returned.
+    """Start the coordination service in this process; it runs as long as the returned object.
 
     Args:
-      port: to listen at, on every interface.
-      count: of the processes that will connect.
+      port: the port to listen on, on every network interface.
+      count: number of processes that will connect.
     """
-    # With `recoverable` the service tells nobody to abort when a process is lost.
+    # With `recoverable` the service does not make all processes abort when one is lost.
     make_service, _ = _makers()
     return make_service(
         f"[::]:{port}", count, heartbeat_timeout=_JAX_HEARTBEAT_SECONDS, recoverable=True
@@ -34,15 +33,15 @@ def start_service(port: int, count: int) -> Any:
 
 
 def connect(address: str, index: int, count: int, timeout: int) -> None:
-    """Join the service, as jax.distributed.initialize does but for starting it.
+    """Connect to the service, as jax.distributed.initialize does, but without starting one.
 
-    To be called before JAX looks for devices, and when all processes are known to be there: JAX
-    aborts this process where one of them does not connect.
+    Call it before JAX looks for devices, and only once all processes have reported in: JAX aborts
+    this process if another one does not connect.
 
     Args:
       address: host:port of the service.
-      index: of this process.
-      count: of processes.
+      index: index of this process.
+      count: number of processes.
       timeout: seconds to wait for the service.
     """
     state = _state()
@@ -52,33 +51,35 @@ def connect(address: str, index: int, count: int, timeout: int) -> None:
         index,
         init_timeout=timeout,
         heartbeat_timeout=_JAX_HEARTBEAT_SECONDS,
-        shutdown_on_destruction=False,  # it waits for all processes: `disconnect` says when
+        shutdown_on_destruction=False,  # it would wait for all processes; `disconnect` does
         use_compression=True,
     )
     client.connect()
+    # Where JAX keeps its own client, so that collectives, Orbax and `multihost_utils` find it.
     state.client, state.coordinator_address = client, address
     state.process_id, state.num_processes = index, count
 
 
 def disconnect() -> None:
-    """Leave the service, once all processes are through; waits for them."""
+    """Disconnect from the service when all processes are done; waits for them."""
     state = _state()
     state.client.shutdown()
-    state.client = None
+    state.client = None  # as before `connect`: None means that there is no service
 
 
 def key_value_store() -> Any:
-    """Return the key-value store of the processes, or None where there is no service.
+    """Return the key-value store that the processes share, or None without a service.
 
     It is the service's client: key_value_set(key, text, allow_overwrite=False),
     key_value_dir_get(folder) -> [(key, text)], key_value_delete(key or folder). Calls raise
-    jax.errors.JaxRuntimeError where the service cannot be reached.
+    jax.errors.JaxRuntimeError if the service cannot be reached.
     """
     return _state().client
 
 
 def _makers() -> tuple[Any, Any]:
-    """Return what makes a service and what makes a client."""
+    """Return JAX's functions that make a service and a client."""
+    # Imported here and not above: one process alone needs none of them, whatever the version.
     try:
         from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
@@ -98,7 +99,7 @@ def _state() -> Any:
 
 def _unknown_version(error: Exception) -> ValueError:
     return ValueError(
-        f"jax={jax.__version__}: this version lacks what a run of several processes needs of it"
-        f" ({error}); one process still trains, and spectral_dist/cluster/jax_service.py is the"
-        " place to adapt"
+        f"jax={jax.__version__}: a run of several processes needs a part of JAX that this version"
+        f" lacks ({error}); training with one process still works, and the code to adapt is in"
+        " spectral_dist/cluster/jax_service.py"
     )

@@ -1,12 +1,12 @@
-"""The control service of a run of several processes, in a process of its own beside process 0.
+"""The control service: a key-value table for the processes of a run, and JAX's service.
 
-Owns two servers: a small table of texts (XML-RPC, of the standard library) through which processes
-report in, send heartbeats, tell how they ended and agree on when to stop; and JAX's coordination
-service, which JAX itself needs. They are not inside process 0, because JAX aborts every process
-when its service goes: so process 0 may be lost, and the others still find out and say so.
+Owns two servers. The first is a small table of texts, over XML-RPC, through which processes report
+in, send heartbeats, say how they ended and agree on when to stop. The second is JAX's coordination
+service, which JAX needs. Both run in a process of their own beside process 0, because JAX aborts
+every process when its service ends. So if process 0 is lost, the others can still say so.
 
-It ends after process 0, once nobody has called for a while. Started by `start.start_processes` as
-`python -m spectral_dist.cluster.service PORT COUNT`; read `main` first.
+`start.start_processes` starts it as `python -m spectral_dist.cluster.service PORT COUNT`. It ends
+after process 0, once nobody has called for a while. Read `main` first.
 """
 
 import json
@@ -21,35 +21,36 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from xmlrpc.server import SimpleXMLRPCRequestHandler, SimpleXMLRPCServer
 
-# Every process calls each second, so a service that hears nothing for so long is alone.
+# Every process sends a heartbeat each second. After this long without one, none is left.
 _QUIET_SECONDS = 5.0
 
 
 class Table:
-    """Texts by key, for all processes; keys are paths like "heartbeats/3"."""
+    """A key-value store of texts, shared by all processes; a key is a path like "heartbeats/3"."""
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Create an empty table."""
         self._values: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # every client is served by a thread of its own
         self.called = time.monotonic()
-        self.closing = False  # process 0 has ended: who reports in now is of another start
+        # Set when process 0 has ended: a process that reports in now belongs to another start.
+        self.closing = False
 
     def put(self, key: str, value: str) -> bool:
-        """Store a text."""
+        """Store a text under a key."""
         with self._lock:
             self._values[key] = value
             self.called = time.monotonic()
-        return True
+        return True  # XML-RPC has no None
 
     def get(self, key: str) -> str:
-        """Return a text, empty where there is none."""
+        """Return the text of a key, or "" if there is none."""
         with self._lock:
             self.called = time.monotonic()
             return self._values.get(key, "")
 
     def under(self, folder: str) -> str:
-        """Return every text whose key begins with "folder/", by the rest of the key, as JSON."""
+        """Return all texts with keys in a folder, as a JSON mapping from the rest of the key."""
         prefix = f"{folder}/"
         with self._lock:
             self.called = time.monotonic()
@@ -57,19 +58,20 @@ class Table:
         return json.dumps(found)
 
     def report(self, index: str, text: str) -> str:
-        """Store who a process is, unless one has its index already; return all of them, as JSON.
+        """Register a process under its index, unless that is taken; return all of them, as JSON.
 
         Raises:
-          ConnectionError: in the caller a Fault, where this service serves a run that has ended.
+          ConnectionError: if the run of this service has ended; the caller gets a `Fault`.
         """
         if self.closing:
             raise ConnectionError("this run has ended")
         with self._lock:
+            # The first one keeps the index: a second one finds another process in its answer.
             self._values.setdefault(f"here/{index}", text)
         return self.under("here")
 
     def heartbeat(self, index: str, text: str) -> str:
-        """Store a process's heartbeat; return all of them, and who has ended, as JSON."""
+        """Store a heartbeat; return the heartbeats of all, and who has ended, as JSON."""
         self.put(f"heartbeats/{index}", text)
         found = {name: json.loads(self.under(name)) for name in ("heartbeats", "ended")}
         return json.dumps(found)
@@ -77,29 +79,29 @@ class Table:
 
 class _Handler(SimpleXMLRPCRequestHandler):
     protocol_version = "HTTP/1.1"  # one connection for all calls
-    disable_nagle_algorithm = True
-    timeout = 60.0  # ends the thread of a client that is gone
+    disable_nagle_algorithm = True  # small answers would wait for more to send
+    timeout = 60.0  # seconds; ends the thread of a client that is gone
 
 
 class _Server(ThreadingMixIn, SimpleXMLRPCServer):
     daemon_threads = True
     address_family = socket.AF_INET6
-    allow_reuse_address = True
+    allow_reuse_address = True  # connections of an earlier run linger on the port for a minute
 
     def server_bind(self) -> None:
-        # Hosts are named by IPv4 and IPv6 addresses: listen to both.
+        # Listen on IPv4 too: a host's name may stand for either kind of address.
         self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print nothing: the client sees that its connection broke, and acts on it."""
+        """Print no error: the client sees its connection break, and handles that."""
 
 
 def serve_table(port: int) -> tuple[SimpleXMLRPCServer, Table]:
     """Serve a new table on a port, in a thread.
 
     Args:
-      port: to listen at; 0 takes a free one.
+      port: the port to listen on; 0 takes a free one.
 
     Raises:
       OSError: if the port is taken.
@@ -112,31 +114,31 @@ def serve_table(port: int) -> tuple[SimpleXMLRPCServer, Table]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at now; another program may still take it first."""
+    """Return a port that is free now; another program may still take it first."""
     with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
         probe.bind(("::", 0))
         return probe.getsockname()[1]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until process 0 has ended, which closes our standard input, and nobody calls.
+    """Serve until process 0 has ended and nobody calls any more.
 
     Writes one line to standard output: "ready", or why it cannot serve.
 
     Returns:
-      1 where a later try may succeed, 2 where none will.
+      1 if a later try may succeed, 2 if none will.
     """
     port, count = int(argv[0]), int(argv[1])
-    # A signal to the process group is process 0's to answer; this service is needed until the end.
+    # Signals reach the whole process group. Process 0 handles them, and needs this service for it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     try:
         _, table = serve_table(port)
     except OSError as error:
-        sys.stdout.write(f"port {port} cannot be listened at: {error.strerror}\n")
+        sys.stdout.write(f"cannot listen on port {port}: {error.strerror}\n")
         return 1
     jax_port = free_port()
-    from spectral_dist.cluster import jax_service  # loads JAX: a taken port is reported without
+    from spectral_dist.cluster import jax_service  # loads JAX; a taken port is reported before
 
     try:
         service = jax_service.start_service(jax_port, count)
@@ -146,12 +148,13 @@ def main(argv: Sequence[str]) -> int:
     table.put("jax_port", str(jax_port))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    sys.stdin.read()  # ends with process 0
+    sys.stdin.read()  # returns when process 0 has ended, which closes the pipe, however it died
     table.closing = True
+    # The others still have to read how process 0 ended, and to agree that they end.
     while time.monotonic() - table.called < _QUIET_SECONDS:
         time.sleep(0.5)
     del service
-    os._exit(0)  # the destructor of JAX's service would wait for processes that are gone
+    os._exit(0)  # not `return`: the destructor of JAX's service would wait for lost processes
 
 
 if __name__ == "__main__":

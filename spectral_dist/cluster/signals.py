@@ -1,8 +1,8 @@
-"""Preemption: a run that a signal asks to stop saves a checkpoint and ends with its exit code.
+"""Preemption: on a signal, the run saves a checkpoint and ends with the signal's exit code.
 
-Owns the handlers of SIGINT, SIGTERM and SIGUSR1, and what a signal does in each phase. Where there
-is work to save, it is only noted, and the run looks at `received` between two steps. Where there is
-none (`interruptible`), the process ends at once, even while the main thread is deep inside the
+Owns the handlers of SIGINT, SIGTERM and SIGUSR1, and what a signal does in each phase. If there is
+work to save, the signal is only noted, and the run looks at `received` between two steps. If there
+is none (`interruptible`), the process ends at once, even while the main thread is inside the
 compiler. Read `StopSignal` first.
 """
 
@@ -21,49 +21,54 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def exit_code(number: signal.Signals) -> int:
-    """Return the exit code of a run that a signal ended: 130 for Ctrl-C, else STOPPED."""
+    """Return the exit code of a run that a signal ended: 130 for Ctrl-C, else STOPPED (75)."""
+    # 130 is what shells expect of Ctrl-C; 75 makes the scripts in launch/ start the run again.
     return 128 + number if number is signal.SIGINT else STOPPED
 
 
 def leave(message: str, code: int) -> None:
     """Print a line and end this process at once, whatever its other threads do."""
+    # A stop is no error, so it goes to standard output.
     stream = sys.stdout if code in (0, STOPPED, 130) else sys.stderr
     with contextlib.suppress(OSError, ValueError):
         stream.write(message + "\n")
     for each in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
-            each.flush()
+            each.flush()  # `os._exit` does not
+    # Not `sys.exit`: that only ends this thread, and would wait for the compiler in the main one.
     os._exit(code)
 
 
 class StopSignal:
-    """A context in which signals ask for a stop.
+    """A context manager in which SIGINT, SIGTERM and SIGUSR1 request a stop.
 
-    The first of SIGINT, SIGTERM and SIGUSR1 is noted. A second SIGINT interrupts; further SIGTERM
-    and SIGUSR1 change nothing, because schedulers send several and the save is under way.
+    The first of these signals is noted. A second SIGINT raises KeyboardInterrupt; further SIGTERM
+    and SIGUSR1 change nothing, because schedulers send several of them.
 
     Attributes:
-      received: the signal that asked for the stop, here or in another process of the run.
-      leave: ends the process at once, given a line and an exit code.
+      received: the signal that requested the stop, here or in another process of the run.
+      leave: ends the process at once, given a message and an exit code.
     """
 
     def __init__(self) -> None:
-        """Note nothing yet."""
+        """Start with no signal received."""
         self.received: signal.Signals | None = None
         self.leave: Callable[[str, int], None] = leave
         self._phase: str | None = None  # the interruptible phase, if the run is in one
         self._noted = False  # whether a signal has reached this process
+        # Reentrant: the handler may run while the main thread itself holds the lock.
         self._lock = threading.RLock()
         self._before: dict[signal.Signals, Any] = {}
         self._wakeup_before = -1
         self._pipe = (-1, -1)
 
     def __enter__(self) -> "StopSignal":
-        """Take the signals over; only the main thread may, so that elsewhere nothing is heard."""
+        """Install the signal handlers; outside the main thread this does nothing."""
+        # Python lets only the main thread install handlers.
         if threading.current_thread() is not threading.main_thread():
             return self
-        # The operating system's handler writes the number here at once; Python's own waits until
-        # the main thread runs Python again.
+        # Python runs a handler only when the main thread runs Python code again, which can take
+        # minutes in the compiler. The number in this pipe arrives at once, and a thread reads it.
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
@@ -78,34 +83,36 @@ class StopSignal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the signals back; once stopping, a scheduler's second one no longer counts."""
+        """Restore the handlers that were there before."""
         if not self._before:
             return
         for number, handler in self._before.items():
+            # A scheduler's second signal must not kill a run that is about to end by itself.
             stopping = self.received is not None and number != signal.SIGINT
             signal.signal(number, signal.SIG_IGN if stopping else handler)
         signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._pipe[1])
+        os.close(self._pipe[1])  # ends the thread that reads the other end
 
     def ask(self, number: signal.Signals) -> None:
-        """Ask for a stop, from any thread; ends the process where that loses nothing."""
+        """Request a stop, from any thread; ends the process at once if there is nothing to save."""
         with self._lock:
-            self.received = self.received or number
+            self.received = self.received or number  # the first one decides the exit code
             if self._phase is not None:
                 self._leave_now(self._phase)
 
     def check(self) -> None:
-        """Stop here if that was asked for.
+        """Stop here if a signal has requested it.
 
         Raises:
           Ending: with the signal's exit code.
         """
         if self.received is not None:
-            raise Ending(self._last_words("here"), exit_code(self.received))
+            raise Ending(self._message("here"), exit_code(self.received))
 
     @contextlib.contextmanager
     def interruptible(self, phase: str) -> Iterator[None]:
-        """Mark a part of the run in which a signal may end the process at once."""
+        """Mark a phase in which a signal may end the process at once, as nothing is to be saved."""
+        # The lock: a signal comes either before the phase, and is found here, or inside it.
         with self._lock:
             self._phase = phase
             if self.received is not None:
@@ -118,9 +125,9 @@ class StopSignal:
 
     def _leave_now(self, phase: str) -> None:
         assert self.received is not None
-        self.leave(self._last_words(phase), exit_code(self.received))
+        self.leave(self._message(phase), exit_code(self.received))
 
-    def _last_words(self, phase: str) -> str:
+    def _message(self, phase: str) -> str:
         assert self.received is not None
         where = "" if phase == "here" else f" while {phase}"
         return (
@@ -135,6 +142,7 @@ class StopSignal:
                     self.ask(signal.Signals(byte[0]))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # The second Ctrl-C is a user who does not want to wait for the save.
         if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._noted = True

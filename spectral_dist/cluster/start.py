@@ -1,8 +1,7 @@
-"""Starting the processes of a run together, before JAX looks for devices.
+"""Distributed start: bring the processes of a run together before JAX looks for devices.
 
-Owns the order of the start: who am I; process 0 starts the control service; all report in; only
-then does each join JAX's own service, because JAX aborts a process when another one is missing.
-Read `start_processes`.
+Owns the order of the start. Each process finds its index; process 0 starts the control service; all
+report in there; then each connects to JAX's coordination service. Read `start_processes`.
 """
 
 import contextlib
@@ -22,21 +21,21 @@ from spectral_dist.cluster.signals import StopSignal, leave
 from spectral_dist.command_line import LOST, STOPPED, Ending
 
 _POLL_SECONDS = 0.1
-# Between two tries to start the service at a port that a run before may hold for a while.
+# Between two tries to start the service. An earlier run may hold the port for a while.
 _RETRY_SECONDS = 1.0
 
 
 def start_processes(stop: StopSignal, start_timeout: float, hang_timeout: float) -> Processes:
-    """Start this process as one of a run's, or alone where the environment names no others.
+    """Join the other processes of the run, if the environment names any.
 
     Args:
-      stop: the signals of this process.
-      start_timeout: seconds for every process to report in.
-      hang_timeout: seconds without progress anywhere after which a run has hung.
+      stop: the signal handlers of this process.
+      start_timeout: seconds in which every process must report in.
+      hang_timeout: seconds without progress in any process after which the run has hung.
 
     Raises:
       Ending: names the processes that did not report in.
-      ValueError: if the environment's variables are wrong or contradict each other.
+      ValueError: if the environment variables are wrong or contradict each other.
     """
     identity = find_identity(os.environ)
     if identity is None:
@@ -44,9 +43,12 @@ def start_processes(stop: StopSignal, start_timeout: float, hang_timeout: float)
     with stop.interruptible("waiting for the other processes"):
         service = _start_service(identity, start_timeout) if identity.index == 0 else None
         control = connect(identity)
+        # Before JAX's own service, because JAX aborts a process with a stack trace when another one
+        # is missing there. Here the missing ones can be named.
         hosts = _report_in(control, identity, start_timeout)
         _join_jax_service(identity, int(control.get("jax_port")), int(start_timeout))
 
+    # From here on, no process ends without telling the others why.
     def leave_all(message: str, code: int) -> None:
         publish_end(identity, message, code)
         leave(message if code in (STOPPED, 130) else f"error: {message}", code)
@@ -58,28 +60,29 @@ def start_processes(stop: StopSignal, start_timeout: float, hang_timeout: float)
 
 
 def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Popen[str]":
-    """Start the control service; retry while a run that is ending, say, holds its port.
+    """Start the control service; retry as long as its port is taken, by an ending run for example.
 
     Raises:
       Ending: if it cannot listen within start_timeout seconds.
-      ValueError: if this version of JAX has no service to start.
+      ValueError: if this version of JAX has no coordination service that can be started.
     """
     command = [sys.executable, "-m", "spectral_dist.cluster.service"]
     until = time.monotonic() + start_timeout
     while True:
         service = subprocess.Popen(
             [*command, str(identity.port), str(identity.count)],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE,  # never written to: its end tells the service that we are gone
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            # It finds this package where we do: a checkout need not be installed.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         assert service.stdout is not None
         answer = service.stdout.readline().strip()
         if answer == "ready":
             return service
-        if service.wait() == 2:
+        if service.wait() == 2:  # retrying would not help
             raise ValueError(answer)
         if time.monotonic() > until:
             why = answer or "it ended at once"
@@ -88,10 +91,11 @@ def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Pope
 
 
 def _report_in(control: Any, identity: Identity, start_timeout: float) -> dict[int, str]:
-    """Report this process, wait for all, and return their hosts."""
+    """Report this process, wait for all others, and return the host of each by its index."""
     until = time.monotonic() + start_timeout
     here: dict[str, str] = {}
     me = {
+        # SLURM's name: several of its nodes can be on one host, in tests for example.
         "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "pid": os.getpid(),
         "job": identity.job,
@@ -99,30 +103,32 @@ def _report_in(control: Any, identity: Identity, start_timeout: float) -> dict[i
     while len(here) < identity.count:
         if time.monotonic() > until:
             message = _who_is_missing(identity, here, start_timeout)
-            with contextlib.suppress(*UNREACHABLE):  # for those that report in later
+            # Those that report in later would otherwise wait in vain for us.
+            with contextlib.suppress(*UNREACHABLE):
                 control.put("gave_up", message)
             raise Ending(message, LOST)
         try:
             here = json.loads(control.report(str(identity.index), json.dumps(me)))
             ended = control.get("gave_up")
-        except UNREACHABLE:
+        except UNREACHABLE:  # process 0 may have started later than this one: try again
             with contextlib.suppress(OSError):
                 control("close")()
             ended = ""
         if ended:
-            raise Ending(f"the others have given up: {ended}", LOST)
+            raise Ending(f"another process gave up waiting: {ended}", LOST)
         time.sleep(_POLL_SECONDS)
     reports = {int(index): json.loads(text) for index, text in here.items()}
     if reports[identity.index] != me:
         other = reports[identity.index]
         raise ValueError(
-            f"two processes are number {identity.index} of {identity.count}: {other['pid']} on"
-            f" {other['host']} and {me['pid']} on {me['host']}"
+            f"two processes have the index {identity.index} of {identity.count}: process id"
+            f" {other['pid']} on {other['host']} and {me['pid']} on {me['host']}"
         )
+    # SLURM's port follows from the job's number, and two jobs of one host can get the same.
     if any(report["job"] != identity.job for report in reports.values()):
         raise ValueError(
-            f"port {identity.port} of {identity.host} serves another job too; set"
-            " JAX_COORDINATOR_PORT"
+            f"port {identity.port} of {identity.host} is used by another job too; set"
+            " JAX_COORDINATOR_PORT to a free one"
         )
     return {index: report["host"] for index, report in sorted(reports.items())}
 
@@ -138,8 +144,8 @@ def _who_is_missing(identity: Identity, here: Mapping[str, str], start_timeout: 
 
 
 def _join_jax_service(identity: Identity, port: int, timeout: int) -> None:
-    """Let JAX know of the other processes, and of which GPUs of this host are its own."""
-    import jax  # only now: a process that waits for the others can be stopped at once
+    """Connect JAX to the other processes, and tell it which GPUs of this host to use."""
+    import jax  # only now, so that all can report in before a slow disk has loaded it
 
     from spectral_dist.cluster import jax_service
 

@@ -1,7 +1,7 @@
-"""Who listens to a run: the console, metrics.jsonl, W&B and the report.
+"""Outputs of a run: the console, metrics.jsonl, Weights & Biases and the report.
 
-Each output is written to with records and never calls back, so that the loop need not know which
-of them are there. `Output` is all that they share; each lives in its own module.
+An output gets records and never calls back, so the training loop need not know which ones there
+are. All they share is `Output`; each has a module of its own.
 """
 
 import sys
@@ -11,17 +11,17 @@ from spectral_dist.training.metrics import Record
 
 
 class Output(Protocol):
-    """A place that records go to. No method may stop training."""
+    """A logger of records. No method may stop training."""
 
     def write(self, record: Record) -> None:
-        """Take one record. Steps never go back within one run."""
+        """Write one record. Steps never decrease within one run."""
         ...
 
     def close(self) -> None:
-        """Finish what is pending. May be called more than once."""
+        """Write what is pending. Safe to call more than once."""
         ...
 
 
 def warn_on_stderr(text: str) -> None:
-    """Print one warning where there is no console to print it."""
+    """Print one warning to stderr; for code that has no console."""
     sys.stderr.write(f"warning: {text}\n")

@@ -1,7 +1,7 @@
 """The console: a progress bar on a terminal, plain lines anywhere else.
 
-Owns every word that training prints. Must not know where the figures come from; it sees metric
-names and text alone. Read `Console` first, then `training_line`.
+Owns the form of everything that training prints. Must not know where the figures come from: it sees
+only metric names and text. Read `Console` first, then `training_line`.
 """
 
 import atexit
@@ -26,11 +26,12 @@ from spectral_dist.training.metrics import (
     extrapolation_rows,
 )
 
-# Of the time left: how much the newest window counts against the windows before it.
+# Weight of the newest step time in the moving average behind "left": one slow window, such as the
+# one with a save, moves the estimate by less than a third.
 SMOOTHING = 0.3
 
 
-# The figures of a training line, in order: name, form, factor before printing.
+# The figures of a training line, in order: metric, format, factor before printing.
 COLUMNS = (
     ("train/loss", "loss {:6.4f}", 1.0),
     ("train/bits_per_byte", "{:6.4f} bits/byte", 1.0),
@@ -43,11 +44,12 @@ COLUMNS = (
 
 
 class _Screen(rich.console.Console):
-    """A rich console that outlives its pipe: rich's own ends the program."""
+    """A rich console that survives a broken pipe; rich's own ends the program."""
 
     def on_broken_pipe(self) -> None:
-        """Fall silent; what is still in the buffer goes nowhere, and so does not fail at exit."""
+        """Print nothing any more."""
         self.quiet = True
+        # Python flushes standard output at its end, and would fail on what is still in the buffer.
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.file.fileno())
@@ -57,9 +59,9 @@ class _Screen(rich.console.Console):
 class Console:
     """Prints a run; an `Output`.
 
-    On a terminal one bar at the bottom shows the last figures and everything else is printed above
-    it. Into a file or a pipe each record is one line without control characters. Where the text
-    cannot be shown (a closed pipe, a lost terminal) the console falls silent and training goes on.
+    On a terminal, a progress bar at the bottom shows the last figures, and everything else is
+    printed above it. In a file or a pipe, each record is one line without control characters. If
+    nothing can be printed any more (a closed pipe, a lost terminal), training goes on in silence.
     """
 
     def __init__(
@@ -69,12 +71,12 @@ class Console:
         stream: TextIO | None = None,
         enabled: bool = True,
     ) -> None:
-        """Get ready to show a run; notes may come before it starts.
+        """Prepare the console; it can print notes before `start`.
 
         Args:
           total_steps: length of the run, in steps.
           stream: where to print; standard output by default.
-          enabled: False prints nothing, for the processes that are not the coordinator.
+          enabled: False prints nothing, as in all processes but the coordinator.
         """
         self._total = total_steps
         self._step_seconds: float | None = None
@@ -82,14 +84,16 @@ class Console:
         self._enabled = enabled
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        out = sys.stdout if stream is None else stream
+        out = sys.stdout if stream is None else stream  # now, not at import: tests replace it
         self._encoding = getattr(out, "encoding", None) or "utf-8"
         terminal = _is_terminal(out)
         self._rich = _Screen(
             file=out,
+            # Said outright: rich would draw a bar into a file where FORCE_COLOR is set.
             force_terminal=terminal,
             color_system="auto" if terminal else None,
             width=None if terminal else 100,
+            # The name of a file or a text of the model may hold "[/b]" or ":smile:".
             markup=False,
             highlight=False,
             emoji=False,
@@ -97,59 +101,62 @@ class Console:
         self._terminal = terminal
 
     def start(self, start_step: int) -> None:
-        """Begin the run after `start_step` completed steps: on a terminal, show the bar."""
+        """Show the progress bar on a terminal; the run has completed `start_step` steps."""
         if self._enabled and self._terminal:
             self._start_bar(start_step)
 
     def _start_bar(self, start_step: int) -> None:
         progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=None),  # takes what is left, and gives way on a narrow terminal
+            BarColumn(bar_width=None),  # what the texts leave; nothing on a narrow terminal
             TextColumn("{task.fields[figures]}", markup=False),
             console=self._rich,
-            refresh_per_second=4,  # enough to look alive; each refresh takes the host's time
+            refresh_per_second=4,  # looks alive; each refresh takes time of the host
             expand=True,
         )
         self._task = progress.add_task("", total=self._total, completed=start_step, figures="")
         progress.start()
         self._progress = progress
-        # The cursor is hidden while the bar stands: it must come back however the run ends.
+        # The bar hides the cursor, which must come back however the run ends.
         atexit.register(self.close)
 
     def write(self, record: Record) -> None:
-        """Show one record: the training figures, the evaluation, or both."""
+        """Print one record: its training figures, its evaluation, or both."""
         metrics = record.metrics
         seconds = metrics.get("perf/step_seconds")
         if seconds is not None and math.isfinite(seconds):
             before = seconds if self._step_seconds is None else self._step_seconds
             self._step_seconds = (1 - SMOOTHING) * before + SMOOTHING * seconds
         if any(name.startswith(("train/", "perf/", "optimizer/")) for name in metrics):
-            left = self._left(record.step)
+            left = self._time_left(record.step)
             if self._progress is None:
                 self._print(training_line(record, self._total, left))
             else:
                 self._progress.update(
                     self._task, completed=record.step, figures=bar_figures(metrics, left)
                 )
-                self._tell_skipped(record)
+                self._warn_skipped(record)
         if any(name.startswith(("val/", "extrapolation/")) for name in metrics):
             self._print(evaluation_line(record, self._total), style="bold")
 
-    def _tell_skipped(self, record: Record) -> None:
-        """Say above the bar that steps were skipped; the bar itself has no room for it."""
-        skipped = record.metrics.get("train/skipped_steps", 0.0)
+    def _warn_skipped(self, record: Record) -> None:
+        """Warn of skipped steps above the progress bar, which has no room for them."""
+        skipped = record.metrics.get("train/skipped_steps", 0.0)  # a total, so warn only on growth
         if skipped > self._skipped:
-            self.warn(f"{skipped:.0f} steps skipped so far, not finite (at step {record.step})")
+            self.warn(
+                f"{skipped:.0f} steps skipped so far because loss or gradient was not finite (at"
+                f" step {record.step})"
+            )
         self._skipped = max(skipped, self._skipped)
 
-    def _left(self, step: int) -> str:
-        """Return the time left, as text, by the recent steps."""
+    def _time_left(self, step: int) -> str:
+        """Return the time left as text, estimated from the recent steps."""
         if self._step_seconds is None:
             return "-"
         return duration(max(self._total - step, 0) * self._step_seconds)
 
     def note(self, text: str) -> None:
-        """Print one remark."""
+        """Print one line."""
         self._print(text)
 
     def warn(self, text: str) -> None:
@@ -157,22 +164,22 @@ class Console:
         self._print(f"warning: {text}", style="yellow")
 
     def show_tables(self, metrics: Mapping[str, float]) -> None:
-        """Print bits per byte by source and the extrapolation table, where `metrics` has them."""
-        sources, rows = dataset_bits(metrics), extrapolation_rows(metrics)
-        if sources:
-            self._print_table(_source_table(sources, metrics.get("val/bits_per_byte")))
+        """Print two tables, if `metrics` has them: bits per byte by dataset, and extrapolation."""
+        datasets, rows = dataset_bits(metrics), extrapolation_rows(metrics)
+        if datasets:
+            self._print_table(_dataset_table(datasets, metrics.get("val/bits_per_byte")))
         if rows:
             self._print_table(_extrapolation_table(rows))
 
     def show_sample(self, prompt: str | bytes, text: str | bytes) -> None:
-        """Print generated text after its prompt; what is not valid UTF-8 is shown replaced."""
+        """Print generated text after its prompt; invalid UTF-8 is replaced."""
         self._print("")
         self._print("Sample (the prompt, then what the model wrote):", style="bold")
         self._print(_printable(prompt), style="dim", end="")
         self._print(_printable(text))
 
     def close(self) -> None:
-        """Take the bar away, leaving its last state; printing still works afterwards."""
+        """Stop the progress bar, leaving its last state; printing still works afterwards."""
         progress, self._progress = self._progress, None
         if progress is not None:
             atexit.unregister(self.close)
@@ -184,16 +191,17 @@ class Console:
     def _print(self, text: str, style: str | None = None, end: str = "\n") -> None:
         if not self._enabled:
             return
-        # A terminal in a narrow encoding gets a question mark for a letter it lacks, not an error.
+        # In a narrow encoding such as ASCII, a missing letter becomes "?" instead of an error.
         safe = text.encode(self._encoding, "replace").decode(self._encoding)
         try:
+            # Not wrapped: one record stays one line, for grep.
             self._rich.print(Text(safe, style=style or ""), end=end, soft_wrap=True)
         except (OSError, ValueError):  # a closed pipe or file; ValueError is a closed TextIO's
             self._enabled = False
 
     def _print_table(self, table: Table) -> None:
-        # Drawn to text first, so that it takes the same way out as any other line.
-        width = max(self._rich.width, 60)
+        # Drawn to text first, so that `_print` handles encodings and closed pipes for it too.
+        width = max(self._rich.width, 60)  # narrower, the numbers would be cut
         drawn = rich.console.Console(
             file=io.StringIO(), width=width, markup=False, emoji=False, color_system=None
         )
@@ -204,16 +212,16 @@ class Console:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Whether a bar can be redrawn in place; FORCE_COLOR and the like do not make a file one."""
+    """Return whether the stream is a terminal on which a progress bar can be redrawn."""
     isatty = getattr(stream, "isatty", None)
     return bool(isatty and isatty()) and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def training_line(record: Record, total: int, left: str) -> str:
-    """Return the training figures of a record as one line, its columns aligned over the run.
+    """Return the training metrics of a record as one line, with columns aligned over the run.
 
     Args:
-      record: of any metrics; those that are missing leave their place out.
+      record: with any metrics; a missing one is left out of the line.
       total: length of the run, in steps.
       left: time left, as text.
     """
@@ -229,13 +237,15 @@ def training_line(record: Record, total: int, left: str) -> str:
 
 
 def _others(metrics: Mapping[str, float]) -> list[str]:
-    """Return the figures train/<name> without a column of their own; train/a/b is not printed."""
+    """Return the metrics train/<name> without a column of their own; train/a/b is not printed."""
+    # A figure of the user's own is printed by this rule, with no change here. The skipped steps
+    # stand at the end of the line.
     known = {name for name, _, _ in COLUMNS} | {"train/skipped_steps"}
     return [n for n in metrics if n.startswith("train/") and n.count("/") == 1 and n not in known]
 
 
 def bar_figures(metrics: Mapping[str, float], left: str) -> str:
-    """Return what stands beside the bar: loss, bits per byte, tokens per second, time left."""
+    """Return the text beside the progress bar: loss, bits per byte, tokens/s, time left."""
     parts: list[str] = []
     for name, form in (
         ("train/loss", "loss {:.3f}"),
@@ -248,21 +258,21 @@ def bar_figures(metrics: Mapping[str, float], left: str) -> str:
 
 
 def evaluation_line(record: Record, total: int) -> str:
-    """Return the evaluation of a record as one line: by source, then by context length."""
+    """Return the evaluation of a record as one line: by dataset, then by context length."""
     metrics = record.metrics
     parts = [_step(record.step, total)]
     if "val/bits_per_byte" in metrics:
         parts.append(_formatted("validation {:.4f} bits/byte", metrics["val/bits_per_byte"]))
-    parts += [f"{_name(s)} {_number(v)}" for s, v in dataset_bits(metrics).items()]
+    parts += [f"{_name(n)} {_number(v)}" for n, v in dataset_bits(metrics).items()]
     for row in extrapolation_rows(metrics):
-        if row.difference is not None and row.multiple != 1:
+        if row.difference is not None and row.multiple != 1:  # 1x is what others differ from
             verdict = f" {_verdict(row)}" if row.success is not None else ""
             parts.append(f"{row.multiple}x {_formatted('{:+.4f}', row.difference)}{verdict}")
     return "  ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as minutes:seconds, hours:minutes:seconds, or with days before it."""
+    """Return a duration in seconds as m:ss, h:mm:ss or 2d hh:mm:ss."""
     if not math.isfinite(seconds):
         return "-"
     minutes, second = divmod(round(seconds), 60)
@@ -274,7 +284,7 @@ def duration(seconds: float) -> str:
 
 
 def _step(step: int, total: int) -> str:
-    return f"step {step:>{len(str(total))}}/{total}"
+    return f"step {step:>{len(str(total))}}/{total}"  # padded, so that all lines align
 
 
 def _skipped(metrics: Mapping[str, float]) -> list[str]:
@@ -283,11 +293,11 @@ def _skipped(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _formatted(form: str, value: float) -> str:
-    """Fill one value in; a value that is not finite is named instead of set in digits."""
+    """Format one value; nan and inf keep the width of the column."""
     if math.isfinite(value):
         return form.format(value)
     start, end = form.index("{"), form.index("}") + 1
-    width = len(form[start:end].format(0.0))
+    width = len(form[start:end].format(0.0))  # "{:6.4f}" is six wide, so "nan" gets six too
     word = "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     return f"{form[:start]}{word:>{width}}{form[end:]}"
 
@@ -303,23 +313,24 @@ def _verdict(row: ExtrapolationRow) -> str:
 
 
 def _name(name: str) -> str:
-    """Return a file's name as one line that a terminal can show."""
+    """Return a dataset's name as one line that a terminal can show."""
     return " ".join(_printable(name).split())
 
 
 def _printable(text: str | bytes) -> str:
-    """Return text without control characters, which a model may write by chance."""
+    """Return text without control characters."""
+    # A model in training writes any byte, escape sequences that change the terminal included.
     decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    decoded = decoded.encode("utf-8", "replace").decode("utf-8")  # lone surrogates
+    decoded = decoded.encode("utf-8", "replace").decode("utf-8")  # without lone surrogates
     return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in decoded)
 
 
-def _source_table(sources: Mapping[str, float], mean: float | None) -> Table:
+def _dataset_table(datasets: Mapping[str, float], mean: float | None) -> Table:
     table = Table(title="Validation", title_justify="left", box=rich.box.ASCII2)
-    table.add_column("source", overflow="fold")
+    table.add_column("dataset", overflow="fold")
     table.add_column("bits/byte", justify="right")
-    for source, value in sources.items():
-        table.add_row(Text(_name(source)), _number(value))
+    for name, value in datasets.items():
+        table.add_row(Text(_name(name)), _number(value))
     if mean is not None:
         table.add_section()
         table.add_row("mean by weight", _number(mean))
@@ -335,8 +346,8 @@ def _extrapolation_table(rows: list[ExtrapolationRow]) -> Table:
     for heading in ("context", "bits/byte", "difference to 1x", "upper 95% bound"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
-    sources = list(dict.fromkeys(name for row in rows for name in row.by_dataset))
-    for name in sources if len(sources) > 1 else []:
+    datasets = list(dict.fromkeys(name for row in rows for name in row.by_dataset))
+    for name in datasets if len(datasets) > 1 else []:  # a single one equals the total
         table.add_column(_printable(name), justify="right")
     for row in rows:
         signed = [
@@ -344,6 +355,6 @@ def _extrapolation_table(rows: list[ExtrapolationRow]) -> Table:
             for value in (row.difference, row.upper)
         ]
         cells = [f"{row.multiple}x", _number(row.bits_per_byte), *signed, _verdict(row)]
-        by_dataset = [_number(row.by_dataset.get(name)) for name in sources]
-        table.add_row(*cells, *(by_dataset if len(sources) > 1 else []))
+        by_dataset = [_number(row.by_dataset.get(name)) for name in datasets]
+        table.add_row(*cells, *(by_dataset if len(datasets) > 1 else []))
     return table

@@ -1,8 +1,8 @@
-"""metrics.jsonl: the record of a run, one JSON object a line.
+"""metrics.jsonl: the metrics of a run, one JSON object per line.
 
-Owns the file: its lines, what a resumed run drops from it, and what happens when the disk is full
-(training goes on). Must not know what the metrics mean. Read `MetricsFile` first; `read_metrics`
-gives the records back.
+Owns the file: its lines, what a resumed run drops from it, and what happens if the disk is full
+(training goes on). Must not know what the metrics mean. Read `MetricsFile`, which writes, then
+`read_metrics`.
 """
 
 import json
@@ -21,9 +21,8 @@ from spectral_dist.training.metrics import Record
 class MetricsFile:
     """Appends records to a JSON-lines file; an `Output`.
 
-    Each line is one write to the file, so that a run that is killed loses at most the line it was
-    writing. A write that fails (a full disk, a lost mount) is reported once and retried with the
-    next record: the metrics are never worth stopping a run for.
+    A run that is killed loses at most the line that it was writing. A write that fails (a full
+    disk, a lost mount) is reported once, and training goes on; the next record is tried again.
     """
 
     def __init__(
@@ -34,13 +33,13 @@ class MetricsFile:
         warn: Callable[[str], None] = warn_on_stderr,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Open the file, dropping what a resumed run will write again.
+        """Open the file, dropping the records that a resumed run will write again.
 
         Args:
-          path: of metrics.jsonl; its folder exists.
+          path: metrics.jsonl, in an existing folder.
           resume_step: completed steps of the restored state; 0 begins a new file.
           warn: called with one line at the first write that fails.
-          clock: unix seconds.
+          clock: returns unix seconds.
         """
         self._path = path
         self._warn = warn
@@ -56,15 +55,16 @@ class MetricsFile:
             self._failed(error)
 
     def write(self, record: Record) -> None:
-        """Append one record; never raises for the disk's sake."""
+        """Append one record; an error of the disk is a warning."""
         values: dict[str, Any] = {"step": record.step, "time": round(self._clock(), 3)}
         values |= {name: _strict(value) for name, value in record.metrics.items()}
         line = json.dumps(values, allow_nan=False).encode() + b"\n"
         try:
-            file = self._open()
-            # A line that was cut by a full disk must not run into this one.
+            file = self._open()  # tries again after a failure
+            # A line that a full disk cut short must not run into this one.
             line = b"\n" + line if self._torn else line
             self._torn = True
+            # One system call for the line: readers that follow the file see whole lines.
             if file.write(line) != len(line):
                 raise OSError("the line was written in part (is the disk full?)")
             self._torn = False
@@ -81,7 +81,7 @@ class MetricsFile:
                 self._failed(error)
 
     def _open(self) -> FileIO:
-        # Unbuffered: with a buffer, a line that failed would be tried again behind our back.
+        # Unbuffered: a buffer would write a failed line again later, after its successors.
         if self._file is None:
             self._file = FileIO(self._path, "a")
         return self._file
@@ -89,20 +89,22 @@ class MetricsFile:
     def _failed(self, error: OSError) -> None:
         if not self._warned:
             reason = error.strerror or str(error)
+            # Once: a full disk would otherwise give a warning for every record.
             self._warn(f"metrics are not written to {self._path}: {reason}; training goes on")
         self._warned = True
 
 
 def _strict(value: float) -> float | None:
-    """Return the value as JSON has it, which knows no NaN and no infinity."""
+    """Return the value for strict JSON, which has no NaN and no infinity: those become null."""
     return float(value) if math.isfinite(value) else None
 
 
 def _drop_after(path: Path, resume_step: int) -> None:
-    """Rewrite the file without the lines after `resume_step` and without damaged lines."""
+    """Rewrite the file without the records after `resume_step` and without damaged lines."""
+    # The run repeats the steps after its last checkpoint: each must stand in the file once.
     kept = bytearray()
     content = path.read_bytes()
-    for line in content.splitlines():
+    for line in content.splitlines():  # bytes: only \n and \r end a line, not U+2028 in a name
         values = _parse(line)
         if values is not None and values["step"] <= resume_step and resume_step > 0:
             kept += line + b"\n"
@@ -112,11 +114,12 @@ def _drop_after(path: Path, resume_step: int) -> None:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the object of one line, or None if the line is torn or holds no step."""
+    """Return the JSON object of one line, or None if the line is damaged or has no step."""
     try:
         values = json.loads(line)
     except ValueError:
         return None
+    # `isinstance` would take `true` for an integer.
     if not isinstance(values, dict) or type(values.get("step")) is not int:
         return None
     return values
@@ -125,7 +128,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 def read_metrics(path: Path) -> list[Record]:
     """Read the records of a metrics.jsonl, in the order of the file.
 
-    A null (a value that was not finite) becomes NaN; damaged lines are passed over.
+    A null (a value that was not finite) becomes NaN; damaged lines are skipped.
 
     Raises:
       ValueError: if the file cannot be read.
@@ -139,12 +142,12 @@ def read_metrics(path: Path) -> list[Record]:
 
 
 def parse_record(line: bytes) -> Record | None:
-    """Return the record of one line; None if the line is damaged. A null becomes NaN."""
+    """Return the record of one line, or None if the line is damaged; a null becomes NaN."""
     values = _parse(line)
     if values is None:
         return None
     step = values.pop("step")
-    values.pop("time", None)
+    values.pop("time", None)  # of the write; no metric
     metrics = {
         name: math.nan if value is None else float(value)
         for name, value in values.items()

@@ -1,7 +1,6 @@
-"""The run folder's two notes about the run itself: config.yaml and environment.json.
+"""The run folder: its lock, and the files config.yaml and environment.json.
 
-Owns what is written about a run beside its metrics and checkpoints. No secret enters: only the
-settings, and of the environment only versions, devices and the commit.
+Owns what is written about a run beside its metrics and checkpoints. Read `write_run_folder`.
 """
 
 import contextlib
@@ -23,6 +22,7 @@ from spectral_dist.file_lock import Holder, held
 from spectral_dist.settings import Config
 from spectral_dist.settings.files import to_yaml
 
+# What decides the numbers of a run, beside its settings; a missing one is noted as null.
 _PACKAGES = (
     "spectral-dist",
     "jax",
@@ -38,13 +38,13 @@ _PACKAGES = (
 def write_run_folder(
     folder: Path, config: Config, argv: Sequence[str], *, enabled: bool = True
 ) -> None:
-    """Write config.yaml (loads with --config) and environment.json.
+    """Write config.yaml, which `--config` can load, and environment.json.
 
     Args:
-      folder: of the run; made if missing.
-      config: resolved.
+      folder: the run folder; created if missing.
+      config: the settings, complete.
       argv: the command line.
-      enabled: False writes nothing, for the processes that are not the coordinator.
+      enabled: False writes nothing, as in all processes but the coordinator.
 
     Raises:
       ValueError: if the folder cannot be made or written.
@@ -61,32 +61,33 @@ def write_run_folder(
 
 @contextlib.contextmanager
 def locked(folder: Path, config: Config, report: Callable[[str], None]) -> Iterator[None]:
-    """Hold the folder of a run, so that no other process trains in it.
+    """Lock the run folder, so that no other process trains in it.
 
-    A scheduler that starts a job again may do so before the last of its processes is gone: for
-    one's own job one waits, at most start_timeout.
+    If a process of the same SLURM job holds it, wait for at most start_timeout.
 
     Args:
-      folder: of the run; made if missing.
-      config: names the run.
-      report: told of a wait.
+      folder: the run folder; created if missing.
+      config: the settings, complete.
+      report: called with one line if there is a wait.
 
     Raises:
-      ValueError: if another process holds it, or the folder cannot be made or written.
+      ValueError: if another process holds the lock, or the folder cannot be created or written.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
-    until, told = time.monotonic() + config.run.start_timeout, False
+    until, reported = time.monotonic() + config.run.start_timeout, False
 
     def wait(holder: Holder) -> None:
-        nonlocal told
+        nonlocal reported
+        # A scheduler may restart a job before the last of its old processes is gone. A holder of
+        # another job is a mistake of the user, who must hear of it now.
         if holder.job != job or not job or time.monotonic() > until:
             raise ValueError(
                 f"run_name={config.run.run_name!r}: {holder} is training in {folder}; stop it, or"
                 " choose another --run_name"
             )
-        if not told:
+        if not reported:
             report(f"waiting for {holder}, of the same job, to leave {folder}")
-        told = True
+        reported = True
 
     with contextlib.ExitStack() as holding:
         try:
@@ -105,7 +106,9 @@ def _unwritable(config: Config, folder: Path, error: OSError) -> ValueError:
 
 
 def code_version() -> dict[str, str]:
-    """Return what must be the same in all processes of a run: versions, and our own sources."""
+    """Return what must be the same in all processes: versions, and a hash of our source files."""
+    # With other code a process would compile another program, and hang in its collectives. A hash,
+    # because checkouts on two hosts differ without a difference in version.
     package = Path(__file__).parents[1]
     sources = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -117,6 +120,7 @@ def code_version() -> dict[str, str]:
 
 
 def _environment(argv: Sequence[str]) -> dict[str, Any]:
+    # No environment variables and no host names: run folders are shared, and W&B gets this file.
     versions = {}
     for name in _PACKAGES:
         try:
@@ -136,17 +140,18 @@ def _environment(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, if it is one."""
+    """Return the git commit of the checkout that this package runs from, or None."""
     command = [
         "git",
         "-C",
         str(Path(__file__).parent),
         "describe",
         "--always",
-        "--dirty",
+        "--dirty",  # a commit alone would not tell that files were changed after it
         "--abbrev=40",
     ]
     try:
+        # The commit is good to have, and never worth stopping a run: no git, no commit.
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return None

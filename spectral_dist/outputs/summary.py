@@ -1,6 +1,6 @@
-"""The last words of a run: a sample, where things are and what to try next, how it ended.
+"""The closing summary of a run: a generated sample, paths, next commands, the exit code.
 
-Owns what is printed after the last step, and the exit code that goes with it. Read `say_end` first.
+Owns what is printed after the last step, and the exit code. Read `say_end` first.
 """
 
 import math
@@ -26,13 +26,14 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 64, 400
 
 
 def show_sample(config: Config, files: list[TokenFile], params: Params, console: Console) -> None:
-    """Print what the model writes after the beginning of a held-out text."""
+    """Print what the model generates after the first tokens of a held-out text."""
     spec = model_spec(config)
-    if spec.bind(spec.shapes).growing:  # a state that grows with the text: not for generation
+    if spec.bind(spec.shapes).growing:  # full attention: there is no constant-size state
         return
     tokenizer = find_tokenizer(config)
+    # The start of the first document only; the cut may have split its last character.
     beginning = tokenizer.decode_documents(files[0].validation[:PROMPT_TOKENS])[0]
-    prompt = beginning.decode("utf-8", "ignore").encode()  # whole characters
+    prompt = beginning.decode("utf-8", "ignore").encode()
     tokens = sample(
         spec,
         params,
@@ -48,12 +49,12 @@ def show_sample(config: Config, files: list[TokenFile], params: Params, console:
 
 
 def show_next_steps(config: Config, folder: Path, console: Console) -> None:
-    """Say where things are and what to try."""
+    """Print where the results are, and commands to try next."""
     name = config.run.run_name
     console.note(f"results are in {folder}")
     try:
         console.note(f"curves are in {write_report(folder)}")
-    except (OSError, ValueError) as error:  # a full disk, say: the training is done all the same
+    except (OSError, ValueError) as error:  # a full disk, for example; training has succeeded
         console.warn(f"the curves could not be drawn: {error}")
     console.note("next, for example:")
     console.note(f'  python -m spectral_dist.generate --run_name {name} --prompt "Bir "')
@@ -65,12 +66,12 @@ def show_next_steps(config: Config, folder: Path, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Saved:
-    """What was saved of a run by its end.
+    """The checkpoints of a run.
 
     Attributes:
-      folder: of the run.
-      steps: of its checkpoints, ascending.
-      failed: saves that failed.
+      folder: the run folder.
+      steps: the steps of its checkpoints, ascending.
+      failed: number of saves that failed.
     """
 
     folder: Path
@@ -79,26 +80,26 @@ class Saved:
 
 
 def say_end(stop: signal.Signals | None, step: int, saved: Saved, console: Console) -> int:
-    """Say what was not saved and what a signal stopped; return the exit code.
+    """Print which signal stopped the run and what could not be saved; return the exit code.
 
     Args:
       stop: the signal that stopped the run, if one did.
       step: completed steps.
-      saved: the checkpoints.
-      console: where to say it.
+      saved: the checkpoints of the run.
+      console: where to print.
     """
-    there = saved.steps
     if stop is not None:
-        what = f"saved step {step}" if step in there else f"step {step} could NOT be saved"
+        what = f"saved step {step}" if step in saved.steps else f"step {step} could NOT be saved"
         console.note(
             f"stopped by {stop.name}: {what} in {saved.folder}; the same command continues"
         )
     if saved.failed:
-        text = f"{saved.failed} checkpoints could not be saved"
-        if step not in there:
-            start = f"step {there[-1]}" if there else "the beginning"
-            text += f", step {step} among them: the same command goes on from {start}"
+        text = f"{saved.failed} checkpoint{'s' * (saved.failed > 1)} could not be saved"
+        if step not in saved.steps:
+            start = f"step {saved.steps[-1]}" if saved.steps else "the beginning"
+            text += f", step {step} among them: the same command continues from {start}"
         console.warn(f"{text}; see above")
     if stop is not None:
         return exit_code(stop)
-    return 0 if step in there else UNSAVED
+    # An earlier save that failed is made good by a later one; only the last step decides.
+    return 0 if step in saved.steps else UNSAVED

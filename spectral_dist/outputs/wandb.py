@@ -1,8 +1,8 @@
-"""Weights & Biases as training sees it: a process beside it that reads metrics.jsonl, the record.
+"""Weights & Biases, seen from training: a process beside it that mirrors metrics.jsonl.
 
 Owns the start and the end of that process, and the choice between online and offline. The process
-itself is `wandb_mirror`, the only module that imports wandb: whatever happens there, training goes
-on. Read `WandbMirror` first.
+itself is `wandb_mirror`, the only module that imports wandb: a failure there does not stop
+training. Read `WandbMirror` first.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from typing import Literal
 from spectral_dist.outputs import warn_on_stderr
 from spectral_dist.settings import Config
 
-# Seconds that the end of a run waits for W&B: a run that a scheduler ends has little time.
+# Seconds that the end of a run waits for W&B. A preempted run has little time before it is killed.
 CLOSE_TIMEOUT = 8.0
-ID_FILE = "wandb_id.txt"  # W&B's id of the run's curves, which a resumed run goes on with
-SENT_FILE = "wandb_sent.txt"  # how many bytes of metrics.jsonl W&B has had
+ID_FILE = "wandb_id.txt"  # W&B's id of the run's curves, which a resumed run continues
+SENT_FILE = "wandb_sent.txt"  # how many bytes of metrics.jsonl have been sent to W&B
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -30,8 +30,8 @@ Mode = Literal["online", "offline", "disabled"]
 class WandbMirror:
     """The process that sends metrics.jsonl to Weights & Biases.
 
-    It holds the other end of a pipe: when this one closes, or this process dies, it sends what is
-    left and ends. Its failures are one line on stderr.
+    When training ends or dies, it sends what is left and ends too. Its failures are one line on
+    stderr.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class WandbMirror:
         report: Callable[[str], None] = lambda text: None,
         warn: Callable[[str], None] = warn_on_stderr,
     ) -> None:
-        """Start the process and return at once; nothing is started where W&B is disabled.
+        """Start the process and return at once; start nothing if W&B is disabled.
 
         Args:
           config: the settings.
-          folder: of the run, with config.yaml and the metrics.jsonl that goes on from here.
-          resume: continue the curves that the folder names; otherwise begin new ones.
-          report: told at the end how to send what was written offline.
-          warn: told in one line what goes wrong on this side.
+          folder: the run folder, with config.yaml and a metrics.jsonl that is ready to be appended.
+          resume: whether to continue the curves that the folder names, or begin new ones.
+          report: called at the end with the command that sends what was written offline.
+          warn: called with one line about what goes wrong on this side.
         """
         self._folder, self._report, self._warn = folder, report, warn
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,22 +62,24 @@ class WandbMirror:
                 for name in (ID_FILE, SENT_FILE):
                     (folder / name).unlink(missing_ok=True)
             metrics = folder / "metrics.jsonl"
+            # A resumed run has cut the file: of what was sent, at most this much still stands.
             there = metrics.stat().st_size if metrics.exists() else 0
+            # A process, not a thread: W&B's own threads and exit hooks stay out of training.
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "spectral_dist.outputs.wandb_mirror", str(folder)),
                     *("--follow", "--mode", self._mode, "--sent_at_most", str(there)),
                 ],
-                stdin=subprocess.PIPE,
+                stdin=subprocess.PIPE,  # closes when we end or die; that is how the mirror knows
                 stdout=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C is for training, which ends the mirror in its turn
+                start_new_session=True,  # Ctrl-C is for training, which then ends the mirror
             )
         except OSError as error:
-            self._warn(f"W&B is left out: {error}; metrics.jsonl has it all")
+            self._warn(f"W&B is not used: {error}; metrics.jsonl has all metrics")
 
     def close(self) -> None:
-        """Let the process send what is left, within the time limit."""
+        """Let the process send what is left, for at most CLOSE_TIMEOUT seconds."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -91,8 +93,8 @@ class WandbMirror:
                 os.killpg(process.pid, signal.SIGKILL)  # W&B's own process with it
             process.wait()
             self._warn(
-                f"W&B did not finish within {CLOSE_TIMEOUT:.0f} s: what is missing there is in"
-                " metrics.jsonl"
+                f"W&B did not finish within {CLOSE_TIMEOUT:.0f} s: metrics.jsonl has what is"
+                " missing there"
             )
         if next(self._folder.glob("wandb/offline-run-*"), None) is not None:
             self._report(
@@ -101,14 +103,15 @@ class WandbMirror:
 
 
 def choose_mode(setting: str, environment: Mapping[str, str]) -> Mode:
-    """Return where the figures go, by the setting and the user's environment.
+    """Return W&B's mode, from the setting `wandb_mode` and the environment.
 
-    "auto" follows WANDB_DISABLED and WANDB_MODE where they are set, and is online with a key and
-    offline without.
+    "auto" follows WANDB_DISABLED and WANDB_MODE if they are set. Otherwise it is online if there is
+    an API key, and offline if not.
     """
     asked = setting
     if setting == "auto":
         asked = environment.get("WANDB_MODE", "").strip().lower()
+        # wandb itself reads this one as any of these words.
         if environment.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
             asked = "disabled"
     match asked:
@@ -121,9 +124,11 @@ def choose_mode(setting: str, environment: Mapping[str, str]) -> Mode:
 
 
 def has_key(environment: Mapping[str, str]) -> bool:
-    """Whether a key for the W&B server stands in the environment or in the user's netrc."""
+    """Return whether the environment or the user's netrc has an API key for the W&B server."""
+    # Asked without importing wandb, which takes 0.7 s (of processor time, on a CPU).
     if environment.get("WANDB_API_KEY"):
         return True
+    # `wandb login` writes the key to netrc under the server's host; companies run their own server.
     server = environment.get("WANDB_BASE_URL", "https://api.wandb.ai")
     host = urllib.parse.urlsplit(server).hostname or "api.wandb.ai"
     if "NETRC" in environment:

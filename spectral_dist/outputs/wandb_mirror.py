@@ -1,8 +1,8 @@
-"""`python -m spectral_dist.outputs.wandb_mirror RUN_FOLDER`: metrics.jsonl, sent to W&B.
+"""Weights & Biases mirror: `python -m spectral_dist.outputs.wandb_mirror RUN_FOLDER`.
 
-Training starts it beside itself, with --follow. By hand it sends what W&B has not had of a finished
-run, or of one copied from elsewhere. Owns the only import of `wandb`. Must not know what the
-metrics mean. Read `main` first, then `mirror`.
+It sends metrics.jsonl to W&B. Training starts it with --follow; by hand it sends what is not sent
+yet of a finished run, or of one copied from elsewhere. Owns the only import of `wandb`. Must not
+know what the metrics mean. Read `main` first, then `mirror`.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ from spectral_dist.settings.files import read_yaml
 from spectral_dist.training.metrics import Record
 
 INIT_TIMEOUT = 30.0  # seconds for the server's first answer
-UPLOAD_TIMEOUT = 5.0  # seconds for what is still to be uploaded at the end of a training
-POLL_SECONDS = 1.0
+UPLOAD_TIMEOUT = 5.0  # seconds to upload what is left at the end of training; below CLOSE_TIMEOUT
+POLL_SECONDS = 1.0  # between two reads of metrics.jsonl
 
 
 def make_parser() -> Parser:
-    """Return the parser of this command's flags."""
+    """Return the argument parser of this command."""
     parser = Parser(
         prog="python -m spectral_dist.outputs.wandb_mirror",
         description="Send the metrics of a run to Weights & Biases.",
@@ -49,12 +49,18 @@ def make_parser() -> Parser:
         "--mode", choices=("auto", "online", "offline"), default="auto", help="as wandb_mode"
     )
     parser.add_argument(
-        "--new", action="store_true", help="begin new curves, with all that metrics.jsonl holds"
+        "--new", action="store_true", help="begin a new W&B run with all of metrics.jsonl"
     )
     parser.add_argument(
-        "--follow", action="store_true", help="go on until standard input closes, as training does"
+        "--follow",
+        action="store_true",
+        help="keep sending until standard input closes; training uses this",
     )
-    parser.add_argument("--sent_at_most", type=int, help="bytes of metrics.jsonl that may be sent")
+    parser.add_argument(
+        "--sent_at_most",
+        type=int,
+        help="size of metrics.jsonl, in bytes, before a resumed run appended to it",
+    )
     return parser
 
 
@@ -63,59 +69,64 @@ def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     folder = Path(flags.folder)
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"RUN_FOLDER={flags.folder!r}: has no config.yaml; it is no run's folder")
+        raise ValueError(f"RUN_FOLDER={flags.folder!r}: is not a run folder: it has no config.yaml")
     config = resolve(from_flat(read_yaml(folder / "config.yaml")))
     mode = choose_mode(flags.mode, os.environ)
     if mode == "disabled":
         raise ValueError("WANDB_MODE or WANDB_DISABLED: W&B is turned off in this environment")
-    ending, warnings = threading.Event(), Warnings(warn_on_stderr)
+    training_ended, warnings = threading.Event(), Warnings(warn_on_stderr)
     if flags.follow:
         warnings = Warnings(_silence())
+        # A preempted run still logs while it saves: only the closed pipe says that it has ended.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)  # the pipe tells when training has ended
-        threading.Thread(target=_watch, args=(ending, warnings), daemon=True).start()
+            signal.signal(number, signal.SIG_IGN)
+        watching = (training_ended, warnings)
+        threading.Thread(target=_watch, args=watching, daemon=True).start()
     else:
-        ending.set()
-    place = Place.open(folder, flags.sent_at_most, new=flags.new)
-    mirror(config, place, mode, ending, warnings, silent=flags.follow)
-    return 1 if warnings.told and not flags.follow else 0
+        training_ended.set()  # nothing is appended any more: one pass over the file
+    state = MirrorState.open(folder, flags.sent_at_most, new=flags.new)
+    mirror(config, state, mode, training_ended, warnings, silent=flags.follow)
+    return 1 if warnings.given and not flags.follow else 0
 
 
 def mirror(
     config: Config,
-    place: "Place",
+    state: "MirrorState",
     mode: Mode,
-    ending: threading.Event,
+    training_ended: threading.Event,
     warnings: "Warnings",
     *,
     silent: bool = True,
 ) -> None:
-    """Send records as they appear in metrics.jsonl, and those that are left at the end.
+    """Send records to W&B as they appear in metrics.jsonl, until training has ended.
 
     Args:
       config: the run's settings.
-      place: the run folder, and how far W&B has read in it.
+      state: the run folder, and how much of its metrics.jsonl has been sent.
       mode: online or offline.
-      ending: set when training has ended: nothing is written any more.
-      warnings: told of the first failure.
-      silent: whether W&B keeps its own words to itself.
+      training_ended: set when nothing more is written to metrics.jsonl.
+      warnings: gets the first failure.
+      silent: whether W&B prints nothing itself.
     """
     if mode == "online" and not has_key(os.environ):
-        # wandb would ask for a key on the terminal and wait for the answer.
-        warnings.warn("no W&B key was found (WANDB_API_KEY or wandb login): writing offline")
+        # wandb would ask for a key on the terminal, and wait for the answer.
+        warnings.warn(
+            "no W&B key was found (set WANDB_API_KEY or run `wandb login`): writing offline"
+        )
         mode = "offline"
-    run = _start(config, place, mode, warnings, silent)
+    run = _start(config, state, mode, warnings, silent)
     if run is None:
         return
     ended = False
     while not ended:
-        ended = ending.wait(POLL_SECONDS)  # before reading: then nothing comes after
-        for record in place.new_records():
+        # Asked before the file is read: the last pass then reads all that training wrote.
+        ended = training_ended.wait(POLL_SECONDS)
+        for record in state.new_records():
             try:
                 run.log({"step": record.step, **record.metrics})
-            except (Exception, SystemExit) as error:  # any: the next record may pass
+            except (Exception, SystemExit) as error:  # of any kind: the next record may succeed
                 warnings.warn(f"W&B refused a record: {_one_line(error)}; metrics.jsonl has it")
-        place.keep()
+        state.save()
     try:
         run.finish()
     except (Exception, SystemExit) as error:
@@ -123,13 +134,13 @@ def mirror(
 
 
 @dataclass
-class Place:
-    """A run folder, and how far in its metrics.jsonl W&B has read.
+class MirrorState:
+    """A run folder, and how much of its metrics.jsonl has been sent to W&B.
 
     Attributes:
-      folder: of the run.
+      folder: the run folder.
       identity: W&B's id of the run.
-      sent: bytes of metrics.jsonl that W&B has had.
+      sent: bytes of metrics.jsonl that have been sent.
     """
 
     folder: Path
@@ -137,20 +148,22 @@ class Place:
     sent: int
 
     @classmethod
-    def open(cls, folder: Path, sent_at_most: int | None = None, *, new: bool = False) -> "Place":
-        """Read what the folder says of an earlier mirror.
+    def open(
+        cls, folder: Path, sent_at_most: int | None = None, *, new: bool = False
+    ) -> "MirrorState":
+        """Read the state that an earlier mirror of the run has saved.
 
         Args:
-          folder: of the run.
-          sent_at_most: the size of metrics.jsonl before this start of a run wrote to it; a resumed
-            run has dropped the rest, and writes it again.
-          new: forget the earlier one.
+          folder: the run folder.
+          sent_at_most: size of metrics.jsonl, in bytes, before a resumed run appended to it. The
+            run has dropped what stood after that, and writes it again.
+          new: ignore the earlier state.
         """
         identity = "" if new else _read(folder / ID_FILE)
         if not identity.isalnum():
             identity, sent = secrets.token_hex(8), 0
         else:
-            # A folder that has the id alone is older than this note; all of it has been sent.
+            # Folders from before SENT_FILE existed have the id alone: all was sent at once then.
             known = _read(folder / SENT_FILE)
             metrics = folder / "metrics.jsonl"
             there = metrics.stat().st_size if metrics.exists() else 0
@@ -159,7 +172,7 @@ class Place:
         return cls(folder, identity, sent)
 
     def new_records(self) -> Iterator[Record]:
-        """Yield the records of the whole lines not sent yet; damaged lines are passed over."""
+        """Yield the records of all complete lines not sent yet; damaged lines are skipped."""
         with contextlib.suppress(OSError), (self.folder / "metrics.jsonl").open("rb") as file:
             file.seek(self.sent)
             for line in file:
@@ -170,8 +183,9 @@ class Place:
                 if record is not None:
                     yield record
 
-    def keep(self) -> None:
-        """Note the id and how far W&B has read; a disk that takes no note loses no metrics."""
+    def save(self) -> None:
+        """Write the id and the bytes sent to the run folder, for the next mirror of this run."""
+        # A full disk loses no metrics: the next mirror would send some of them a second time.
         with contextlib.suppress(OSError):
             for name, text in ((ID_FILE, self.identity), (SENT_FILE, str(self.sent))):
                 path = self.folder / name
@@ -187,27 +201,26 @@ def _read(path: Path) -> str:
 
 
 class Warnings:
-    """Passes on the first warning alone."""
+    """Prints the first warning only: one broken network would give a line for every record."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
-        """Pass it on to `warn`."""
+        """Pass the first warning to `warn`."""
         self._warn, self._lock = warn, threading.Lock()
-        self.told = False
+        self.given = False
 
     def warn(self, text: str) -> None:
-        """Warn in one line, from any thread, if nothing was said before."""
+        """Warn in one line, from any thread, unless there was a warning before."""
         with self._lock:
-            first, self.told = not self.told, True
+            first, self.given = not self.given, True
         if first:
             self._warn(text)
 
 
 def _silence() -> Callable[[str], None]:
-    """Send all that is printed here nowhere; return what still reaches training's stderr.
-
-    W&B's own process must not hold the pipes of training open either.
-    """
-    stderr = os.dup(2)  # not inherited by processes that are started here
+    """Discard all output of this process; return a function that still writes to stderr."""
+    # `os.dup` gives a descriptor that children do not inherit: W&B's own process must not hold
+    # training's stderr open, or a shell that reads it would wait for W&B.
+    stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nowhere, descriptor)
@@ -219,34 +232,35 @@ def _silence() -> Callable[[str], None]:
     return warn
 
 
-def _watch(ending: threading.Event, warnings: Warnings) -> None:
-    """Wait for the end of training, then for our own: there is no time to wait for a network."""
-    while os.read(0, 1):
+def _watch(training_ended: threading.Event, warnings: Warnings) -> None:
+    """Wait for the end of training; end this process if it then takes too long."""
+    while os.read(0, 1):  # returns nothing once training has closed the pipe, or has died
         pass
-    ending.set()
-    time.sleep(CLOSE_TIMEOUT + 1)  # training itself, where it lives, has ended us before
-    warnings.warn("W&B did not finish: what is missing there is in metrics.jsonl")
+    training_ended.set()
+    # Training, if it is alive, ends us after CLOSE_TIMEOUT. If it was killed, this does.
+    time.sleep(CLOSE_TIMEOUT + 1)
+    warnings.warn("W&B did not finish: metrics.jsonl has what is missing there")
     if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)  # W&B's own process with us
+        os.killpg(0, signal.SIGKILL)  # with W&B's own process, which would outlive us
     os._exit(1)
 
 
-def _start(config: Config, place: Place, mode: Mode, warnings: Warnings, silent: bool) -> Any:
-    """Return the started `wandb.Run`, offline where the server fails; None if neither works."""
+def _start(config: Config, state: MirrorState, mode: Mode, warnings: Warnings, silent: bool) -> Any:
+    """Return the started `wandb.Run`, offline if the server fails; None if that fails too."""
     try:
-        run = _init(config, place, mode, silent)
-        place.keep()
+        run = _init(config, state, mode, silent)
+        state.save()
         return run
-    except (Exception, SystemExit) as error:  # any: the reason is told, the training goes on
+    except (Exception, SystemExit) as error:  # wandb calls `sys.exit` as well
         if mode == "offline" or isinstance(error, ImportError):
-            warnings.warn(f"W&B is left out: {_one_line(error)}; metrics.jsonl has it all")
+            warnings.warn(f"W&B is not used: {_one_line(error)}; metrics.jsonl has all metrics")
             return None
         warnings.warn(f"W&B cannot be reached: {_one_line(error)}; writing offline")
-        return _start(config, place, "offline", warnings, silent)
+        return _start(config, state, "offline", warnings, silent)
 
 
-def _init(config: Config, place: Place, mode: Mode, silent: bool) -> Any:
-    """Import wandb and begin, or continue, the run; returns a `wandb.Run`."""
+def _init(config: Config, state: MirrorState, mode: Mode, silent: bool) -> Any:
+    """Import wandb, and begin or continue the run; return a `wandb.Run`."""
     if silent:  # the setting below comes too late for what wandb prints about the key
         os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
@@ -254,7 +268,7 @@ def _init(config: Config, place: Place, mode: Mode, silent: bool) -> Any:
     options: dict[str, Any] = {
         "init_timeout": INIT_TIMEOUT,
         "silent": silent,
-        "console": "off",  # the console's text is training's alone
+        "console": "off",  # W&B must not capture this process's output
         "disable_git": True,  # a remote's address may hold a password
         "save_code": False,
     }
@@ -267,29 +281,32 @@ def _init(config: Config, place: Place, mode: Mode, silent: bool) -> Any:
     run = wandb.init(
         project=project,
         name=name,
-        id=place.identity,
-        resume="allow",
-        dir=str(place.folder),
+        id=state.identity,
+        resume="allow",  # continues the curves if W&B knows the id
+        dir=str(state.folder),
         mode=mode,
-        config=_described(config, place.folder),
+        config=_described(config, state.folder),
         settings=settings,
     )
-    # Our step is the axis: W&B's own refuses steps that a resumed run takes a second time.
+    # The curves are over our own step. W&B's built-in step only grows, and so would refuse the
+    # steps that a resumed run repeats.
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     return run
 
 
 def _named(config: Config, environment: Mapping[str, str]) -> tuple[str, str]:
-    """Return W&B's project and name; a project that was set beats the user's own variable."""
+    """Return W&B's project and run name."""
     project = config.output.wandb_project
+    # WANDB_PROJECT, often set for all of a user's work, counts only if this run names no project.
     if project == OutputConfig().wandb_project:
         project = environment.get("WANDB_PROJECT") or project
     return project, environment.get("WANDB_NAME") or config.run.run_name
 
 
 def _described(config: Config, folder: Path) -> dict[str, Any]:
-    """Return what W&B shows beside the curves: the settings and environment.json."""
+    """Return what W&B shows as the run's config: the settings and environment.json."""
+    # Flat names, the flags', so that W&B's table of runs has a column for each.
     described = config.flat()
     with contextlib.suppress(OSError, ValueError):
         text = (folder / "environment.json").read_text(encoding="utf-8")

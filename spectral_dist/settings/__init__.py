@@ -1,4 +1,4 @@
-"""The settings of a run: frozen models in nested sections, declared once each. No JAX."""
+"""Settings (configuration) of a run: frozen pydantic models in nested sections. No JAX."""
 
 from spectral_dist.settings.config import (
     LIST_FLAGS,

@@ -1,9 +1,9 @@
 """All settings of a run in one frozen model, and the table of every setting.
 
-A setting has one place (`mixers.spectral.num_poles`) and, where it has a flag, one short name
-(`num_poles`). `from_flat` reads any mixture of short names, dotted paths and nested sections;
-`resolve` fills in the derived defaults and checks what settings ask of each other: nobody else sees
-`None` for a number. Imports no JAX. Read `Config`, then `from_flat` and `resolve`.
+A setting has one path (`mixers.spectral.num_poles`) and usually a short name, its flag
+(`num_poles`). `from_flat` reads any mixture of short names, dotted paths and nested sections.
+`resolve` fills in the derived defaults and checks the rules between settings. Imports no JAX. Read
+`Config`, then `from_flat` and `resolve`.
 """
 
 import copy
@@ -38,7 +38,7 @@ from spectral_dist.settings.sections import (
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
-    """All settings, by concern."""
+    """All settings of a run, in sections."""
 
     run: RunConfig = RunConfig()
     mesh: MeshConfig = MeshConfig()
@@ -50,18 +50,20 @@ class Config:
     optimizer: Optimizer = AdamWConfig()
     evaluation: EvalConfig = EvalConfig()
     output: OutputConfig = OutputConfig()
-    # The paths of the settings that `resolve` derived: what they follow from may still change.
+    # The paths of the settings that `resolve` derived. Without this list, a stored configuration
+    # would hold them like given ones, and an override of hidden_dim would keep the old mlp_dim.
     derived: tuple[Text, ...] = ()
 
     def nested(self) -> dict[str, Any]:
-        """Every setting in its section, as YAML and JSON hold them."""
+        """Return every setting in its section, as YAML and JSON hold them."""
         values = plain(self)
+        # Pairs in the model, so that it stays hashable; a mapping in a file.
         for phase in values["phases"]:
             phase["weights"] = dict(phase["weights"])
         return values
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its short name, else by its dotted path; tuples as lists."""
+        """Return every setting by its short name, or else its dotted path; tuples as lists."""
         values = self.nested()
         found = {s.name: value_at(values, s.path) for s in SETTINGS.values() if s.belongs_to(self)}
         return found | {name: values[name] for name in (*LISTS, "derived")}
@@ -69,14 +71,14 @@ class Config:
 
 @plain_dataclass(frozen=True)
 class Setting:
-    """One entry of the table.
+    """One setting, as the table of all settings lists it.
 
     Attributes:
-      name: the flag: short, or the dotted path.
-      path: where it stands, such as "mixers.spectral.num_poles".
+      name: its flag: a short name, or the dotted path.
+      path: where it is in the sections, such as "mixers.spectral.num_poles".
       section: the path of its section.
-      field: as declared.
-      kinds: names of the optimizers that have it; empty for what is no optimizer's own.
+      field: its declaration.
+      kinds: the optimizers that have it; empty if it belongs to all of them, or to none.
     """
 
     name: str
@@ -87,45 +89,48 @@ class Setting:
 
     @property
     def traits(self) -> Traits:
-        """What the program asks of it."""
+        """What the rest of the program needs to know of it."""
         return traits_of(self.field)
 
     @property
     def help(self) -> str:
-        """What it means."""
+        """Its meaning, with its unit."""
         return self.field.description or ""
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The texts that it may be; empty where it is free."""
+        """The texts that it may be; empty if it is not a choice."""
+        if self.path == "optimizer.name":  # each optimizer's section allows its own name alone
+            return tuple(OPTIMIZER_KINDS)
         kind = self.field.annotation
         return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
     def belongs_to(self, config: Config) -> bool:
-        """Say whether these settings have it: an optimizer's own stand only with that one."""
+        """Return whether a config has this setting: it may belong to another optimizer."""
         return not self.kinds or config.optimizer.name in self.kinds
 
 
 LISTS = ("datasets", "phases")  # sections that are lists of mappings
-# Short names that fill a list of sections.
+# Flags that fill a list of sections, one entry for each item.
 LIST_FLAGS = {
-    "data_paths": "text files, joined by commas; one dataset each",
-    "data_weights": "share of each of data_paths (default: equal)",
+    "data_paths": "text files, separated by commas; each becomes a dataset",
+    "data_weights": "weights of data_paths in the mixture (default: equal)",
 }
 
 
 def _declared(kind: Any, section: str, kinds: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Yield the settings that a section's model declares, those of inner sections included."""
     for name, field in kind.__pydantic_fields__.items():
         path = f"{section}.{name}"
         if dataclasses.is_dataclass(field.annotation):
             yield from _declared(field.annotation, path, kinds)
         else:
-            flag = traits_of(field).flag
+            flag = traits_of(field).flag  # None: the field's own name; "": the path alone
             yield Setting(name if flag is None else flag or path, path, section, field, kinds)
 
 
 def _optimizer_settings() -> Iterator[Setting]:
-    """Give the settings of all optimizers; one that several share is one setting."""
+    """Yield the settings of all optimizers; one that several share is one setting."""
     found: dict[str, Setting] = {}
     for kind, section in OPTIMIZER_KINDS.items():
         for item in _declared(section, "optimizer", (kind,)):
@@ -145,20 +150,23 @@ def _table() -> dict[str, Setting]:
         if dataclasses.is_dataclass(kind):
             items = _declared(kind, section.name)
         for item in items:
+            # Flags have no sections, so two settings of one name could not be told apart.
             assert item.name not in table, f"two settings are called {item.name}"
             table[item.name] = item
     return table
 
 
+# Built once at import, so that a mistake in a declaration shows in every test.
 SETTINGS: dict[str, Setting] = _table()
 PATHS: dict[str, Setting] = {s.path: s for s in SETTINGS.values()}
 SECTIONS = tuple(dict.fromkeys(s.section for s in SETTINGS.values()))
 _TOP = {f.name for f in dataclasses.fields(typing.cast(Any, Config))}
+# Building an adapter takes pydantic longer than a validation does: one for all.
 _ADAPTER: pydantic.TypeAdapter[Config] = pydantic.TypeAdapter(Config)
 
 
 def section_model(setting: Setting) -> type:
-    """Return the model that a setting is a field of; of an optimizer the first that has it."""
+    """Return the model that declares a setting; for an optimizer's, the first that has it."""
     if setting.section == "optimizer":
         return OPTIMIZER_KINDS[(setting.kinds or tuple(OPTIMIZER_KINDS))[0]]
     kind: Any = Config
@@ -168,7 +176,7 @@ def section_model(setting: Setting) -> type:
 
 
 def known_names() -> list[str]:
-    """Return every name that may stand at the top of a YAML file or after `--`."""
+    """Return every name that may be a top-level key of a YAML file or a flag."""
     return [*SETTINGS, *LIST_FLAGS, *sorted(_TOP - {"derived"} - set(SETTINGS))]
 
 
@@ -183,10 +191,13 @@ def value_at(values: Any, path: str) -> Any:
 
 
 def merge(layers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], Spelling]:
-    """Return nested values from layers of names, of which the later win, and how each was spelt.
+    """Merge layers of settings into nested values; a later layer wins.
+
+    Returns:
+      The nested values, and the name by which the user gave each path, for error messages.
 
     Raises:
-      ValueError: names an unknown setting, or a dataset or phase that is not there.
+      ValueError: names an unknown setting, or a dataset or phase that does not exist.
     """
     merged: dict[str, Any] = {}
     spelling: Spelling = {}
@@ -205,6 +216,7 @@ def merge(layers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], Spelling
                 spelling[name] = name
             else:
                 raise ValueError(f"unknown setting {name!r}{hint(name, known_names())}")
+        # After the layer's other names: weights alone are given to the datasets of the same layer.
         if flat_lists:
             earlier = merged.get("datasets", [])
             merged["datasets"] = from_lists(flat_lists, earlier)
@@ -212,12 +224,14 @@ def merge(layers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], Spelling
 
 
 def _put_section(merged: dict[str, Any], path: str, value: Any, spelling: Spelling) -> None:
-    """Lay a section over what earlier layers say of it; what is no mapping replaces them."""
+    """Merge a section into what earlier layers say of it; anything but a mapping replaces that."""
+    # A list is replaced as a whole: its items have no names by which they could be merged.
     if not isinstance(value, dict) or path.partition(".")[0] in LISTS:
         _put(merged, path, value)
         return
     _put(merged, path, {}, keep=True)
-    if path == "optimizer" and "name" in value:  # first: it drops another one's settings
+    # The name goes first, because it drops the settings of another optimizer.
+    if path == "optimizer" and "name" in value:
         value = {"name": value["name"]} | value
     for name, item in value.items():
         inner = f"{path}.{name}"
@@ -229,14 +243,15 @@ def _put_section(merged: dict[str, Any], path: str, value: Any, spelling: Spelli
 
 
 def _put(merged: dict[str, Any], path: str, value: Any, *, keep: bool = False) -> None:
+    """Set the value at a dotted path, in place; with `keep`, only if there is no mapping yet."""
     *parents, last = path.split(".")
     if parents and parents[0] in LISTS and not isinstance(merged.get(parents[0]), list):
-        raise ValueError(f"{path}: there is no list of {parents[0]} that it could be in")
+        raise ValueError(f"{path}: there is no list of {parents[0]}; define it in a --config file")
     here: Any = merged
     for parent in parents:
         here = here.setdefault(parent, {}) if isinstance(here, dict) else _item(here, parent, path)
         if not isinstance(here, dict | list):
-            raise ValueError(f"{path}: {parent} is no section with settings of its own")
+            raise ValueError(f"{path}: {parent} is a setting, not a section of settings")
     if path == "optimizer.name" and isinstance(here, dict) and here.get("name") != value:
         _drop_other_optimizer(here, value)
     if isinstance(here, list):
@@ -251,12 +266,15 @@ def _put(merged: dict[str, Any], path: str, value: Any, *, keep: bool = False) -
 
 def _item(items: list[Any], index: str, path: str) -> Any:
     if not index.isdecimal() or int(index) >= len(items):
-        raise ValueError(f"{path}: {index!r} must be the number of one of {len(items)}, from 0")
+        raise ValueError(
+            f"{path}: {index!r} must be the index of an item, from 0 to {len(items) - 1}"
+        )
     return items[int(index)]
 
 
 def _drop_other_optimizer(section: dict[str, Any], name: Any) -> None:
-    """Drop what an earlier layer set for another optimizer, and this one does not have."""
+    """Drop the settings of an earlier layer that the newly named optimizer does not have."""
+    # So `--optimizer.name lion` works on top of a file that sets Adam's beta1.
     for key in list(section):
         known = PATHS.get(f"optimizer.{key}")
         if known is not None and known.kinds and name not in known.kinds:
@@ -264,12 +282,13 @@ def _drop_other_optimizer(section: dict[str, Any], name: Any) -> None:
 
 
 def build(values: dict[str, Any], spelling: Spelling) -> Config:
-    """Return the settings from nested values, each converted to its type.
+    """Validate nested values: return the settings, each converted to its type.
 
     Raises:
       ValueError: one line that names the setting, its value and the rule.
     """
     if isinstance(values.get("optimizer"), dict):
+        # pydantic picks the optimizer's model by its name, and has no default for that.
         kind = OPTIMIZER_KINDS["adamw"].__pydantic_fields__["name"].default
         values = values | {"optimizer": {"name": kind} | values["optimizer"]}
     try:
@@ -288,24 +307,23 @@ def from_flat(values: Mapping[str, Any]) -> Config:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return settings with some values replaced, by name; what is derived is derived again."""
+    """Return settings with some values replaced by name; derived values follow."""
     return resolve(from_layers([config.flat(), values]))
 
 
 def from_layers(layers: Iterable[Mapping[str, Any]]) -> Config:
-    """Return the settings from layers of names, of which the later win.
-
-    What an earlier layer lists as derived is derived again where a later one gives what it follows
-    from.
+    """Return the settings from several layers, such as a file and flags; a later layer wins.
 
     Raises:
-      ValueError: as `from_flat`.
+      ValueError: as `from_flat` does.
     """
     layers = list(layers)
+    # A run's own config.yaml holds derived values, too. If the last layer changes a setting that
+    # one of them follows from, it is derived again, unless that layer gives it outright.
     before, _ = merge(layers[:-1])
     values, spelling = merge(layers)
     given = {path for layer in layers[-1:] for path in _paths(layer)}
-    changed = {path for path in given if _found(before, path) != _found(values, path)}
+    changed = {path for path in given if _as_text(before, path) != _as_text(values, path)}
     for path in values.get("derived", ()):
         if path in PATHS and path not in given and changed & set(PATHS[path].traits.follows):
             _put(values, path, None)
@@ -313,7 +331,7 @@ def from_layers(layers: Iterable[Mapping[str, Any]]) -> Config:
 
 
 def _paths(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Give the paths of the settings that a layer names."""
+    """Yield the paths of the settings that a layer names."""
     for name, value in layer.items():
         path = f"{prefix}{name}"
         if isinstance(value, dict) and path not in SETTINGS:
@@ -322,27 +340,31 @@ def _paths(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield SETTINGS[path].path if path in SETTINGS else path
 
 
-def _found(values: dict[str, Any], path: str) -> str | None:
-    """Return a value as text, because a flag's is not converted yet; None where there is none."""
+def _as_text(values: dict[str, Any], path: str) -> str | None:
+    """Return the value at a path as text, or None if there is none."""
     try:
+        # As text, because a flag's value is not converted yet: "512" must equal 512.
         return str(value_at(values, path))
     except (KeyError, TypeError):
         return None
 
 
-# ---- derived defaults and relations ----
+# ---- derived defaults and rules between settings ----
 
 
 def resolve(config: Config) -> Config:
-    """Fill in the derived defaults and check what the settings ask of each other.
+    """Fill in the derived defaults, and check the rules between settings.
+
+    After this, no number is None.
 
     Raises:
       ValueError: names the setting, its value and the rule it breaks.
     """
     datasets = name_datasets(config.datasets)
-    normalise_weights(datasets)
+    normalise_weights(datasets)  # to check them; they are scaled when the datasets are opened
     config = dataclasses.replace(config, datasets=datasets)
     derived = list(config.derived)
+    # In the order of declaration, so a value derived from a derived one must be declared after it.
     for item in SETTINGS.values():
         derive = item.traits.derive
         if derive is None or not item.belongs_to(config) or _get(config, item.path) is not None:

@@ -1,9 +1,8 @@
-"""How a setting is declared: once, with everything that others ask of it.
+"""Declaring a setting: once, with its default, help text, range and traits.
 
-`setting` gives a field its default, its meaning, its range and its traits; `Traits` are what the
-rest of the program asks (may a resumed run change it, does it enter the compiled program, ...), so
-that no list of names is kept elsewhere. The types read what YAML files and flags hold. Imports no
-JAX. Read `setting`, then `Traits`.
+`Traits` hold what the rest of the program needs to know of a setting: may a resumed run change it,
+does it enter the compiled program, and so on. So there are no lists of names elsewhere. The types
+convert what YAML files and flags hold. Imports no JAX. Read `setting`, then `Traits`.
 """
 
 import dataclasses
@@ -14,39 +13,40 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 
-# Unknown names are errors: a misspelt setting must not be lost in silence.
+# An unknown name is an error, or a misspelt setting would be ignored.
 STRICT = ConfigDict(extra="forbid")
-LIMIT = 2**31  # above every count, width and rate that makes sense; fits JAX's int32
+LIMIT = 2**31  # larger than any useful count, width or rate; below it, all fit JAX's int32
 
-Resume = Literal["told", "silent", "same"]
+Resume = Literal["reported", "silent", "same"]
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What the program asks of a setting beside its value.
+    """What the program needs to know of a setting, beside its value.
 
     Attributes:
-      flag: its name on the command line and at the top of a YAML file; "" stands for the dotted
-        path alone.
-      daily: whether it is one of the few that `--help` shows first.
-      resume: what a resumed run may do with it: change it and be told, change it in silence, or
-        nothing, because the trained model depends on it.
+      flag: its short name, a flag and a top-level key of YAML files. None takes the field's name;
+        "" leaves only the dotted path.
+      daily: whether `--help` shows it first, among the settings of daily use.
+      resume: whether a resumed run may change it. "reported": yes, with a message; "silent": yes,
+        without one; "same": no, because the trained model depends on it.
       compiled: whether the compiled programs depend on it.
       order: whether the order of the training data depends on it.
-      derive: from the other settings to its value, where none is given.
-      follows: paths of the settings that `derive` looks at.
+      derive: computes its value from the other settings if none is given.
+      follows: paths of the settings that `derive` reads.
     """
 
     flag: str | None = None
     daily: bool = False
-    resume: Resume = "told"
+    resume: Resume = "reported"
     compiled: bool = False
     order: bool = False
     derive: Callable[[Any], Any] | None = None
     follows: tuple[str, ...] = ()
 
     def __call__(self, schema: dict[str, Any]) -> None:
-        """Add to a field's JSON schema; pydantic calls this."""
+        """Extend the field's JSON schema; pydantic calls this."""
+        # Being callable is what lets traits travel in pydantic's `json_schema_extra`.
         if self.derive is not None:
             schema["x-derived-from"] = list(self.follows)
 
@@ -64,11 +64,11 @@ def setting(
     """Declare one setting.
 
     Args:
-      default: its value where none is given; None stands for a derived one.
-      help: what it means, with its unit, in a line or two.
+      default: its value if none is given; None if it is derived.
+      help: its meaning and unit, in a line or two, for --help and config.yaml.
       gt: the value must be above this.
       ge: the value must be at least this.
-      lt: the value must be below this; numbers have `LIMIT` where nothing lower is said.
+      lt: the value must be below this; by default `LIMIT` for a number with a lower bound.
       le: the value must be at most this.
       traits: fields of `Traits`.
     """
@@ -105,14 +105,15 @@ def traits_of(field: pydantic.fields.FieldInfo) -> Traits:
     return traits
 
 
-# ---- types: what a YAML file or a flag holds, and what it means ----
+# ---- types: they convert what a YAML file or a flag holds ----
 
 
 def _read_integer(value: Any) -> Any:
+    # pydantic's own conversion would accept True, and its messages are not in our form.
     if isinstance(value, bool | list | dict | tuple) or value is None:
         raise ValueError("must be an integer")
     try:
-        # "50_000" is an integer to Python, and 2e3 a float that YAML gives.
+        # Python reads "50_000" as an integer, and YAML reads 2.0e+3 as a float.
         number = int(value) if isinstance(value, str) else value
         if number != int(number):
             raise ValueError
@@ -125,7 +126,7 @@ def _read_number(value: Any) -> Any:
     if isinstance(value, bool | list | dict | tuple) or value is None:
         raise ValueError("must be a number")
     try:
-        return float(value)  # YAML reads 3e-4 as text
+        return float(value)  # YAML 1.1 reads 3e-4 as text, for want of a dot
     except (ValueError, OverflowError) as error:
         raise ValueError("must be a number") from error
 
@@ -137,12 +138,12 @@ def _read_text(value: Any) -> Any:
 
 
 def split_list(value: Any) -> Any:
-    """Return the items of a list that a flag may give as text, joined by commas."""
+    """Return the items of a list, which a flag gives as text with commas."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         parts = [parts]
     parts = [part.strip() if isinstance(part, str) else part for part in parts]
-    return tuple(part for part in parts if part != "")
+    return tuple(part for part in parts if part != "")  # "a.txt," is one item
 
 
 Int = Annotated[int, BeforeValidator(_read_integer)]
@@ -157,6 +158,7 @@ Texts = Annotated[tuple[Text, ...], BeforeValidator(split_list)]
 
 def plain(value: Any) -> Any:
     """Return settings as YAML and JSON hold them: sections as mappings, tuples as lists."""
+    # Not `dataclasses.asdict`, which keeps tuples: what is read back from a file holds lists.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Settings in YAML files: reading them, and writing them with what each means.
+"""YAML files of settings: reading them, and writing them with the meaning of each setting.
 
 Imports no JAX. Read `read_yaml`, then `to_yaml`.
 """
@@ -24,10 +24,11 @@ from spectral_dist.settings.hints import hint
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, which by itself would silently keep the last of two equal keys."""
+    """YAML's safe loader, with an error for a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        # By itself YAML keeps the last of two equal keys, without a word.
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"{key!r} is given twice")
@@ -60,15 +61,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def mark_derived(values: dict[str, Any]) -> dict[str, Any]:
-    """Say which values of a run's own file were derived, where the file does not say so itself.
+    """Find which values of a run's config.yaml were derived, if an old file does not say so.
 
-    Files written before settings had sections hold every setting, the derived ones as if they had
-    been given. A file that somebody wrote leaves some out: all that is in it was meant.
+    Files written before settings had sections hold every setting, and derived ones like given ones.
+    A value that equals the derived default is taken for derived.
     """
-    # Such a file knows AdamW alone, whose settings have short names.
+    # Such a file knows only AdamW, whose settings have short names.
     short = [
         s for s in SETTINGS.values() if s.traits.flag != "" and (not s.kinds or "adamw" in s.kinds)
     ]
+    # A file that somebody wrote leaves settings out: everything in it was meant.
     if "derived" in values or not {s.name for s in short} <= set(values):
         return values
     derivable = [s for s in short if s.traits.derive is not None]
@@ -76,21 +78,18 @@ def mark_derived(values: dict[str, Any]) -> dict[str, Any]:
     without = {name: value for name, value in values.items() if name not in names}
     try:
         fresh = resolve(from_flat(without)).flat()
-    except ValueError:  # not whole by itself; then nothing is known of it
+    except ValueError:  # the defaults break a rule here, so these values were given
         return values
     derived = [s.path for s in derivable if values[s.name] == fresh[s.name]]
     return values | {"derived": derived}
 
 
 def to_yaml(config: Config) -> str:
-    """Return settings as a YAML file in sections, with what each setting means above it.
-
-    What was derived stands there as a comment: somebody who changes `hidden_dim` in the file gets
-    the `mlp_dim` that goes with it.
-    """
+    """Return settings as YAML text in sections, with the meaning of each in a comment above it."""
     values = config.nested()
     lines: list[str] = []
     done: set[str] = set()
+    # In the order of declaration; PyYAML cannot write comments, so the lines are made here.
     for section in SECTIONS:
         top = section.partition(".")[0]
         for depth, part in enumerate(section.split(".")):
@@ -104,6 +103,8 @@ def to_yaml(config: Config) -> str:
                 name = setting.path.rpartition(".")[2]
                 lines.append(f"{'  ' * indent}# {setting.help}")
                 entry = _entry(name, value_at(values, setting.path), indent)
+                # A derived value is a comment: who changes hidden_dim in the file gets the mlp_dim
+                # that goes with it.
                 if setting.path in config.derived:
                     follows = ", ".join(setting.traits.follows)
                     entry = [f"{'  ' * indent}# {entry[0].strip()}  # follows from {follows}"]
@@ -115,13 +116,14 @@ def to_yaml(config: Config) -> str:
 
 
 def _entry(name: str, value: Any, indent: int) -> list[str]:
+    # A list of mappings (datasets, phases) in block style; everything else on one line.
     flow = None if isinstance(value, list) and value and isinstance(value[0], dict) else True
     text = yaml.safe_dump(
         {name: plain(value)} if flow is None else plain(value),
         allow_unicode=True,
         default_flow_style=flow,
         sort_keys=False,
-        width=2**20,
-    ).removesuffix("...\n")
+        width=2**20,  # never wraps
+    ).removesuffix("...\n")  # YAML's end of document, which a lone scalar gets
     body = text.rstrip("\n") if flow is None else f"{name}: {text.strip()}"
     return [f"{'  ' * indent}{line}" for line in body.split("\n")]

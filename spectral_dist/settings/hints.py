@@ -1,14 +1,15 @@
-"""The words of other trainers, and what stands for them here.
+"""Hints for unknown flags: the names that other trainers use, and what they are called here.
 
-Owns what an unknown flag or key is answered with. Imports no JAX. Read `hint`.
+Owns the answer to an unknown flag or key. Imports no JAX. Read `hint`.
 """
 
 from collections.abc import Iterable
 
 from spectral_dist.settings.rules import nearest
 
-# Our setting -> what other trainers call it (nanoGPT, Hugging Face, Lightning, Megatron, MaxText,
-# torchtitan, levanter); compared without case, hyphens and underscores.
+# Our setting -> its names in other trainers (nanoGPT, Hugging Face, Lightning, Megatron, MaxText,
+# torchtitan, levanter), compared without case, hyphens and underscores. Without this table the hint
+# would be the nearest spelling, which misleads: for learning_rate it is layer_pattern.
 _SAME = {
     "lr": "learning_rate max_lr peak_lr base_lr initial_lr",
     "final_lr_fraction": "min_lr end_lr lr_end final_lr min_lr_ratio"
@@ -57,7 +58,7 @@ _SAME = {
     "seed": "random_seed manual_seed",
     "prefetch_steps": "prefetch prefetch_factor prefetch_size",
 }
-# Words of theirs -> what is otherwise here.
+# Their names for what is no setting here -> what to do instead.
 _OTHERWISE = {
     "micro_batch_size per_device_train_batch_size train_batch_size global_batch_size"
     " device_batch_size per_device_batch_size": "--batch_size counts the sequences of a micro-batch"
@@ -87,14 +88,14 @@ _ANSWERS = {_plain(w): name for name, words in _SAME.items() for w in words.spli
 
 
 def hint(word: str, known: Iterable[str], *, prefix: str = "") -> str:
-    """Return what to say after an unknown word: our word for it, the nearest one, or nothing.
+    """Return a hint for an unknown name: our name for it, the nearest name, or "".
 
     Args:
-      word: as the user wrote it, without hyphens in front.
-      known: the names that there are.
-      prefix: what stands before our names where the user wrote it, "--" for flags.
+      word: the unknown name, without leading hyphens.
+      known: all names that exist.
+      prefix: put before our names: "--" for flags.
     """
-    answer = _ANSWERS.get(_plain(word))
+    answer = _ANSWERS.get(_plain(word))  # first: the nearest spelling is only a guess
     if answer is None:
         return nearest(word, known).replace("did you mean ", f"did you mean {prefix}")
     if answer in _SAME:

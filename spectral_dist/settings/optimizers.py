@@ -1,8 +1,8 @@
-"""The section of the optimizer: what all have in common, and the settings of each.
+"""Settings of the optimizers: what all have in common, and those of each.
 
-The section is of one kind, the one that `name` says, and has that kind's settings alone. The names
-are the keys of the table `spectral_dist.training.optimizers.OPTIMIZERS`; a test holds the two
-against each other. Imports no JAX.
+The section `optimizer` has only the settings of the optimizer that its `name` selects. The names
+are the keys of the table `spectral_dist.training.optimizers.OPTIMIZERS`; a test compares the two.
+Imports no JAX.
 """
 
 from typing import Annotated, Literal, get_args
@@ -25,7 +25,10 @@ from spectral_dist.settings.declare import (
 class _Common:
     """The optimizer: which one, the learning rate's schedule, decay, clipping and the loss."""
 
+    # Each optimizer narrows it to its own name. One state cannot serve another, hence "same".
     name: str = setting("", "which optimizer trains", flag="", resume="same", compiled=True)
+    # The learning rate is applied outside optax, so a resumed run may change it without touching
+    # the optimizer state.
     lr: Float = positive(1e-3, "peak learning rate", daily=True)
     warmup_steps: Int | None = not_negative(
         None,
@@ -36,24 +39,26 @@ class _Common:
     schedule: Literal["cosine", "wsd"] = setting(
         "cosine", "decay of the learning rate after warm-up", compiled=True
     )
+    # For "wsd" only; "cosine" decays from the end of the warm-up.
     decay_fraction: Float = share(0.2, "share of the steps that wsd decays over, at the end")
     final_lr_fraction: Float = share(0.1, "last learning rate, as a share of the peak")
     weight_decay: Float = not_negative(
         0.1, "decoupled decay of the matrices on the residual stream", compiled=True
     )
+    # Clipping comes after the check for non-finite values, which skips the step instead.
     clip_norm: Float = positive(
         1.0, "largest global norm of the gradient; above it is scaled down", compiled=True
     )
     z_loss: Float = not_negative(
         0.0,
-        "weight of the squared log of the softmax's sum (1e-4 is usual)",
+        "weight of the z-loss, the squared log of the softmax's denominator (1e-4 is usual)",
         compiled=True,
     )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Adam(_Common):
-    """Adam's moments."""
+    """The decays of Adam's moments, and its epsilon."""
 
     beta1: Float = share(0.9, "Adam's decay of the first moment", compiled=True)
     beta2: Float = share(0.95, "Adam's decay of the second moment", compiled=True)
@@ -80,7 +85,7 @@ class MuonConfig(_Adam):
     ns_steps: Int = positive(
         5, "Newton-Schulz steps that make a matrix orthogonal", flag="", le=20, compiled=True
     )
-    # Muon's updates are scaled to the size of Adam's, so one rate is where to begin.
+    # Muon's updates are scaled to the size of Adam's, so the same learning rate is a good start.
     adam_lr: Float | None = positive(
         None,
         "peak learning rate of Adam, for norms, filters, embedding and head (default: lr)",
@@ -101,13 +106,14 @@ class LionConfig(_Common):
     momentum: Float = share(0.99, "decay of the momentum", flag="", compiled=True)
     interpolation: Float = share(
         0.9,
-        "share of the momentum in the update, beside the gradient",
+        "weight of the momentum in the update; the gradient has the rest",
         flag="",
         compiled=True,
     )
 
 
 OptimizerConfig = AdamWConfig | MuonConfig | LionConfig
+# A discriminated union: a setting of another optimizer is an error that names it.
 Optimizer = Annotated[OptimizerConfig, Field(discriminator="name")]
 OPTIMIZER_KINDS: dict[str, type] = {
     kind.__pydantic_fields__["name"].default: kind for kind in get_args(OptimizerConfig)

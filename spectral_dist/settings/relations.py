@@ -1,6 +1,6 @@
-"""What settings ask of each other, beyond the range of each. Imports no JAX.
+"""Rules between settings, beyond the range of each one. Imports no JAX.
 
-Read `check_relations`. What a mixer asks of the model and the mesh stands with its own section.
+A mixer's rules for the model and the mesh are in its own section. Read `check_relations`.
 """
 
 import dataclasses
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 
 def mixer_names() -> tuple[str, ...]:
-    """Return what a layer pattern may name."""
+    """Return the names that a layer pattern may hold."""
     return tuple(f.name for f in dataclasses.fields(cast(Any, MixersConfig)))
 
 
 def check_relations(config: "Config") -> None:
-    """Check what settings ask of each other.
+    """Check the rules between settings.
 
     Raises:
       ValueError: names the setting, its value and the rule.
     """
     data, model, run = config.data, config.model, config.run
-    # A mesh that is still to be chosen asks for no more than one device does.
+    # With mesh=auto, only the rules of one device hold yet; the chosen mesh is checked again.
     mesh = MeshConfig() if config.mesh.mesh == AUTO_MESH else config.mesh
+    # Each device along data and fsdp gets the same number of whole sequences.
     if data.batch_size % (shards := math.prod(mesh.shape[:2])):
         raise ValueError(
             f"batch_size={data.batch_size}: must be a multiple of data x fsdp = {shards} of"
@@ -39,8 +40,10 @@ def check_relations(config: "Config") -> None:
             raise ValueError(
                 f"layer_pattern={model.layer_pattern!r}: {name!r} is not one of {', '.join(known)}"
             )
+    # Only the mixers in use: a pattern without attention needs no valid num_kv_heads.
     for name in dict.fromkeys(model.pattern):
         getattr(config.mixers, name).check(model, mesh)
+    # A warm-up longer than the run would never reach the learning rate that was asked for.
     if (warmup := cast(int, config.optimizer.warmup_steps)) > run.steps:
         raise ValueError(f"warmup_steps={warmup}: must be at most steps={run.steps}")
     _check_phases(config)
@@ -56,6 +59,7 @@ def _check_phases(config: "Config") -> None:
                 raise ValueError(f"{path}.{name}: must name one of the datasets: {there}")
         if sum(weight for _, weight in phase.weights) <= 0:
             raise ValueError(f"{path}: at least one weight must be above 0")
+    # Equal, because steps without a phase would have no mixture.
     total = sum(phase.steps for phase in config.phases)
     if config.phases and total != config.run.steps:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with settings, as one line: the setting, its value and the rule.
+"""Error messages for settings: pydantic's errors as one line with setting, value and rule.
 
 Imports no JAX. Read `first_mistake`.
 """
@@ -13,11 +13,12 @@ import pydantic
 if TYPE_CHECKING:
     from spectral_dist.settings.config import Setting
 
-Spelling = dict[str, str]  # path -> the name that the user gave it by
+Spelling = dict[str, str]  # path -> the name that the user wrote: a flag, or a key
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that a misspelt one is nearest to, or nothing."""
+    """Return a "did you mean" hint with the known name of the nearest spelling, or ""."""
+    # With less than half in common it is no misspelling, and a hint would mislead.
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -28,13 +29,13 @@ def first_mistake(
     paths: Mapping[str, "Setting"],
     spelling: Spelling,
 ) -> str:
-    """Return the first mistake of a validation as one line.
+    """Return the first error of a validation as one line.
 
     Args:
-      error: of building the settings.
-      values: what they were built from.
+      error: pydantic's error.
+      values: the nested values that were validated.
       paths: every setting by its path.
-      spelling: how the user named some of them.
+      spelling: the names that the user wrote, by path.
     """
     found = error.errors(include_url=False)[0]
     path = _path(found["loc"], values)
@@ -53,12 +54,12 @@ def first_mistake(
 
 
 def _path(loc: tuple[int | str, ...], values: Any) -> str:
-    """Return the dotted path of pydantic's location, as it stands in a YAML file."""
+    """Return pydantic's location of an error as a dotted path of the YAML file."""
     parts = list(loc)
     if len(parts) > 1 and parts[0] == "optimizer":
-        del parts[1]  # the kind of the optimizer, by which pydantic chose its section
+        del parts[1]  # the optimizer's name, by which pydantic chose the model
     if "weights" in parts and len(parts) > parts.index("weights") + 1:
-        # Pairs in our models, a mapping in the file: name the dataset.
+        # Weights are pairs in our models and a mapping in the file: name the dataset.
         end = parts.index("weights") + 1
         for part in parts[:end]:
             values = values[part]
@@ -67,7 +68,7 @@ def _path(loc: tuple[int | str, ...], values: Any) -> str:
 
 
 def _owner(path: str, paths: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the setting that a path lies in; of a list of values the item is not named."""
+    """Return the setting that a path belongs to; the index of a list item is dropped."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
         if (start := ".".join(parts[:end])) in paths:
@@ -80,6 +81,7 @@ def _unknown(path: str, paths: Mapping[str, "Setting"]) -> str:
     known = paths.get(path)
     if known is not None and known.kinds:
         return f"{path}: is no setting of this optimizer; it belongs to {', '.join(known.kinds)}"
+    # The names of the same section first: a near name elsewhere would be of another kind.
     inside = [p for p in paths if p.rpartition(".")[0] == section]
     hint = nearest(path, inside or paths)
     return f"unknown setting {(path if section else last)!r}{hint}"
@@ -104,7 +106,7 @@ def _rule(
 
 
 def _range(kind: str, value: float, context: Mapping[str, Any], setting: "Setting | None") -> str:
-    # Where None is allowed, too, pydantic shows what was given, not what it became.
+    # If the setting may be None, pydantic shows the value before its conversion.
     if not isinstance(value, int) and not math.isfinite(float(value)):
         return "must be finite"
     bounds: dict[str, float] = {}
@@ -112,6 +114,7 @@ def _range(kind: str, value: float, context: Mapping[str, Any], setting: "Settin
         for name in ("gt", "ge", "lt", "le"):
             if (bound := getattr(item, name, None)) is not None:
                 bounds[name] = bound
+    # A share: both ends in one message, whichever end the value is beyond.
     if bounds.get("lt") == 1:
         return f"must be {'above' if 'gt' in bounds else 'at least'} 0 and below 1"
     bound = next(iter(context.values()), 0)

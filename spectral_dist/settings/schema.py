@@ -1,4 +1,4 @@
-"""The JSON schema of a settings file, for editors that complete and check YAML. No JAX."""
+"""JSON schema of a settings file, for editors that complete and check YAML. No JAX."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from spectral_dist.settings.config import LIST_FLAGS, SETTINGS, Config, section_
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the schema of a settings file: the sections, and the short names beside them."""
+    """Return the JSON schema of a settings file: the sections, and the short names."""
     schema = pydantic.TypeAdapter(Config).json_schema(mode="validation")
     properties, sections = schema["properties"], schema["$defs"]
     for setting in SETTINGS.values():

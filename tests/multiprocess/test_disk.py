@@ -105,7 +105,7 @@ def test_a_folder_that_turns_read_only(local: Local, processes: int) -> None:
     assert all(rank.err == "" for rank in run.ranks), run.told()
     last = run.ranks[0].out.splitlines()[-1]
     assert "checkpoints could not be saved, step 60 among them" in last
-    assert f"goes on from step {before[-1]}" in last
+    assert f"continues from step {before[-1]}" in last
     assert complete_steps(folder) == before
     subprocess.run(["umount", str(folder)], check=True)
     done = local.run(*flags, "read_only", processes=processes)

@@ -89,7 +89,7 @@ def test_a_run_with_breaks_is_the_same_run(folder: Path, straight: dict[int, flo
     assert trainer.saved().steps == [5]
     assert jax.sharding.get_abstract_mesh().empty  # the mesh is set while the trainer works only
     trainer.close()
-    with pytest.raises(ValueError, match="this Trainer is closed; a new one goes on"):
+    with pytest.raises(ValueError, match="this Trainer is closed; a new one resumes"):
         trainer.run_until(6)
     trainer.close()
 
@@ -181,7 +181,7 @@ def test_a_run_is_found_by_name_or_path_and_loads_onto_any_mesh(
         assert all(jax.tree.leaves(same))
     assert load_run(folder / "straight", checkpoint=STEPS).step == STEPS
     for missing in (folder / "none", "none"):
-        with pytest.raises(ValueError, match=r"no such run in .*; there: .*straight"):
+        with pytest.raises(ValueError, match=r"no such run in .*; runs there: .*straight"):
             load_run(missing, checkpoint_dir=folder)
     with pytest.raises(ValueError, match="'3' is not in"):
         load_run(folder / "straight", checkpoint=3)

@@ -16,7 +16,9 @@ def test_a_complete_run_compiles_nothing() -> None:
     config = load_config(["--data_paths", "a.txt", "--steps", "12"])
     for step in (12, 20):
         assert compile_step(config, cast(Any, None), cast(Any, None), step, told.append) is None
-    assert told[1] == "complete at step 20: nothing is left to train; more --steps would go on"
+    assert told[1] == (
+        "complete at step 20: nothing is left to train; a larger --steps continues the run"
+    )
 
 
 def test_sources_are_prepared_and_weights_normalised(tmp_path: Path) -> None:

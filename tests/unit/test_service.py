@@ -90,7 +90,7 @@ def test_a_port_that_is_taken_is_named(port: int) -> None:
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 1
-    assert done.stdout == f"port {port} cannot be listened at: Address already in use\n"
+    assert done.stdout == f"cannot listen on port {port}: Address already in use\n"
 
 
 def test_free_ports_differ() -> None:

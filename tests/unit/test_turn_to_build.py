@@ -45,7 +45,7 @@ def test_a_builder_that_stands_still_is_given_up(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_STALLED_SECONDS", 0.6)
-    monkeypatch.setattr(file_lock, "_TELL_SECONDS", 0.2)
+    monkeypatch.setattr(file_lock, "_REPORT_SECONDS", 0.2)
     lock = FileLock(text.with_name(".a.bin.lock"))
     assert lock.take()
     part = text.with_name(".a.bin.0123.tmp")

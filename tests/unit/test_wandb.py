@@ -104,7 +104,7 @@ def test_w_and_b_may_hang_at_the_end_but_not_for_long(
     assert process is not None
     wait_until(lambda: (folder / "pid").exists(), "W&B has started")
     mirror.close()
-    assert warnings == ["W&B did not finish within 0 s: what is missing there is in metrics.jsonl"]
+    assert warnings == ["W&B did not finish within 0 s: metrics.jsonl has what is missing there"]
     assert process.returncode == -signal.SIGKILL
 
 
@@ -131,12 +131,12 @@ def test_a_start_that_hangs_or_fails_leaves_training_alone(
     assert time.monotonic() - began < 2
     mirror.close()
     said = capfd.readouterr().err
-    assert said == "warning: W&B is left out: no space; metrics.jsonl has it all\n"
+    assert said == "warning: W&B is not used: no space; metrics.jsonl has all metrics\n"
     monkeypatch.setattr(module.sys, "executable", str(folder / "absent"))
     warnings: list[str] = []
     WandbMirror(CONFIG, folder, resume=False, warn=warnings.append).close()
     assert len(warnings) == 1
-    assert "left out" in warnings[0]
+    assert "not used" in warnings[0]
 
 
 def test_disabled_starts_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.wandb import ID_FILE, SENT_FILE, Mode
-from spectral_dist.outputs.wandb_mirror import Place, Warnings, main, mirror
+from spectral_dist.outputs.wandb_mirror import MirrorState, Warnings, main, mirror
 from spectral_dist.settings import Config, OutputConfig, RunConfig
 from spectral_dist.training.metrics import Record
 
@@ -93,7 +93,7 @@ def send(folder: Path, config: Config = CONFIG, mode: Mode = "offline") -> list[
     """Mirror what is there; return the warnings."""
     warnings, ending = [], threading.Event()
     ending.set()
-    mirror(config, Place.open(folder), mode, ending, Warnings(warnings.append))
+    mirror(config, MirrorState.open(folder), mode, ending, Warnings(warnings.append))
     return warnings
 
 
@@ -127,19 +127,19 @@ def test_only_whole_lines_are_read_and_damaged_ones_passed_over(
 def test_a_resumed_run_sends_again_what_it_trains_again(fake: FakeWandb, folder: Path) -> None:
     send(folder)
     size = len((folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])
-    assert Place.open(folder, size).sent == size
-    assert Place.open(folder, 10**6).sent == (folder / "metrics.jsonl").stat().st_size
-    assert Place.open(folder, new=True).sent == 0
+    assert MirrorState.open(folder, size).sent == size
+    assert MirrorState.open(folder, 10**6).sent == (folder / "metrics.jsonl").stat().st_size
+    assert MirrorState.open(folder, new=True).sent == 0
 
 
 def test_a_folder_of_an_earlier_version_goes_on_with_its_id(folder: Path) -> None:
     (folder / ID_FILE).write_text("0123456789abcdef\n")
-    place = Place.open(folder, 40)
-    assert (place.identity, place.sent) == ("0123456789abcdef", 40)
+    state = MirrorState.open(folder, 40)
+    assert (state.identity, state.sent) == ("0123456789abcdef", 40)
     (folder / ID_FILE).write_text("../not an id\n")
-    place = Place.open(folder)
-    assert place.identity.isalnum()
-    assert place.sent == 0
+    state = MirrorState.open(folder)
+    assert state.identity.isalnum()
+    assert state.sent == 0
 
 
 def test_run_is_named_placed_and_configured(
@@ -227,7 +227,7 @@ def test_a_copied_run_is_sent_by_hand(fake: FakeWandb, folder: Path, tmp_path: P
     main([str(copy), "--new"])
     assert fake.steps == [1, 2, 3, 1, 2, 3]
     assert (copy / ID_FILE).read_text() != (folder / ID_FILE).read_text()
-    with pytest.raises(ValueError, match="no run's folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         main([str(tmp_path / "absent")])
 
 

@@ -1,6 +1,6 @@
-"""HTML pages: report.html of a run, and what it shares with the dry run's page.
+"""HTML reports: report.html of a run, and what it shares with the dry run's page.
 
-A page is a template in templates/ and the values that a module builds for it. Escaping is
+A page is a jinja template in templates/, filled with values that a module computes. Escaping is
 automatic: see `render.environment`. Read `run_page.write_report` first.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m spectral_dist.outputs.report FOLDER`: draws report.html of a run on request."""
+"""`python -m spectral_dist.outputs.report FOLDER`: draw report.html of a run."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from spectral_dist.outputs.report.run_page import write_report
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draw the report of the folder named on the command line; return the exit code.
+    """Draw the report of the run folder on the command line; return the exit code.
 
     Raises:
       ValueError: if the folder holds no metrics, or the report cannot be written.
@@ -20,11 +20,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_parser() -> Parser:
-    """Return the parser of this command's flags."""
+    """Return the argument parser of this command."""
     parser = Parser(
         prog="python -m spectral_dist.outputs.report", description="Draw report.html of a run."
     )
-    parser.add_argument("folder", type=Path, help="the run's folder, which holds metrics.jsonl")
+    parser.add_argument("folder", type=Path, help="the run folder, which holds metrics.jsonl")
     return parser
 
 

@@ -1,6 +1,7 @@
-"""Line charts over steps, as SVG drawn here: the file needs no network and no library.
+"""Line charts over steps, as SVG.
 
-Owns the geometry of a chart. Every text is escaped by `Markup.format`. Read `draw_chart` first.
+Owns the geometry of a chart. The SVG is drawn here, so that the page needs no network and no
+JavaScript library. `Markup.format` escapes every text. Read `draw_chart` first.
 """
 
 import math
@@ -18,14 +19,15 @@ LABEL_ROOM = 126  # more room to the right for the names at the lines' ends
 LABEL_GAP = 15
 MOST_LETTERS = 15  # of a name at a line's end, as LABEL_ROOM has no room for more
 MAX_POINTS = 800  # a chart has no more pixels across than this
-MARKED_POINTS = 40  # with fewer points each is marked, and shows its value under the mouse
+# Up to this many points, each is marked and shows its value under the mouse pointer.
+MARKED_POINTS = 40
 
 _NOTHING = Markup("")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: its name and its points (step, value), by step; values may be NaN."""
+    """One line of a chart: its name, and its points (step, value) by step; a value may be NaN."""
 
     name: str
     points: list[tuple[int, float]]
@@ -40,7 +42,7 @@ class Axes:
     right: float
 
     def position(self, step: float, value: float) -> tuple[float, float]:
-        """Return where a point is, in user units."""
+        """Return the position of a point, in user units; y grows downwards in SVG."""
         across = (step - self.x[0]) / (self.x[1] - self.x[0])
         up = (value - self.y[0]) / (self.y[1] - self.y[0])
         return LEFT + across * (self.right - LEFT), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP)
@@ -49,19 +51,20 @@ class Axes:
 def draw_chart(
     title: str, unit: str, lines: Sequence[Series], named: bool = False, from_zero: bool = False
 ) -> Markup:
-    """Return one line chart over steps as SVG, or a remark where there is nothing to draw.
+    """Draw one line chart over steps as SVG, or return a note if there are no points.
 
-    `named` sets the lines' names at their ends; `from_zero` begins the vertical axis at zero.
+    `named` puts the names of the lines at their ends; `from_zero` starts the y axis at zero.
     """
     finite = [p for line in lines for p in line.points if math.isfinite(p[1])]
     if not finite:
         return Markup('<p class="empty">no points yet</p>')
     steps, values = [p[0] for p in finite], [p[1] for p in finite]
     axes = Axes(
-        x=(0.0, 1.04 * max(*steps, 1)),
+        x=(0.0, 1.04 * max(*steps, 1)),  # `max(..., 1)`: a run may have no step but 0
         y=_limits(min([*values, 0.0]) if from_zero else min(values), max(values)),
         right=WIDTH - (LABEL_ROOM if named else RIGHT),
     )
+    # `Markup.format` escapes the title and the unit; what is Markup already passes as it is.
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}{}</svg>').format(
         *(WIDTH, HEIGHT, title, _draw_axes(axes, unit)),
         _NOTHING.join(_draw_line(line, axes, colour_of(i), unit) for i, line in enumerate(lines)),
@@ -70,16 +73,17 @@ def draw_chart(
 
 
 def _limits(low: float, high: float) -> tuple[float, float]:
-    """Return the limits of an axis, widened where all values are one."""
+    """Return the limits of the y axis, with some room around the values."""
     if high > low:
+        # A limit of zero stays: nothing is drawn below it.
         room = 0.0 if low == 0 else 0.04 * (high - low)
         return low - room, high + 0.04 * (high - low)
-    room = abs(high) * 0.5 or 1.0
+    room = abs(high) * 0.5 or 1.0  # all values are the same: an interval of no length has no scale
     return low - room, high + room
 
 
 def _draw_line(line: Series, axes: Axes, colour: str, unit: str) -> Markup:
-    """Return a polyline for each run of finite points, and marks where the points are few."""
+    """Return a polyline for each stretch of finite points, and marks if there are few points."""
     parts: list[Markup] = []
     corners: list[str] = []
     points = _thin(line.points)
@@ -103,10 +107,8 @@ def _draw_line(line: Series, axes: Axes, colour: str, unit: str) -> Markup:
 
 
 def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return at most MAX_POINTS points: the lowest and the highest of each bucket, in order.
-
-    Means would hide the spikes that one looks for.
-    """
+    """Downsample to at most MAX_POINTS points: the lowest and the highest of each bucket."""
+    # Not the mean of a bucket, which would hide the spikes of a loss.
     if len(points) <= MAX_POINTS:
         return points
     buckets = MAX_POINTS // 2
@@ -115,7 +117,7 @@ def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
         bucket = points[b * len(points) // buckets : (b + 1) * len(points) // buckets]
         finite = [p for p in bucket if math.isfinite(p[1])]
         if not finite:
-            kept.append(bucket[0])  # a gap stays a gap
+            kept.append(bucket[0])  # a NaN, so that the gap stays visible
             continue
         ends = {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])}
         kept += sorted(ends)
@@ -123,7 +125,7 @@ def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _draw_names(lines: Sequence[Series], axes: Axes) -> Markup:
-    """Return each line's name at its end, moved apart where they would overlap."""
+    """Return the name of each line at its end, moved apart where names would overlap."""
     ends: list[tuple[float, float, int, str]] = []
     for i, line in enumerate(lines):
         finite = [p for p in line.points if math.isfinite(p[1])]
@@ -131,13 +133,15 @@ def _draw_names(lines: Sequence[Series], axes: Axes) -> Markup:
             x, y = axes.position(*finite[-1])
             ends.append((y, x, i, line.name))
     ends.sort()
+    # A name that was moved is tied to the end of its line by a thin leader line.
     label = Markup(
         '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>'
         '<text class="name" x="{:.1f}" y="{:.1f}">{}</text>'
     )
     leader = Markup('<path class="leader" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>')
     parts: list[Markup] = []
-    # Room for all names below the highest of them, even if the chart has to begin higher up.
+    # Names go from top to bottom, each at least LABEL_GAP below the last. None may be so low that
+    # those after it would not fit above the x axis.
     lowest, free = HEIGHT - BOTTOM - LABEL_GAP * (len(ends) - 1), -math.inf
     for n, (y, x, i, name) in enumerate(ends):
         at = max(min(y, lowest + n * LABEL_GAP), free)
@@ -145,34 +149,34 @@ def _draw_names(lines: Sequence[Series], axes: Axes) -> Markup:
         short = name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "\u2026"
         right = axes.right
         parts.append(label.format(colour_of(i), right + 12, at, right + 19, at + 4, short))
-        if abs(at - y) > 1 or x < right - 30:  # the name is not where its line ends
+        if abs(at - y) > 1 or x < right - 30:  # the name is not beside the end of its line
             parts.append(leader.format(x + 5, y, right + 8, at))
     return _NOTHING.join(parts)
 
 
 def _draw_axes(axes: Axes, unit: str) -> Markup:
-    """Return grid lines, tick labels and the labels of both axes."""
+    """Return the grid lines, the tick labels and the labels of both chart axes."""
     parts: list[Markup] = []
-    row = Markup(
+    grid_line = Markup(
         '<path class="grid" d="M{} {:.1f}H{:.1f}"/>'
         '<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>'
     )
     for value in ticks(*axes.y):
         _, y = axes.position(axes.x[0], value)
-        parts.append(row.format(LEFT, y, axes.right, LEFT - 8, y + 4, tick_text(value)))
+        parts.append(grid_line.format(LEFT, y, axes.right, LEFT - 8, y + 4, tick_text(value)))
     base = HEIGHT - BOTTOM
-    column = Markup(
+    tick = Markup(
         '<path class="axis" d="M{0:.1f} {1}v4"/>'
         '<text class="tick" text-anchor="middle" x="{0:.1f}" y="{2}">{3}</text>'
     )
     for step in ticks(*axes.x, whole=True):
         x, _ = axes.position(step, axes.y[0])
-        parts.append(column.format(x, base, base + 18, tick_text(step)))
-    words = Markup(
+        parts.append(tick.format(x, base, base + 18, tick_text(step)))
+    labels = Markup(
         '<path class="axis" d="M{} {}H{:.1f}"/>'
         '<text text-anchor="middle" x="{:.1f}" y="{}">step</text>'
         '<text text-anchor="middle" transform="translate(13 {:.1f}) rotate(-90)">{}</text>'
     )
     middle = (LEFT + axes.right) / 2, (TOP + base) / 2
-    parts.append(words.format(LEFT, base, axes.right, middle[0], HEIGHT - 8, middle[1], unit))
+    parts.append(labels.format(LEFT, base, axes.right, middle[0], HEIGHT - 8, middle[1], unit))
     return _NOTHING.join(parts)

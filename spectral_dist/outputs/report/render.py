@@ -1,10 +1,10 @@
-"""HTML pages from templates: the environment that escapes, and the table.
+"""HTML rendering: the jinja environment that escapes every value, and the table.
 
-Owns how values become a page, and that the page is one file which needs nothing from elsewhere.
-Knows nothing of what is on it. Read `environment` first.
+Owns how values become a page of one file that loads nothing else. Knows nothing of what is on the
+page. Read `environment` first.
 
-Every value is escaped where it is printed. What is HTML already is a `markupsafe.Markup`, which
-only our drawing code makes, and which escapes in turn what is formatted into it.
+Every value is escaped where it is printed. A value that is HTML already is a `markupsafe.Markup`.
+Only our drawing code makes those, and they escape what is formatted into them.
 """
 
 import functools
@@ -25,12 +25,12 @@ Row = Sequence[str]
 
 @dataclass(frozen=True)
 class Table:
-    """A table, for the macro of that name in table.html.jinja.
+    """A table, for the macro `table` in table.html.jinja.
 
     Attributes:
       name: what a screen reader calls it.
-      heads: of the columns.
-      rows: cells; the first one heads its row.
+      heads: the heads of the columns.
+      rows: the cells of each row; the first cell is the head of its row.
       words: how many columns, from the left, hold words and not numbers.
     """
 
@@ -40,7 +40,7 @@ class Table:
     words: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what would be drawn askew."""
+        """Check that every row has a cell for each column."""
         assert all(len(row) == len(self.heads) for row in self.rows), f"{self.name}: ragged rows"
 
 
@@ -49,16 +49,15 @@ def bold(text: str) -> Markup:
     return Markup("<b>{}</b>").format(text)
 
 
+# Cached: parsing the templates is slower than filling them.
 @functools.cache
 def environment(folder: Path = SHARED) -> Environment:
-    """Return where the templates of a folder, and the shared ones, are found and filled.
-
-    Escapes every value in every template, whatever its file is called. A name that a template asks
-    for and was not given is an error: silence would leave a hole in the page.
-    """
+    """Return the jinja environment of a folder of templates, the shared templates included."""
     found = Environment(
         loader=FileSystemLoader([folder, SHARED]),
+        # By default jinja escapes nothing: a dataset may be called <script>.
         autoescape=True,
+        # A missing value is an error: by default it would leave a gap in the page unnoticed.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -69,5 +68,5 @@ def environment(folder: Path = SHARED) -> Environment:
 
 
 def render(folder: Path, template: str, **values: Any) -> str:
-    """Return a page: a template of the folder, filled with values."""
+    """Render a page: fill a template of the folder with values."""
     return environment(folder).get_template(template).render(values)

@@ -1,7 +1,7 @@
 """report.html: one page about a run, drawn from its metrics.jsonl and config.yaml.
 
-Owns what is on the page; how it is laid out is in templates/run.html.jinja. Must not know the
-training loop: it reads a run folder that may still be growing. Read `write_report` first.
+Owns the contents of the page; the layout is in templates/run.html.jinja. Must not know the training
+loop: the run may be finished, still training, or copied from elsewhere. Read `write_report` first.
 """
 
 import math
@@ -19,7 +19,7 @@ from spectral_dist.outputs.report.render import SHARED, Row, Table, render
 from spectral_dist.outputs.report.scales import colour_of
 from spectral_dist.training.metrics import Record, dataset_bits, extrapolation_rows
 
-# Metric, label, format: the figures that are asked for first.
+# The figures at the top of the page: metric, label, format.
 _HEADLINE = (
     ("train/loss", "training loss, nats per token", "{:.4f}"),
     ("val/bits_per_byte", "held-out bits per byte", "{:.4f}"),
@@ -30,13 +30,13 @@ _HEADLINE = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart with what stands around it.
+    """One chart with its title and legend.
 
     Attributes:
-      title: above it.
+      title: the heading above the chart.
       legend: CSS class and name of each line; empty for a single line.
-      chart: SVG.
-      not_finite: how many points could not be drawn, as text; empty for none.
+      chart: the chart as SVG.
+      not_finite: how many points are NaN or infinite, as text; empty for none.
     """
 
     title: str
@@ -46,13 +46,14 @@ class Figure:
 
 
 def write_report(folder: Path) -> Path:
-    """Draw the report of a run folder and return its path, folder/report.html.
+    """Draw the report of a run folder; return its path, folder/report.html.
 
     Raises:
       ValueError: if the folder has no readable metrics.jsonl.
       OSError: if the page cannot be written.
     """
     records = read_metrics(folder / "metrics.jsonl")
+    # The page is worth having without its settings: somebody may have copied the metrics alone.
     settings = folder / "config.yaml"
     text = settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else ""
     path = folder / "report.html"
@@ -61,7 +62,8 @@ def write_report(folder: Path) -> Path:
 
 
 def draw_page(name: str, records: Sequence[Record], settings: str) -> str:
-    """Return the whole page: headline figures, charts, extrapolation table, configuration."""
+    """Return the HTML page: headline figures, charts, extrapolation table, settings."""
+    # From all records: a run that was resumed may have got another dataset.
     datasets = list(dict.fromkeys(s for record in records for s in dataset_bits(record.metrics)))
     held_out = [Series(each, _points(records, f"val/{each}/bits_per_byte")) for each in datasets]
     loss, rate, speed = (
@@ -87,13 +89,14 @@ def draw_page(name: str, records: Sequence[Record], settings: str) -> str:
 
 
 def _points(records: Sequence[Record], name: str) -> list[tuple[int, float]]:
-    """Return step and value of each record that holds a metric, by step."""
+    """Return step and value of a metric from each record that has it, sorted by step."""
+    # Sorted, because a file joined from several runs by hand may go back in steps.
     found = [(r.step, r.metrics[name]) for r in records if name in r.metrics]
     return sorted(found, key=lambda point: point[0])
 
 
 def _headline(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Return the last value of each figure that is asked for first, and its label."""
+    """Return the last value and the label of each figure at the top of the page."""
     last = [(_points(records, name)[-1:], label, form) for name, label, form in _HEADLINE]
     return [(form.format(points[0][1]), label) for points, label, form in last if points]
 
@@ -102,6 +105,7 @@ def _figure(
     title: str, unit: str, lines: Sequence[Series], named: bool = False, from_zero: bool = False
 ) -> Figure:
     """Return one chart with its title and, for several named lines, a legend."""
+    # Said under the chart: a gap in a line is easily missed.
     bad = sum(not math.isfinite(value) for line in lines for _, value in line.points)
     several = named and len(lines) > 1
     return Figure(
@@ -113,7 +117,7 @@ def _figure(
 
 
 def _extrapolation(records: Sequence[Record]) -> dict[str, Any] | None:
-    """Return the newest extrapolation table and its step; None where none was measured."""
+    """Return the newest extrapolation table and its step; None if none was measured."""
     measured = [(r.step, extrapolation_rows(r.metrics)) for r in records]
     step, rows = next(((s, rows) for s, rows in reversed(measured) if rows), (0, []))
     if not rows:
@@ -124,6 +128,7 @@ def _extrapolation(records: Sequence[Record]) -> dict[str, Any] | None:
     for row in rows:
         cells = [f"{row.multiple}x", _cell(row.bits_per_byte)]
         for value in (row.difference, row.upper):
+            # At 1x the difference to 1x is no measurement.
             cells.append(_cell(None if row.multiple == 1 else value, "{:+.4f}"))
         cells.append("-" if row.success is None else "success" if row.success else "no success")
         body.append([*cells, *(_cell(row.by_dataset.get(each)) for each in datasets)])
