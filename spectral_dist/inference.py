@@ -199,7 +199,7 @@ class Generator:
             model_spec(run.config),
             run.params,
             # A lone surrogate, which no UTF-8 can hold, becomes "?".
-            tokenizer.encode(prompt.encode(errors="replace")),
+            tokenizer.encode(prompt.encode(errors="replace")).tolist(),
             end=tokenizer.end,
             max_new_tokens=max_new_tokens,
             temperature=temperature,

@@ -37,7 +37,7 @@ def show_sample(config: Config, files: list[TokenFile], params: Params, console:
     tokens = sample(
         spec,
         params,
-        tokenizer.encode(prompt),
+        tokenizer.encode(prompt).tolist(),
         end=tokenizer.end,
         max_new_tokens=SAMPLE_TOKENS,
         temperature=0.8,

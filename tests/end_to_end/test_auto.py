@@ -21,9 +21,10 @@ def test_a_run_chooses_its_mesh_and_chooses_it_again(
     (told,) = (line for line in first.stdout.splitlines() if line.startswith("mesh=auto: "))
     assert told.endswith("the best of 18 candidates")
     settings = yaml.safe_load((program.run_folder("chosen") / "config.yaml").read_text())
-    assert settings["mesh"] in ("2x1x1", "1x2x1")
-    assert settings["batch_size"] * settings["accum_steps"] == 2
-    assert f"--mesh={settings['mesh']} --batch_size={settings['batch_size']} " in told
+    mesh, data = settings["mesh"]["mesh"], settings["data"]
+    assert mesh in ("2x1x1", "1x2x1")
+    assert data["batch_size"] * data["accum_steps"] == 2
+    assert f"--mesh={mesh} --batch_size={data['batch_size']} " in told
 
     again = program.run(*FLAGS, "--steps=3", devices=2)
     assert again.returncode == 0, again.stderr

@@ -95,7 +95,12 @@ CASES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         ["--mesh", "1x1x8", "--hidden_dim", "128", "--num_kv_heads", "8", "--mlp_dim", "36"],
         "of size 36 cannot be divided by tensor=8 of the mesh",
     ),
-    "heads": (nothing, ["--mesh", "1x1x8"], "tensor=8 must divide the 2 heads"),
+    "heads": (
+        nothing,
+        ["--mesh", "1x1x8", "--layer_pattern", "window"],
+        "tensor=8 must divide the 2 heads",
+    ),
+    "groups": (nothing, ["--mesh", "1x1x8"], "tensor=8 must divide the 2 normalised groups"),
     # the files
     "missing": (nothing, ["--data_paths", "absent.txt"], "data_paths: absent.txt: no such file"),
     "empty": (write("e.txt", ""), ["--data_paths", "e.txt"], "data_paths: e.txt: is empty"),

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from spectral_dist.settings import SETTINGS
-
 LAST = ["--run_name", "whole", "--eval_lengths", "1,2,4"]
 LAST += ["--save_every", "10", "--eval_every", "10"]
 
@@ -47,9 +45,9 @@ def test_a_run_from_text_to_report_and_the_same_command_again(whole: Any) -> Non
     assert os.readlink(folder / "checkpoint_0") == "20"
     assert os.readlink(folder / "checkpoint_1") == "10"
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    assert settings.keys() == SETTINGS.keys()
-    assert (settings["hidden_dim"], settings["warmup_steps"]) == (32, 1)
-    assert settings["data_weights"] == [0.5, 0.5]
+    assert settings["model"]["hidden_dim"] == 32
+    assert "warmup_steps" not in settings["optimizer"]  # derived: a comment
+    assert [dataset["weight"] for dataset in settings["datasets"]] == [0.5, 0.5]
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     assert environment["devices"]["count"] == 1
     assert environment["command"][-1] == "20"
