@@ -190,7 +190,7 @@ class Local:
             }
             program = ["-m", "spectral_dist.train"]
             if mine.patch:
-                program = ["-c", f"from spectral_dist import run, train\n{mine.patch}{_START}"]
+                program = ["-c", f"from spectral_dist import train\n{mine.patch}{_START}"]
             files = [self.folder / f"{mark}.{index}.{kind}" for kind in ("out", "err")]
             with files[0].open("wb") as out, files[1].open("wb") as err:
                 process = start_warm(

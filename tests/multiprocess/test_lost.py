@@ -18,13 +18,14 @@ PAIR = ["--mesh", "1x2x1", "--steps", "100000", "--save_every", "1000", "--eval_
 FLAGS = [*PAIR, "--hang_timeout", str(HANG_SECONDS), "--start_timeout", "60"]
 HANG = """
 import time
-_reach = run.Milestones.reach
+from spectral_dist.training.milestones import Milestones
+_reach = Milestones.reach
 def _hang(self, progress):
     if progress.step == 3:
         print("now: hanging", flush=True)
         time.sleep(1000)
     _reach(self, progress)
-run.Milestones.reach = _hang
+Milestones.reach = _hang
 """
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]

@@ -23,7 +23,8 @@ FLAGS = f"--steps {STEPS} --save_every 4 --keep 3 --batch_size {ROWS}".split()
 TELL_ROWS = """
 import zlib
 import numpy as np
-_batches = run.token_batches
+from spectral_dist import assembly
+_batches = assembly.token_batches
 def _tell(*args, **kwargs):
     for batch in _batches(*args, **kwargs):
         for shard in batch.tokens.addressable_shards:
@@ -31,7 +32,7 @@ def _tell(*args, **kwargs):
             for number, row in enumerate(np.asarray(shard.data)[0]):
                 print(f"row {batch.step} {first + number} {zlib.crc32(row.tobytes())}", flush=True)
         yield batch
-run.token_batches = _tell
+assembly.token_batches = _tell
 """
 SHAPES = {  # processes, devices of each, mesh
     "pair": (2, 2, "2x2x1"),

@@ -109,7 +109,7 @@ def test_window_layers_alone_reach_as_far_as_they_say() -> None:
     """Two layers of W tokens: 2 (W - 1) tokens back, and not one more."""
     config = _config("window", 2)
     found = _influence(config)
-    reach = 2 * (config.window - 1)
+    reach = 2 * (config.mixers.window.window - 1)
     _check(found, reach, 0.0)
     lag = np.arange(TIME)[None, :] - np.arange(TIME)[:, None]
     for matrix in found:
@@ -121,7 +121,7 @@ def _additive_mask(patch: pytest.MonkeyPatch) -> None:
 
     def attend(query: Any, key: Any, value: Any, visible: Any) -> Any:
         repeated = [jnp.repeat(x, query.shape[2] // key.shape[2], axis=2) for x in (key, value)]
-        scores = jnp.einsum("bqhe,bshe->bhqs", query, repeated[0]) + visible[:, None]
+        scores = jnp.einsum("bqhe,bshe->bhqs", query, repeated[0]) + visible[:, None].astype(query.dtype)
         return jnp.einsum("bhqs,bshe->bqhe", jax.nn.softmax(scores), repeated[1])
 
     patch.setattr(attention, "attend", attend)

@@ -342,7 +342,7 @@ def test_a_full_disk_is_one_warning_and_the_next_save_tries_again(
     try:
         for step in (2, 3):
             checkpoints.save(step, big, {"step": step})
-            checkpoints._finish()
+            checkpoints.wait()
             assert checkpoints.failed_saves == len(warnings) == step - 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

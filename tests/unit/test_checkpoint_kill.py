@@ -30,10 +30,10 @@ def stop(*_):
 checkpoints = checkpoint.Checkpoints(Path(sys.argv[1]), keep=2, warn=print)
 state = {"x": jax.numpy.arange(100_000)}
 checkpoints.save(1, state, {"step": 1})
-checkpoints._finish()
+checkpoints.wait()
 checkpoint.write_manifest = fail
 checkpoints.save(2, state, {"step": 2})
-checkpoints._finish()
+checkpoints.wait()
 checkpoint.write_manifest = stop
 checkpoints.save(2, state, {"step": 2})
 time.sleep(600)
