@@ -6,7 +6,9 @@ settings are in `flags`. Read `Parser`, then `run_main`.
 """
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -82,4 +84,9 @@ def run_main(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except KeyboardInterrupt:  # before training listens to signals, or the second one
         print("error: interrupted; what was saved before stays", file=sys.stderr)
         code = 130
+    with contextlib.suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+    with contextlib.suppress(ValueError):  # signals can be set in the main thread alone
+        # The exit code stands: a Ctrl-C while Python shuts down must not turn into a traceback.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(code))
     sys.exit(code)

@@ -136,9 +136,7 @@ def make_spec(build: Callable[[nnx.Rngs], M]) -> ModelSpec[M]:
     model = nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0))))
     definition, state = nnx.split(model, nnx.Param)
     # Without the mesh that was in use when they were built: the description serves every mesh.
-    shapes = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), nnx.to_pure_dict(state)
-    )
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), nnx.to_pure_dict(state))
     axes = nnx.to_pure_dict(jax.tree.map(_declared_axes, state, is_leaf=_is_variable))
     paths, structure = jax.tree.flatten_with_path(shapes)
     parameters = tuple(

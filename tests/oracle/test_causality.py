@@ -121,7 +121,9 @@ def _additive_mask(patch: pytest.MonkeyPatch) -> None:
 
     def attend(query: Any, key: Any, value: Any, visible: Any) -> Any:
         repeated = [jnp.repeat(x, query.shape[2] // key.shape[2], axis=2) for x in (key, value)]
-        scores = jnp.einsum("bqhe,bshe->bhqs", query, repeated[0]) + visible[:, None].astype(query.dtype)
+        scores = jnp.einsum("bqhe,bshe->bhqs", query, repeated[0]) + visible[:, None].astype(
+            query.dtype
+        )
         return jnp.einsum("bhqs,bshe->bqhe", jax.nn.softmax(scores), repeated[1])
 
     patch.setattr(attention, "attend", attend)

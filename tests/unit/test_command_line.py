@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -172,6 +173,22 @@ def test_entry_points_return_their_code(code: int) -> None:
     with pytest.raises(SystemExit) as exited:
         run_main(lambda argv: code)
     assert exited.value.code == code
+
+
+def test_a_ctrl_c_while_python_shuts_down_keeps_the_exit_code() -> None:
+    code = (
+        "import atexit, time\nfrom spectral_dist.command_line import run_main\n"
+        "atexit.register(lambda: (print('ending', flush=True), time.sleep(100)))\n"
+        "run_main(lambda argv: 3)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ending\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert (process.returncode, err) == (3, b"")
 
 
 def test_our_own_bugs_keep_their_traceback() -> None:
