@@ -130,7 +130,8 @@ def test_a_second_ctrl_c_ends_at_once(interrupted: Interrupted) -> None:
     assert ended.returncode == 130
     # The first may have had its way before the second came; test_signals has the rule itself.
     if "stopped by SIGINT" not in ended.stdout:
-        assert ended.stderr == "error: interrupted; what was saved before stays\n"
+        # Inside a save asyncio may add what it could not close: "Exception ignored in ...".
+        assert "error: interrupted; what was saved before stays\n" in ended.stderr
 
 
 # ---- another mesh ----
