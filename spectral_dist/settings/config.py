@@ -324,8 +324,9 @@ def from_layers(layers: Iterable[Mapping[str, Any]]) -> Config:
     values, spelling = merge(layers)
     given = {path for layer in layers[-1:] for path in _paths(layer)}
     changed = {path for path in given if _as_text(before, path) != _as_text(values, path)}
-    for path in values.get("derived", ()):
-        if path in PATHS and path not in given and changed & set(PATHS[path].traits.follows):
+    listed = values.get("derived")  # what is no list of texts is refused by `build`
+    for path in filter(PATHS.__contains__, map(str, listed if isinstance(listed, list) else [])):
+        if path not in given and changed & set(PATHS[path].traits.follows):
             _put(values, path, None)
     return build(values, spelling)
 

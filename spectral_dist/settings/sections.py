@@ -180,7 +180,6 @@ Weight = Annotated[Float, AfterValidator(_finite_weight)]
 class PhaseConfig:
     """One phase of a curriculum: some steps with their own mixture of the datasets."""
 
-    name: Text | None = setting(None, "its name (default: phase_1, phase_2, ...)")
     steps: Int = positive(..., "its length, in optimizer steps", order=True)
     weights: Annotated[tuple[tuple[Text, Weight], ...], BeforeValidator(_as_pairs)] = setting(
         ..., "weight of each dataset by name; a dataset that is left out has none", order=True

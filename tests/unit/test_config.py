@@ -453,6 +453,8 @@ PHASES = {"data_paths": "a.txt,b.txt", "steps": 10}
         ({"phases": [{"steps": 10, "weights": {"a": 0}}]}, "phases.0.weights: at least one"),
         ({"phases": [{"steps": 10, "weights": 3}]}, "phases.0.weights=3: must map names"),
         ({"phases": [{"steps": 9, "weights": {"a": 1}}]}, "phases: their steps sum to 9; must be"),
+        ({"derived": 3}, "derived="),
+        ({"derived": [{}]}, "derived.0={}: must be text"),
         ({"phases.2.steps": 3}, "phases.2.steps: there is no list of phases"),
     ],
 )
