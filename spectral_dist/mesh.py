@@ -117,6 +117,16 @@ def _automatic_axes() -> set[str]:
     return set(mesh.axis_names) - set(mesh.manual_axes)
 
 
+def platform() -> str:
+    """Return the platform of the mesh in use, such as "cpu" or "gpu"; JAX's default without one.
+
+    Asked while a program is traced, also for devices that are only described: what it decides
+    belongs to the compiled program.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
+
+
 def mesh_axes(axis: str) -> tuple[str, ...]:
     """Return the mesh axes that divide a logical axis, of the mesh in use; none without one."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32, Integer
-from spectral_dist.mesh import constrain
+from spectral_dist.mesh import constrain, platform
 from spectral_dist.model.layers import RMSNorm, SwiGLU, normal, parameter
 from spectral_dist.model.mixers import MIXERS
 from spectral_dist.params import ModelSpec, make_spec
@@ -23,6 +23,10 @@ from spectral_dist.settings import Config, MixersConfig, ModelConfig
 
 State = Any  # of a layer: what its mixer's init_state returns; of blocks and the model: dicts of it
 LayerCall = Callable[[jax.Array, State], tuple[jax.Array, State]]
+
+# On a CPU a loop over blocks costs copies of their parameters and gradients. Compile time grows with
+# the number of layers, so that a deep model keeps the loop.
+_UNROLLED_LAYERS = 12
 
 # Level 1 on an L4 needs 26.0 GiB of temporaries with "none" and 7.7 with "dots" (docs/log.md).
 REMAT_POLICIES = {
@@ -84,8 +88,6 @@ class Block(nnx.Module):
         model: ModelConfig,
         mixers: MixersConfig,
         rngs: nnx.Rngs,
-        *,
-        scanned: bool,
     ) -> None:
         """Declare the layers, named by their place in the block.
 
@@ -94,24 +96,29 @@ class Block(nnx.Module):
           model: the settings.
           mixers: the settings of each mixer.
           rngs: of the initial values.
-          scanned: whether the block runs inside a scan.
         """
-        # The forward and backward loops of a scan are apart already; the barriers that prevent_cse
-        # inserts would only keep the compiler from fusing.
-        self.checkpoint = activation_checkpointing(model.remat, prevent_cse=not scanned)
-        self.pattern = pattern
+        self.remat, self.pattern = model.remat, pattern
         self.names = tuple(f"layer_{i}" for i in range(len(pattern)))
         for name, mixer in zip(self.names, pattern, strict=True):
             setattr(self, name, Layer(mixer, model, mixers, rngs))
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], state: dict[str, State] | None
+        self, x_BTD: Float[Array, "B T D"], state: dict[str, State] | None, *, in_loop: bool
     ) -> tuple[Float[Array, "B T D"], dict[str, State]]:
-        """Run the layers in order."""
+        """Run the layers in order.
+
+        Args:
+          x_BTD: the residual stream.
+          state: of each layer; None at the start of a sequence.
+          in_loop: whether this is the body of a loop over blocks.
+        """
+        # The forward and backward loops of a scan are apart already; the barriers that prevent_cse
+        # inserts would only keep the compiler from fusing.
+        checkpoint = activation_checkpointing(self.remat, prevent_cse=not in_loop)
         after = {}
         for name in self.names:
             before = None if state is None else state[name]
-            x_BTD, after[name] = self.checkpoint(getattr(self, name))(x_BTD, before)
+            x_BTD, after[name] = checkpoint(getattr(self, name))(x_BTD, before)
         return x_BTD, after
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> dict[str, State]:
@@ -145,18 +152,17 @@ class SpectralLM(nnx.Module):
         dim, pattern = model.hidden_dim, model.pattern
         self.dtype = jnp.dtype(model.compute_dtype)
         self.vocab_size = vocab_size
+        self.unroll, self.num_layers = model.unroll, model.num_layers
         self.num_blocks = model.num_layers // len(pattern)
         rest = pattern[: model.num_layers % len(pattern)]
         self.embed = parameter(rngs, (vocab_size, dim), ("vocab", "embed"), normal(1.0))
         # Attribute names are parameter names, also in checkpoints: "groups" holds the stacked
         # blocks and "rest" the last one. Renamed, old checkpoints could not be read.
         if self.num_blocks:
-            make = nnx.vmap(
-                lambda r: Block(pattern, model, mixers, r, scanned=True), in_axes=0, out_axes=0
-            )
+            make = nnx.vmap(lambda r: Block(pattern, model, mixers, r), in_axes=0, out_axes=0)
             self.groups = make(rngs.split(self.num_blocks))
         if rest:
-            self.rest = Block(rest, model, mixers, rngs, scanned=False)
+            self.rest = Block(rest, model, mixers, rngs)
         self.norm = RMSNorm(dim, "norm", rngs)
         # Small, so that the first loss is that of a uniform guess, ln V (Yang et al. 2022,
         # arXiv:2203.03466, table 8: the readout starts at 1 / width).
@@ -187,13 +193,17 @@ class SpectralLM(nnx.Module):
         if self.num_blocks:
             definition, stacked = nnx.split(self.groups)
 
+            unrolled = self._unrolled()
+
             def block(x: jax.Array, item: tuple[Any, State]) -> tuple[jax.Array, State]:
-                return nnx.merge(definition, item[0])(x, item[1])
+                return nnx.merge(definition, item[0])(x, item[1], in_loop=not unrolled)
 
             before = None if state is None else state["groups"]
-            x_BTD, after["groups"] = jax.lax.scan(block, x_BTD, (stacked, before))
+            blocks = self.num_blocks if unrolled else 1
+            x_BTD, after["groups"] = jax.lax.scan(block, x_BTD, (stacked, before), unroll=blocks)
         if hasattr(self, "rest"):
-            x_BTD, after["rest"] = self.rest(x_BTD, None if state is None else state["rest"])
+            before = None if state is None else state["rest"]
+            x_BTD, after["rest"] = self.rest(x_BTD, before, in_loop=False)
         normed = self.norm(x_BTD)
         logits_BTV = jnp.einsum(
             "btd,dv->btv",
@@ -203,6 +213,12 @@ class SpectralLM(nnx.Module):
             preferred_element_type=jnp.float32,
         )
         return logits_BTV, after
+
+    def _unrolled(self) -> bool:
+        """Return whether the blocks are compiled one after another instead of as one loop."""
+        if self.unroll == "auto":
+            return platform() == "cpu" and self.num_layers <= _UNROLLED_LAYERS
+        return self.unroll == "on"
 
     def init_state(self, batch: int) -> State:
         """Return the state before the first token, for generation; its size is constant.

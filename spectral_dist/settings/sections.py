@@ -233,6 +233,17 @@ class ModelConfig:
     compute_dtype: Literal["bfloat16", "float32"] = setting(
         "bfloat16", "dtype of the operands of matrix products", compiled=True
     )
+    unroll: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "compile the blocks of layers one after another (on) or as one loop (off); auto unrolls a"
+        " shallow model on a CPU",
+        compiled=True,
+    )
+    kernels: Literal["auto", "off"] = setting(
+        "auto",
+        "kernels of our own for the mixers: on a GPU (auto), or never (off)",
+        compiled=True,
+    )
     # Level 1 on one L4 (22.5 GiB) needs 26.4 GiB with none, which does not fit, and 8.1 with dots.
     remat: Literal["none", "dots", "full"] = setting(
         "dots",

@@ -105,18 +105,22 @@ def make_accumulate(
         logits_BTV, _ = spec.bind(params)(tokens_BT[:, :-1])
         return loss_sums(logits_BTV, tokens_BT[:, 1:], config.optimizer.z_loss)
 
-    def add_one(total: Any, params: Params, tokens_BT: jax.Array) -> Any:
+    def one(params: Params, tokens_BT: jax.Array) -> Any:
         (_, loss), grads = jax.value_and_grad(objective, has_aux=True)(params, tokens_BT)
         count = jnp.float32(tokens_BT.shape[0] * (tokens_BT.shape[1] - 1))
-        loss_sum, count_sum, grads_sum = total
-        grads_sum = jax.tree.map(jnp.add, grads_sum, grads)
         # Without this constraint the compiler may replicate the carry of a scan on every device.
-        return loss_sum + loss, count_sum + count, constrain_like(grads_sum, at_params)
+        return loss, count, constrain_like(grads, at_params)
 
     def sums(params: Params, tokens_ABT: jax.Array) -> Any:
+        if tokens_ABT.shape[0] == 1:
+            return one(params, tokens_ABT[0])
+
+        def add(total: Any, tokens_BT: jax.Array) -> tuple[Any, None]:
+            loss, count, grads = jax.tree.map(jnp.add, total, one(params, tokens_BT))
+            return (loss, count, constrain_like(grads, at_params)), None
+
         zeros = constrain_like(jax.tree.map(jnp.zeros_like, params), at_params)
         start = (jnp.float32(0), jnp.float32(0), zeros)
-        add = lambda total, tokens_BT: (add_one(total, params, tokens_BT), None)  # noqa: E731
         return jax.lax.scan(add, start, tokens_ABT)[0]
 
     # Manual over the mesh axis `data`, automatic over the others: left to itself, the compiler

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_dist.model.mixers.filters import FilterBank, balanced_poles
+from spectral_dist.model.filters import FilterBank, balanced_poles
 from spectral_dist.model.mixers.spectral import MixForm, mix_chunked, mix_fft, mix_recurrent
 
 BATCH, CHANNELS, POLES = 2, 3, 4

@@ -27,7 +27,10 @@ Arrays = tuple[jax.Array, jax.Array, jax.Array]
 # Compiled as a whole, operation by operation each would be compiled by itself; and without
 # optimisation, since the compiler's time is most of the tests'.
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-_window = _jit(window_attention)
+# Blocks of 4 queries: short and long sequences meet first blocks, whole ones and a short last one.
+_window = functools.partial(
+    _jit(window_attention, static_argnames=("window", "block_size")), block_size=4
+)
 _full = _jit(full_attention)
 
 
@@ -76,12 +79,21 @@ WINDOW_CASES = [(1, 1), (5, 1), (1, 8), (5, 8), (8, 8), (16, 8), (19, 8)]
 @pytest.mark.parametrize(("time", "window"), WINDOW_CASES)
 def test_window_attention_is_a_masked_softmax(time: int, window: int) -> None:
     query, key, value = _inputs(time)
-    mixed, after = _window(query, key, value, _empty(window))
+    mixed, after = _window(query, key, value, _empty(window), window=window)
     np.testing.assert_allclose(mixed, _naive(query, key, value, window), rtol=0, atol=3e-6)
     kept = min(time, window)
     np.testing.assert_array_equal(after.filled, np.full(BATCH, kept))
     np.testing.assert_array_equal(after.keys[:, window - kept :], key[:, time - kept :])
     np.testing.assert_array_equal(after.values[:, window - kept :], value[:, time - kept :])
+
+
+@pytest.mark.parametrize(("time", "window"), WINDOW_CASES)
+def test_the_start_of_a_sequence_is_an_empty_state(time: int, window: int) -> None:
+    arrays = _inputs(time)
+    mixed, after = _window(*arrays, None, window=window)
+    expected, expected_after = _window(*arrays, _empty(window), window=window)
+    np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after, expected_after)
 
 
 @pytest.mark.parametrize("pieces", [(3, 4, 13), (19, 1), (1,) * 20])
@@ -91,7 +103,7 @@ def test_window_attention_in_pieces_is_the_whole(pieces: tuple[int, ...]) -> Non
     state, out, start = _empty(8), [], 0
     for length in pieces:
         at = slice(start, start + length)
-        mixed, state = _window(query[:, at], key[:, at], value[:, at], state)
+        mixed, state = _window(query[:, at], key[:, at], value[:, at], state, window=8)
         out.append(mixed)
         start += length
     expected = _naive(query, key, value, 8)
@@ -103,10 +115,10 @@ def test_rows_of_a_batch_may_have_different_pasts() -> None:
     """One row starts, the other continues: each as if it were alone."""
     query, key, value = _inputs(12)
     fresh = _empty(8)
-    _, used = _window(query[:, :7], key[:, :7], value[:, :7], fresh)
+    _, used = _window(query[:, :7], key[:, :7], value[:, :7], fresh, window=8)
     mixed_past = WindowState(*(jnp.stack([f[0], u[1]]) for f, u in zip(fresh, used, strict=True)))
     rest = (query[:, 7:], key[:, 7:], value[:, 7:])
-    mixed, after = _window(*rest, mixed_past)
+    mixed, after = _window(*rest, mixed_past, window=8)
     np.testing.assert_allclose(mixed[0], _naive(*rest, 8)[0], rtol=0, atol=3e-6)
     whole = _naive(query, key, value, 8)[:, 7:]
     np.testing.assert_allclose(mixed[1], whole[1], rtol=0, atol=3e-6)
@@ -116,8 +128,8 @@ def test_rows_of_a_batch_may_have_different_pasts() -> None:
 def test_what_was_not_filled_is_not_seen() -> None:
     query, key, value = _inputs(5)
     junk = WindowState(*(1e3 + x for x in _empty(8)[:2]), jnp.zeros((BATCH,), jnp.int32))
-    clean, _ = _window(query, key, value, _empty(8))
-    mixed, _ = _window(query, key, value, junk)
+    clean, _ = _window(query, key, value, _empty(8), window=8)
+    mixed, _ = _window(query, key, value, junk, window=8)
     np.testing.assert_array_equal(mixed, clean)
 
 
@@ -126,9 +138,9 @@ def test_shifting_the_sequence_changes_nothing(shift: int) -> None:
     """Where a window is full of the same tokens, what lies before it and how much is all one."""
     window = 8
     own, other = _inputs(20), _inputs(shift, seed=10)
-    alone, _ = _window(*own, _empty(window))
+    alone, _ = _window(*own, _empty(window), window=window)
     joined = [jnp.concatenate([o, x], axis=1) for o, x in zip(other, own, strict=True)]
-    later, _ = _window(joined[0], joined[1], joined[2], _empty(window))
+    later, _ = _window(*joined, _empty(window), window=window)
     later = later[:, shift + window - 1 :]
     np.testing.assert_allclose(later, alone[:, window - 1 :], rtol=0, atol=3e-6)
 
@@ -137,8 +149,8 @@ def test_shifting_the_sequence_changes_nothing(shift: int) -> None:
 def test_grouped_keys_are_repeated_keys(groups: int) -> None:
     query, key, value = _inputs(9, groups)
     full = [jnp.repeat(x, HEADS // groups, axis=2) for x in (key, value)]
-    mixed, _ = _window(query, key, value, _empty(4, groups))
-    repeated, _ = _window(query, full[0], full[1], _empty(4, HEADS))
+    mixed, _ = _window(query, key, value, _empty(4, groups), window=4)
+    repeated, _ = _window(query, *full, _empty(4, HEADS), window=4)
     np.testing.assert_allclose(mixed, repeated, rtol=0, atol=2e-6)
     np.testing.assert_allclose(mixed, _naive(query, key, value, 4), rtol=0, atol=3e-6)
 
@@ -153,7 +165,7 @@ def test_full_attention_is_a_causal_softmax(time: int) -> None:
 
 def test_a_window_of_everything_is_full_attention() -> None:
     query, key, value = _inputs(13)
-    mixed, _ = _window(query, key, value, _empty(13))
+    mixed, _ = _window(query, key, value, _empty(13), window=13)
     np.testing.assert_allclose(mixed, _full(query, key, value), rtol=0, atol=3e-6)
 
 
@@ -184,7 +196,7 @@ def test_bfloat16_operands_stay_near() -> None:
     """Positions, scores and softmax are float32: only the operands are short."""
     exact = _inputs(40)
     short = [x.astype(jnp.bfloat16) for x in exact]
-    mixed, state = _window(short[0], short[1], short[2], _short(_empty(16)))
+    mixed, state = _window(*short, _short(_empty(16)), window=16)
     expected = _naive(*(x.astype(jnp.float32) for x in short), 16)
     assert mixed.dtype == state.keys.dtype == jnp.bfloat16
     error = np.linalg.norm(np.asarray(mixed, np.float64) - expected) / np.linalg.norm(expected)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spectral_dist.model.mixers.filters import Float64, balanced_poles
+from spectral_dist.model.filters import Float64, balanced_poles
 
 BANKS = [(1, 0.5, 8.0), (2, 3.0, 3.1), (8, 1.0, 64.0), (16, 0.5, 2048.0), (64, 0.5, 2048.0)]
 

@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float
@@ -22,6 +23,24 @@ AT_QUERY = ("batch", "time", "heads", "head")
 AT_KEY = ("batch", "time", "kv_heads", "head")
 
 
+def _rotations(start: int, length: int, half: int) -> tuple[jax.Array, jax.Array]:
+    """Return cosine and sine of the rotary angles at `length` positions, float32 [length, half]."""
+    # Exact at any position: the angles of coarse and fine steps are computed in float64, and added
+    # as rotations. A product of position and frequency in float32 would lose a digit every tenfold.
+    frequencies = ROTARY_BASE ** (-np.arange(half) / half)
+    step = 256
+    coarse = np.outer(start + step * np.arange(-(-length // step)), frequencies)
+    fine = np.outer(np.arange(min(step, length)), frequencies)
+
+    def table(angles: np.ndarray, function: np.ufunc) -> jax.Array:
+        return jnp.asarray(function(angles), jnp.float32)
+
+    cos_a, sin_a = table(coarse, np.cos)[:, None], table(coarse, np.sin)[:, None]
+    cos_b, sin_b = table(fine, np.cos)[None], table(fine, np.sin)[None]
+    cos, sin = cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b
+    return cos.reshape(-1, half)[:length], sin.reshape(-1, half)[:length]
+
+
 def rotate(x: Float[Array, "B S H E"], start: int) -> Float[Array, "B S H E"]:
     """Rotary position embedding (RoPE): rotate (x[e], x[e + E/2]) by position * base^(-2 e / E).
 
@@ -32,11 +51,7 @@ def rotate(x: Float[Array, "B S H E"], start: int) -> Float[Array, "B S H E"]:
     Source: Su et al. 2021, arXiv:2104.09864.
     """
     half = x.shape[-1] // 2
-    # In float32: bfloat16 cannot tell neighbouring positions above 256 apart.
-    positions = jnp.arange(start, start + x.shape[1], dtype=jnp.float32)
-    frequencies = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = (positions[:, None] * frequencies[None, :])[None, :, None, :]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = (table[None, :, None, :] for table in _rotations(start, x.shape[1], half))
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 

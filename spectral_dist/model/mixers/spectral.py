@@ -21,8 +21,10 @@ from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32
 from spectral_dist.mesh import local
+from spectral_dist.model.filters import FilterBank, balanced_poles
+from spectral_dist.model.kernels import kernels_run
+from spectral_dist.model.kernels.spectral import kernel_takes, spectral_kernel
 from spectral_dist.model.layers import fan_in, parameter, rms_norm
-from spectral_dist.model.mixers.filters import FilterBank, balanced_poles
 from spectral_dist.settings import ModelConfig, SpectralConfig
 
 MixForm = Callable[..., tuple[jax.Array, jax.Array]]
@@ -214,6 +216,9 @@ class SpectralMixer(nnx.Module):
         assert settings.tau_max is not None
         bank = balanced_poles(poles, settings.tau_min, settings.tau_max)
         self.form = choose_form(settings, bank)
+        self.kernel = partial(spectral_kernel, bank=bank, group=model.head_dim)
+        self.kernels = model.kernels
+        self.in_kernel = settings.form == "chunked" and kernel_takes(poles, width, model.head_dim)
         # For a single token (generation) the recurrent form has the fewest FLOPs.
         self.recurrent = partial(mix_recurrent, bank=bank)
         self.shape = (poles, width, dim, model.head_dim)
@@ -263,16 +268,15 @@ class SpectralMixer(nnx.Module):
           state: what came before, or None at the start of a sequence.
         """
         dtype = x_BTD.dtype
-        if state is None:
-            state = self.init_state(x_BTD.shape[0], dtype)
         projected = jnp.einsum("btd,dkc->btkc", x_BTD, self.w_in[...].astype(dtype))
         inner = ("batch", "time", "branches", "channels")
         at_state = SpectralState._make((inner, ("batch", "poles", "channels")))
+        kernels = self.kernels == "auto" and kernels_run(x_BTD.shape[1])
         mixed_BTD, state = local(
-            self._mix_local,
+            self._mix_by_kernel if kernels and self.in_kernel else self._mix,
             (
                 inner,
-                at_state,
+                None if state is None else at_state,
                 ("taps", "branches", "channels"),
                 ("poles", "channels"),
                 ("channels",),
@@ -281,16 +285,17 @@ class SpectralMixer(nnx.Module):
         )(projected, state, self.taps[...], self.coefficients[...], self.skip[...])
         return jnp.einsum("btc,cd->btd", mixed_BTD, self.w_out[...].astype(dtype)), state
 
-    def _mix_local(
+    def _mix(
         self,
         projected_BT3D: Float[Array, "B T 3 D"],
-        state: SpectralState,
+        state: SpectralState | None,
         taps_K3D: Float32[Array, "K 3 D"],
         coefficients_ND: Float32[Array, "N D"],
         skip_D: Float32[Array, " D"],
     ) -> tuple[Float[Array, "B T D"], SpectralState]:
         """Mix between the projections, on one device's shard of sequences and channels."""
         batch, time, _, channels = projected_BT3D.shape
+        state = self._start(projected_BT3D) if state is None else state
         qkv_BT3D, conv = causal_convolution(projected_BT3D, state.conv, taps_K3D)
         query, key, value = qkv_BT3D[:, :, 0], qkv_BT3D[:, :, 1], qkv_BT3D[:, :, 2]
         form = self.recurrent if time == 1 else self.form
@@ -300,3 +305,40 @@ class SpectralMixer(nnx.Module):
         group = self.shape[3]
         normed = rms_norm(y_BTD.reshape(batch, time, channels // group, group))
         return query * normed.reshape(batch, time, channels), SpectralState(conv, poles)
+
+    def _mix_by_kernel(
+        self,
+        projected_BT3D: Float[Array, "B T 3 D"],
+        state: SpectralState | None,
+        taps_K3D: Float32[Array, "K 3 D"],
+        coefficients_ND: Float32[Array, "N D"],
+        skip_D: Float32[Array, " D"],
+    ) -> tuple[Float[Array, "B T D"], SpectralState]:
+        """Mix as `_mix` does, by the GPU kernels of kernels/spectral.py."""
+
+        def reference(
+            p: jax.Array, conv: jax.Array, poles: jax.Array, *weights: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            mixed, after = self._mix(p, SpectralState(conv, poles), *weights)
+            return mixed, after.poles
+
+        mixed_BTD, poles = self.kernel(
+            projected_BT3D,
+            state,
+            taps_K3D,
+            coefficients_ND,
+            skip_D,
+            reference=reference,
+        )
+        before = (self._start(projected_BT3D) if state is None else state).conv
+        conv = jnp.concatenate([before, projected_BT3D], axis=1)[:, projected_BT3D.shape[1] :]
+        return mixed_BTD, SpectralState(conv, poles)
+
+    def _start(self, projected_BT3D: Float[Array, "B T 3 D"]) -> SpectralState:
+        """Return the state at the start, of one device's shard."""
+        batch, _, branches, channels = projected_BT3D.shape
+        poles, width, _, _ = self.shape
+        return SpectralState(
+            jnp.zeros((batch, width - 1, branches, channels), projected_BT3D.dtype),
+            jnp.zeros((batch, poles, channels), jnp.float32),
+        )

@@ -2,16 +2,21 @@
 
 The cost of a token and the size of the state (a KV cache of W tokens) do not depend on the length
 of the sequence, and no absolute position enters. Read `window_attention` first.
+On a GPU kernels compute the same (kernels/window.py).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float
-from spectral_dist.mesh import local
+from spectral_dist.mesh import local, platform
+from spectral_dist.model.kernels import kernels_run
+from spectral_dist.model.kernels.window import window_kernel
 from spectral_dist.model.mixers.attention import (
     AT_KEY,
     AT_QUERY,
@@ -20,6 +25,9 @@ from spectral_dist.model.mixers.attention import (
     rotate,
 )
 from spectral_dist.settings import ModelConfig, WindowConfig
+
+# Queries of a block, by platform; W on others. Small blocks see fewer keys in vain.
+_BLOCKS = {"cpu": 128}
 
 
 class WindowState(NamedTuple):
@@ -35,56 +43,150 @@ class WindowState(NamedTuple):
     filled: jax.Array
 
 
+def following_state(
+    key: Float[Array, "B T G E"],
+    value: Float[Array, "B T G E"],
+    state: WindowState | None,
+    window: int,
+) -> WindowState:
+    """Return the state after T more keys and values."""
+    batch, time = key.shape[:2]
+    if state is None:
+        empty = jnp.zeros((batch, window, *key.shape[2:]), key.dtype)
+        state = WindowState(empty, empty, jnp.zeros((batch,), jnp.int32))
+    return WindowState(
+        jnp.concatenate([state.keys, key], axis=1)[:, time:],
+        jnp.concatenate([state.values, value], axis=1)[:, time:],
+        jnp.minimum(state.filled + time, window),
+    )
+
+
 def window_attention(
     query: Float[Array, "B T H E"],
     key: Float[Array, "B T G E"],
     value: Float[Array, "B T G E"],
-    state: WindowState,
+    state: WindowState | None,
+    *,
+    window: int,
+    block_size: int,
 ) -> tuple[Float[Array, "B T H E"], WindowState]:
     """Sliding window attention: every query attends to the last W tokens, its own among them.
 
-    Works in blocks of Q = min(T, W) queries over W + Q keys, so that the cost is linear in T.
+    Works in blocks of Q queries over W + Q - 1 keys, so that the cost is linear in T. The first
+    blocks of a sequence see fewer.
+
+    Args:
+      query: queries, before rotation.
+      key: keys, before rotation; H / G heads of queries share one.
+      value: values.
+      state: what came before; None at the start of a sequence.
+      window: W.
+      block_size: Q.
 
     Returns:
       the attended values, and the last W keys and values as the new state.
     """
     batch, time, heads, size = query.shape
-    window = state.keys.shape[1]
-    keys = jnp.concatenate([state.keys, key], axis=1)
-    values = jnp.concatenate([state.values, value], axis=1)
-    after = WindowState(keys[:, time:], values[:, time:], jnp.minimum(state.filled + time, window))
+    after = following_state(key, value, state, window)
+    first = None
+    if state is not None:
+        key = jnp.concatenate([state.keys, key], axis=1)
+        value = jnp.concatenate([state.values, value], axis=1)
+        # The state is not filled yet at the start of a sequence: those keys are zeros, which must
+        # not take part in the softmax.
+        first = window - state.filled
+    before = key.shape[1] - time
+    block = min(block_size, time)
+    # Queries that see W keys in front of their block; those of the first blocks see fewer.
+    early = min(time, -(-max(0, window - 1 - before) // block) * block)
+    query, key = rotate(query, before), rotate(key, 0)
+    mixed = [
+        _attend_blocks(query, key, value, first, start, start + block, block, window)
+        for start in range(0, early, block)
+    ]
+    if early < time:
+        mixed.append(_attend_blocks(query, key, value, first, early, time, block, window))
+    return jnp.concatenate(mixed, axis=1), after
 
-    block = min(time, window)
-    blocks = -(-time // block)
+
+def _attend_blocks(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    first: jax.Array | None,
+    start: int,
+    stop: int,
+    block: int,
+    window: int,
+) -> jax.Array:
+    """Return what queries [start, stop) attend to, in blocks; all see as many keys.
+
+    Args:
+      query: rotated.
+      key: rotated.
+      value: values.
+      first: the first key of each sequence that holds a token, int32 [B]; None if all do.
+      start: first query.
+      stop: end of the queries; the last block may be shorter than the others.
+      block: Q.
+      window: W.
+    """
+    batch, time, heads, size = query.shape
+    stop = min(stop, time)
+    before = key.shape[1] - time
+    low = max(0, before + start - window + 1)  # the first key that the first query sees
+    reach = before + start - low
+    blocks = -(-(stop - start) // block)
     # Zeros fill the last block; their results are cut off at the end.
-    padding = blocks * block - time
-    query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    padding = ((0, 0), (0, start + blocks * block - stop), (0, 0), (0, 0))
+    query = jnp.pad(query[:, start:stop], padding)
 
-    def overlapping(x: jax.Array) -> jax.Array:  # [B M W+Q G E]: the keys that each block may see
-        x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
-        return jnp.stack([x[:, m * block : m * block + window + block] for m in range(blocks)], 1)
+    def overlapping(x: jax.Array) -> jax.Array:  # [B M, reach + Q, G, E]: what each block may see
+        x = jnp.pad(x[:, low : before + stop], padding)
+        blocked = [x[:, m * block : m * block + reach + block] for m in range(blocks)]
+        return jnp.stack(blocked, 1).reshape(batch * blocks, reach + block, *x.shape[2:])
 
-    at_query = jnp.arange(window, window + block)[:, None]
-    at_key = jnp.arange(window + block)[None, :]
-    in_window = (at_key <= at_query) & (at_key > at_query - window)
-    # The first W keys come from the state. At the start of a sequence it is not filled yet: those
-    # keys are zeros, which must not take part in the softmax.
-    absolute = jnp.arange(blocks)[:, None] * block + at_key
-    real = absolute[None] >= (window - state.filled)[:, None, None]
-    visible = in_window[None, None] & real[:, :, None, :]
-
-    def flat(x: jax.Array) -> jax.Array:
-        return x.reshape(batch * blocks, *x.shape[2:])
-
-    # Positions are counted from the first key of each block: RoPE depends on differences only, and
-    # small angles stay accurate in float32 however long the sequence is.
+    at_query, at_key = reach + np.arange(block)[:, None], np.arange(reach + block)[None, :]
+    visible = jnp.asarray((at_key <= at_query) & (at_key > at_query - window))[None]
+    if first is not None:
+        absolute = low + np.arange(blocks)[:, None] * block + at_key
+        real = absolute[None] >= first[:, None, None]
+        visible = visible & real.reshape(batch * blocks, 1, reach + block)
     mixed = attend(
-        rotate(query.reshape(batch * blocks, block, heads, size), window),
-        rotate(flat(overlapping(keys)), 0),
-        flat(overlapping(values)),
-        flat(visible),
+        query.reshape(batch * blocks, block, heads, size),
+        overlapping(key),
+        overlapping(value),
+        visible,
     )
-    return mixed.reshape(batch, blocks * block, heads, size)[:, :time], after
+    return mixed.reshape(batch, blocks * block, heads, size)[:, : stop - start]
+
+
+def window_attention_on_gpu(
+    query: Float[Array, "B T H E"],
+    key: Float[Array, "B T G E"],
+    value: Float[Array, "B T G E"],
+    state: WindowState | None,
+    *,
+    window: int,
+) -> tuple[Float[Array, "B T H E"], WindowState]:
+    """The same as `window_attention`, by the GPU kernels of kernels/window.py.
+
+    Args:
+      query: queries, before rotation.
+      key: keys, before rotation.
+      value: values.
+      state: what came before; None at the start of a sequence, which then costs nothing.
+      window: W.
+    """
+    time, first, keys, values = query.shape[1], None, key, value
+    if state is not None:
+        keys = jnp.concatenate([state.keys, key], axis=1)
+        values = jnp.concatenate([state.values, value], axis=1)
+        first = window - state.filled
+    before = keys.shape[1] - time
+    rotated = rotate(query, before), rotate(keys, 0)
+    mixed = window_kernel(*rotated, values, first, window=window)
+    return mixed, following_state(key, value, state, window)
 
 
 class WindowAttention(GroupedQueryAttention):
@@ -93,7 +195,7 @@ class WindowAttention(GroupedQueryAttention):
     def __init__(self, model: ModelConfig, settings: WindowConfig, rngs: nnx.Rngs) -> None:
         """Declare the parameters of attention; the window adds none."""
         super().__init__(model, rngs)
-        self.window = settings.window
+        self.window, self.kernels = settings.window, model.kernels
 
     def flops(self, seq_len: int) -> float:
         """Return forward FLOPs for a token of a sequence of T tokens."""
@@ -115,10 +217,14 @@ class WindowAttention(GroupedQueryAttention):
           x_BTD: normalised input.
           state: what came before, or None at the start of a sequence.
         """
-        state = self.init_state(x_BTD.shape[0], x_BTD.dtype) if state is None else state
         query, key, value = self.project(x_BTD)
         at_state = WindowState._make((AT_KEY, AT_KEY, ("batch",)))
+        form = partial(window_attention, block_size=_BLOCKS.get(platform(), self.window))
+        if self.kernels == "auto" and kernels_run(query.shape[1]):
+            form = window_attention_on_gpu
         mixed, state = local(
-            window_attention, (AT_QUERY, AT_KEY, AT_KEY, at_state), (AT_QUERY, at_state)
+            partial(form, window=self.window),
+            (AT_QUERY, AT_KEY, AT_KEY, None if state is None else at_state),
+            (AT_QUERY, at_state),
         )(query, key, value, state)
         return self.project_out(mixed), state
