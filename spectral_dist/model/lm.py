@@ -24,8 +24,8 @@ from spectral_dist.settings import Config, MixersConfig, ModelConfig
 State = Any  # of a layer: what its mixer's init_state returns; of blocks and the model: dicts of it
 LayerCall = Callable[[jax.Array, State], tuple[jax.Array, State]]
 
-# On a CPU a loop over blocks costs copies of their parameters and gradients. Compile time grows with
-# the number of layers, so that a deep model keeps the loop.
+# On a CPU a loop over blocks costs copies of their parameters and gradients. Compile time grows
+# with the number of layers, so that a deep model keeps the loop.
 _UNROLLED_LAYERS = 12
 
 # Level 1 on an L4 needs 26.0 GiB of temporaries with "none" and 7.7 with "dots" (docs/log.md).

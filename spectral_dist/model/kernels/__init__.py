@@ -1,4 +1,4 @@
-"""GPU kernels of the mixers, in Pallas on Triton; each computes the same as its mixer's XLA form."""
+"""GPU kernels of the mixers, in Pallas on Triton; each computes what its mixer's XLA form does."""
 
 from spectral_dist.mesh import platform
 
@@ -7,5 +7,5 @@ _SHORTEST = 64
 
 
 def kernels_run(time: int) -> bool:
-    """Return whether kernels compute a sequence of T tokens on the platform that is compiled for."""
+    """Return whether kernels compute T tokens on the platform that is compiled for."""
     return platform() == "gpu" and time >= _SHORTEST

@@ -6,7 +6,6 @@ come from a kernel that only sums up each segment, and a scan over segments. Rea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from jax.experimental import pallas as pl
 
 from spectral_dist.array_typing import Array, Float, Float32
 from spectral_dist.model.filters import FilterBank
+from spectral_dist.model.kernels.spectral_plan import Plan, Walk
 from spectral_dist.model.kernels.spectral_walk import (
     Sizes,
     backward_kernel,
@@ -31,38 +31,6 @@ _NEARLY_EXACT = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 
 # The reference: the same function of (p, conv, poles, taps, coefficients, skip) without kernels.
 Reference = Callable[..., tuple[jax.Array, jax.Array]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the kernels are cut.
-
-    Attributes:
-      chunk: C, tokens of a step of the walk; a power of two, at least 16.
-      held: poles whose states are in registers at once; divides N.
-      warps: of a forward and of a backward program.
-      programs: the least number of programs wanted; time is cut into segments to reach it.
-    """
-
-    chunk: int = 16
-    held: int = 4
-    warps: tuple[int, int] = (4, 8)
-    programs: int = 128
-
-    def segments(self, rows: int, time: int) -> int:
-        """Return the number of segments of T tokens, a power of two, for so many rows."""
-        segments = 1
-        # A segment below 8 chunks would read more states than tokens.
-        while rows * segments < self.programs and time >= 16 * self.chunk * segments:
-            segments *= 2
-        return segments
-
-
-def kernel_takes(poles: int, taps: int, group: int) -> bool:
-    """Return whether the kernels can be cut for N poles, K taps and groups of so many channels."""
-    # Triton knows powers of two only; more poles would not fit the registers.
-    powers = all(size & (size - 1) == 0 for size in (poles, taps, group))
-    return powers and 4 <= poles <= 32 and taps <= 8 and 16 <= group <= 128
 
 
 class _Weights(NamedTuple):
@@ -211,9 +179,13 @@ class _Call:
         exact = interpret or p.dtype == jnp.float32
         precision = jax.lax.Precision.HIGHEST if exact else _NEARLY_EXACT
         length = self.time // segments
-        self.sizes = Sizes(plan.chunk, self.poles, plan.held, self.taps, rows, length, precision)
-        self.constants = constants(bank, plan.chunk, self.taps, p.dtype)
-        across = bank.powers(self.sizes.length)[-1] if segments > 1 else np.eye(self.poles)
+        self.length = length
+        self.sizes = {
+            walk: Sizes(walk.chunk, self.poles, walk.held, self.taps, rows, length, precision)
+            for walk in (plan.forward, plan.backward)
+        }
+        self.bank = bank
+        across = bank.powers(length)[-1] if segments > 1 else np.eye(self.poles)
         self.across_NN = jnp.asarray(across, jnp.float32)
         self.p = p if before is None else jnp.concatenate([before[0], p], axis=1)
         zero = jnp.zeros((self.batch, self.poles, self.dim), jnp.float32)
@@ -221,7 +193,7 @@ class _Call:
         self.weights = weights
 
     def _run(
-        self, kernel: Any, name: str, inputs: list[Any], outputs: list[Any], warps: int, flops: int
+        self, kernel: Any, name: str, inputs: list[Any], outputs: list[Any], walk: Walk, flops: int
     ) -> Any:
         """Run a kernel; an input or output is (array or shape, its BlockSpec), or a constant."""
         pairs = [x if isinstance(x, tuple) else (x, _whole(x)) for x in inputs]
@@ -230,14 +202,14 @@ class _Call:
             int(np.prod(x.shape)) * x.dtype.itemsize for x in [*arrays, *(o for o, _ in outputs)]
         )
         return pl.pallas_call(
-            partial(kernel, at=self.sizes),
+            partial(kernel, at=self.sizes[walk]),
             name=name,
             grid=self.grid,
             in_specs=[spec for _, spec in pairs],
             out_shape=[shape for shape, _ in outputs],
             out_specs=[spec for _, spec in outputs],
             interpret=self.interpret,
-            compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
+            compiler_params=plgpu.CompilerParams(num_warps=walk.warps, num_stages=1),
             cost_estimate=pl.CostEstimate(
                 flops=flops * self.batch * self.time * self.dim,
                 transcendentals=0,
@@ -245,9 +217,12 @@ class _Call:
             ),
         )(*arrays)
 
-    def _bank_flops(self) -> int:
+    def _bank_flops(self, walk: Walk) -> int:
         """Return FLOPs of an element in the states of a chunk."""
-        return 2 * self.poles * (self.plan.chunk + self.poles)
+        return 2 * self.poles * (walk.chunk + self.poles)
+
+    def _constants(self, walk: Walk) -> dict[str, jax.Array]:
+        return constants(self.bank, walk.chunk, self.taps, self.p.dtype)
 
     def _of(self, x: jax.Array, *block: int | None) -> tuple[jax.Array, pl.BlockSpec]:
         """Return an array with the block of its last dimension, channels; else it is whole."""
@@ -280,13 +255,14 @@ class _Call:
 
     def forward(self, *, keep: bool) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Return the output, the state after the last token, and y [B, T, D] if it is kept."""
-        c, warps = self.constants, self.plan.warps[0]
+        walk = self.plan.forward
+        c = self._constants(walk)
         p, taps = self._rows(self.p), self._of(self.weights.taps)
 
         def sums() -> jax.Array:
             inputs = [p, taps, c["decay"], c["inflow"]]
             name, flops = "spectral_inflow", 2 * self.poles
-            return self._run(inflow_kernel, name, inputs, [self._states()], warps, flops)[0]
+            return self._run(inflow_kernel, name, inputs, [self._states()], walk, flops)[0]
 
         first = self._first_states(sums, self.before)
         shape = jax.ShapeDtypeStruct((self.batch, self.time, self.dim), self.p.dtype)
@@ -302,20 +278,21 @@ class _Call:
         ]
         outputs = [out, self._states(), *([out] if keep else [])]
         mixed, last, *kept = self._run(
-            forward_kernel, "spectral_forward", inputs, outputs, warps, self._bank_flops()
+            forward_kernel, "spectral_forward", inputs, outputs, walk, self._bank_flops(walk)
         )
         return mixed, last[:, -1], kept[0] if keep else None
 
     def backward(self, y: jax.Array, dout: jax.Array) -> tuple[jax.Array, None, _Weights]:
         """Return the gradients of p and of the weights, for a sequence from its start."""
-        c, warps, segments = self.constants, self.plan.warps[1], self.grid[2]
+        walk, segments = self.plan.backward, self.grid[2]
+        c = self._constants(walk)
         p, taps = self._rows(self.p), self._of(self.weights.taps)
         y_rows, dout_rows = self._rows(y), self._rows(dout)
 
         def sums() -> jax.Array:
             inputs = [p, taps, c["decay"], c["reversed_inflow"], y_rows, dout_rows]
             name, flops = "spectral_reversed_inflow", 2 * self.poles
-            found = self._run(reversed_inflow_kernel, name, inputs, [self._states()], warps, flops)[
+            found = self._run(reversed_inflow_kernel, name, inputs, [self._states()], walk, flops)[
                 0
             ]
             return found[:, ::-1]
@@ -337,7 +314,7 @@ class _Call:
             size = (self.batch, segments, *shape, self.dim)
             return self._segment(jax.ShapeDtypeStruct(size, jnp.float32))
 
-        edge = (self.batch, segments, self.plan.chunk, 3, self.dim)
+        edge = (self.batch, segments, walk.chunk, 3, self.dim)
         outputs = [
             p,
             sums_of(self.taps, 3),
@@ -347,7 +324,7 @@ class _Call:
         ]
         outputs[0] = self._rows(jax.ShapeDtypeStruct(self.p.shape, self.p.dtype))
         dp, dtaps, dcoefficients, dskip, edge = self._run(
-            backward_kernel, "spectral_backward", inputs, outputs, warps, self._bank_flops()
+            backward_kernel, "spectral_backward", inputs, outputs, walk, self._bank_flops(walk)
         )
         dtaps = dtaps.sum((0, 1))
         if segments > 1:
@@ -364,14 +341,14 @@ class _Call:
         f32, rows = jnp.float32, self.taps - 1
         taps = self.weights.taps.astype(dp.dtype).astype(f32)
         first = edge[:, 1:, :rows].astype(f32)
-        shape = (self.batch, self.grid[2], self.sizes.length, 3, self.dim)
+        shape = (self.batch, self.grid[2], self.length, 3, self.dim)
         last = self.p.reshape(shape)[:, :-1, -rows:].astype(f32)
         missing, dtaps = [jnp.zeros_like(first[:, :, 0])] * rows, [jnp.zeros(taps.shape[1:], f32)]
         for k in range(1, self.taps):
             # Token i of a segment takes input rows + i - k of the last ones of the one before.
             reached = range(min(k, rows))
             for i in reached:
-                missing[rows + i - k] += first[:, :, i] * taps[k]
+                missing[rows + i - k] += first[:, :, i] * taps[None, None, k]
             pairs = (first[:, :, i] * last[:, :, rows + i - k] for i in reached)
             dtaps.append(jnp.sum(sum(pairs), axis=(0, 1)))
         late = dp.reshape(shape)[:, :-1, -rows:].astype(f32) + jnp.stack(missing, axis=2)

@@ -15,6 +15,7 @@ spectral.py calls these. Read `forward_kernel`, then `backward_kernel`.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -128,20 +129,24 @@ def _mixture(
     u: jax.Array,
     s: jax.Array,
     at: Sizes,
-    against: jax.Array | None = None,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    sums: tuple[Any, jax.Array] | None = None,
+) -> jax.Array:
     """Return sum_n c_n S_n, [channels, C], of the states S at each time of a chunk.
 
     Args:
+      states_ref: the constants from the chunk, [C, N C].
+      carry_ref: the constants from the state before it, [N, N C].
+      coef_ref: the coefficients c, [N, channels].
       u: the chunk, [channels, C].
       s: the state before it, [channels, N].
-      against: an array [channels, C]; the second result is its sum over time with each state,
-        [channels, held] for each block of poles.
+      at: the sizes.
+      sums: a reference [N, channels] and an array [channels, C], whose sum over time with each
+        state is added to the former.
     """
     # Channels are the rows of all products: then the states of a channel lie in one warp, those at
     # one time in one thread, and their mixture needs no exchange.
     channels, size = u.shape
-    total, sums = jnp.zeros((channels, size), f32), []
+    total = jnp.zeros((channels, size), f32)
     for i in range(0, at.poles, at.held):
         columns = pl.ds(i * size, at.held * size)
         block = _dot(u, _constant(states_ref, columns), at)
@@ -149,9 +154,10 @@ def _mixture(
         block = block.reshape(channels, at.held, size)
         weights = plgpu.load(coef_ref.at[pl.ds(i, at.held), :], volatile=True).T
         total += jnp.sum(block * weights[:, :, None], axis=1)
-        if against is not None:
-            sums.append(jnp.sum(block * against[:, None, :], axis=2))
-    return total, tuple(sums)
+        if sums is not None:
+            # Sums over all chunks of a segment stay in memory: registers are too few for them.
+            sums[0][pl.ds(i, at.held), :] += jnp.sum(block * sums[1][:, None, :], axis=2).T
+    return total
 
 
 def _step(decay_ref: Any, inflow_ref: Any, s: jax.Array, u: jax.Array, at: Sizes) -> jax.Array:
@@ -166,6 +172,7 @@ def _normed(y: jax.Array) -> tuple[jax.Array, jax.Array]:
 def inflow_kernel(
     p_ref: Any, taps_ref: Any, decay_ref: Any, inflow_ref: Any, last_ref: Any, *, at: Sizes
 ) -> None:
+    """Write the state after a segment that begins with none."""
     first = pl.program_id(2) * at.length
 
     def chunk(m: Any, s: jax.Array) -> jax.Array:
@@ -193,6 +200,7 @@ def forward_kernel(
     *kept: Any,
     at: Sizes,
 ) -> None:
+    """Write the output of a segment, the state after it and, where it is kept, y."""
     dtype = p_ref.dtype
     first = pl.program_id(2) * at.length
 
@@ -201,7 +209,7 @@ def forward_kernel(
         here = pl.ds(start, at.chunk)
         q, k, v = (_convolved(p_ref, taps_ref, start, j, at) for j in range(3))
         u = k * v
-        y, _ = _mixture(states_ref, carry_ref, coef_ref, u.T, s.astype(dtype), at)
+        y = _mixture(states_ref, carry_ref, coef_ref, u.T, s.astype(dtype), at)
         y = (y.T + skip_ref[:][None, :] * u.astype(f32)).astype(dtype)
         for y_ref in kept:
             y_ref[here, :] = y
@@ -233,6 +241,7 @@ def reversed_inflow_kernel(
     *,
     at: Sizes,
 ) -> None:
+    """Write the state before a segment, in reversed time, that begins with none."""
     dtype = p_ref.dtype
     end = (pl.program_id(2) + 1) * at.length
 
@@ -244,6 +253,34 @@ def reversed_inflow_kernel(
 
     zero = jnp.zeros((p_ref.shape[-1], at.poles), f32)
     last_ref[:, :] = jax.lax.fori_loop(0, at.length // at.chunk, chunk, zero).T
+
+
+def _convolution_backward(
+    p_ref: Any,
+    taps_ref: Any,
+    up_ref: Any,
+    after_ref: Any,
+    dp_ref: Any,
+    dtaps_ref: Any,
+    at: Sizes,
+    j: int,
+    now: jax.Array,
+    later: jax.Array,
+    start: Any,
+) -> jax.Array:
+    """Write the gradient of branch j's inputs in a chunk, and add to that of its taps.
+
+    Given the gradient of the convolution's results in the chunk (now, [channels, C]) and in the
+    chunk after it (later); returns the former.
+    """
+    dtype, here = p_ref.dtype, pl.ds(start, at.chunk)
+    shifted = _dot(now, _constant(up_ref), at) + _dot(later, _constant(after_ref), at)
+    shifted = shifted.reshape(now.shape[0], at.taps, at.chunk)
+    weights = taps_ref[:, j, :].astype(dtype).astype(f32).T
+    dp_ref[here, j, :] = jnp.sum(shifted * weights[:, :, None], axis=1).astype(dtype).T
+    rows = p_ref[here, j, :].astype(f32).T
+    dtaps_ref[:, j, :] += jnp.sum(shifted * rows[:, None, :], axis=2).T
+    return now
 
 
 def backward_kernel(
@@ -268,43 +305,39 @@ def backward_kernel(
     *,
     at: Sizes,
 ) -> None:
+    """Write a segment's gradients: of p, and its sums for the taps, coefficients and skip.
+
+    Also the gradient of the convolution's results in the first chunk (edge), in which the inputs
+    before the segment take part.
+    """
     dtype, channels, size = p_ref.dtype, p_ref.shape[-1], at.chunk
     end = (pl.program_id(2) + 1) * at.length
     skip = skip_ref[:][:, None]
+    back = partial(_convolution_backward, p_ref, taps_ref, up_ref, after_ref, dp_ref, dtaps_ref, at)
 
     def chunk(m: Any, held: Any) -> Any:
-        s, later, dcoef, dskip, dtaps = held
+        s, later = held
         start = end - (m + 1) * size
         here = pl.ds(start, size)
-        q, k, v = (_convolved(p_ref, taps_ref, start, j, at) for j in range(3))
+        q = _convolved(p_ref, taps_ref, start, 0, at)
         dy, dq = _dy(q, y_ref, dout_ref, here, dtype)
-        dy, dq, u = dy.astype(dtype).T, dq.astype(dtype).T, (k * v).astype(f32).T
-        du, sums = _mixture(states_ref, carry_ref, coef_ref, dy, s.astype(dtype), at, u)
+        dy = dy.astype(dtype).T
+        dq = back(0, dq.astype(dtype).T, later[0], start)
+        k, v = (_convolved(p_ref, taps_ref, start, j, at) for j in (1, 2))
+        k, v, u = k.T, v.T, (k * v).astype(f32).T
+        dskip_ref[:] += jnp.sum(u * dy.astype(f32), axis=1)
+        sums = dcoef_ref, u
+        du = _mixture(states_ref, carry_ref, coef_ref, dy, s.astype(dtype), at, sums)
         du += skip * dy.astype(f32)
-        now = (dq, (du * v.T.astype(f32)).astype(dtype), (du * k.T.astype(f32)).astype(dtype))
-        dcoef = tuple(d + more for d, more in zip(dcoef, sums, strict=True))
-        dskip += jnp.sum(u * dy.astype(f32), axis=1)
-        new = []
-        for j in range(3):
-            shifted = _dot(now[j], _constant(up_ref), at) + _dot(later[j], _constant(after_ref), at)
-            shifted = shifted.reshape(channels, at.taps, size)
-            weights = taps_ref[:, j, :].astype(dtype).astype(f32).T[:, :, None]
-            dp_ref[here, j, :] = jnp.sum(shifted * weights, axis=1).astype(dtype).T
-            rows = p_ref[here, j, :].astype(f32).T
-            new.append(dtaps[j] + jnp.sum(shifted * rows[:, None, :], axis=2))
-        return _step(decay_ref, inflow_ref, s, dy, at), now, dcoef, dskip, tuple(new)
+        dk = back(1, (du * v.astype(f32)).astype(dtype), later[1], start)
+        dv = back(2, (du * k.astype(f32)).astype(dtype), later[2], start)
+        return _step(decay_ref, inflow_ref, s, dy, at), (dq, dk, dv)
 
-    start = (
-        state_ref[:, :].T,
-        (jnp.zeros((channels, size), dtype),) * 3,
-        (jnp.zeros((channels, at.held), f32),) * (at.poles // at.held),
-        jnp.zeros((channels,), f32),
-        (jnp.zeros((channels, at.taps), f32),) * 3,
-    )
-    _, edge, dcoef, dskip, dtaps = jax.lax.fori_loop(0, at.length // size, chunk, start)
-    for i, part in enumerate(dcoef):
-        dcoef_ref[pl.ds(i * at.held, at.held), :] = part.T
-    dskip_ref[:] = dskip
+    dcoef_ref[:, :] = jnp.zeros(dcoef_ref.shape, f32)
+    dskip_ref[:] = jnp.zeros(dskip_ref.shape, f32)
     for j in range(3):
-        dtaps_ref[:, j, :] = dtaps[j].T
+        dtaps_ref[:, j, :] = jnp.zeros((at.taps, channels), f32)
+    start = state_ref[:, :].T, (jnp.zeros((channels, size), dtype),) * 3
+    _, edge = jax.lax.fori_loop(0, at.length // size, chunk, start)
+    for j in range(3):
         edge_ref[:, j, :] = edge[j].T

@@ -23,7 +23,8 @@ from spectral_dist.array_typing import Array, Float, Float32
 from spectral_dist.mesh import local
 from spectral_dist.model.filters import FilterBank, balanced_poles
 from spectral_dist.model.kernels import kernels_run
-from spectral_dist.model.kernels.spectral import kernel_takes, spectral_kernel
+from spectral_dist.model.kernels.spectral import spectral_kernel
+from spectral_dist.model.kernels.spectral_plan import kernel_takes
 from spectral_dist.model.layers import fan_in, parameter, rms_norm
 from spectral_dist.settings import ModelConfig, SpectralConfig
 

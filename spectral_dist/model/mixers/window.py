@@ -86,7 +86,7 @@ def window_attention(
     Returns:
       the attended values, and the last W keys and values as the new state.
     """
-    batch, time, heads, size = query.shape
+    time = query.shape[1]
     after = following_state(key, value, state, window)
     first = None
     if state is not None:

@@ -1,0 +1,53 @@
+"""How the GPU kernels of the spectral mixer are cut, and for which sizes they can be."""
+
+from typing import NamedTuple
+
+
+class Walk(NamedTuple):
+    """How one direction is cut.
+
+    Attributes:
+      chunk: C, tokens of a step of the walk; a power of two, at least 16.
+      held: poles whose states are in registers at once; divides N.
+      warps: of a program.
+    """
+
+    chunk: int
+    held: int
+    warps: int
+
+
+class Plan(NamedTuple):
+    """How the kernels are cut.
+
+    The defaults were the fastest of 75 on an H100 that spill no register on an L4 (docs/log.md).
+
+    Attributes:
+      forward: the walk of the forward pass.
+      backward: the walk of the backward pass.
+      programs: the least number of programs wanted; time is cut into segments to reach it.
+    """
+
+    forward: Walk = Walk(chunk=32, held=2, warps=8)
+    backward: Walk = Walk(chunk=16, held=2, warps=4)
+    programs: int = 512
+
+    @property
+    def chunk(self) -> int:
+        """The tokens that every segment is a multiple of."""
+        return max(self.forward.chunk, self.backward.chunk)
+
+    def segments(self, rows: int, time: int) -> int:
+        """Return the number of segments of T tokens, a power of two, for so many rows."""
+        segments = 1
+        # A segment below 8 chunks would read more states than tokens.
+        while rows * segments < self.programs and time >= 16 * self.chunk * segments:
+            segments *= 2
+        return segments
+
+
+def kernel_takes(poles: int, taps: int, group: int) -> bool:
+    """Return whether the kernels can be cut for N poles, K taps and groups of so many channels."""
+    # Triton knows powers of two only; more poles would not fit the registers.
+    powers = all(size & (size - 1) == 0 for size in (poles, taps, group))
+    return powers and 4 <= poles <= 32 and taps <= 8 and 16 <= group <= 128

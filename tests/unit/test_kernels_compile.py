@@ -1,0 +1,89 @@
+"""The mixers' kernels compile for the GPUs they are meant for, and spill no register."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from spectral_dist.model.filters import balanced_poles
+from spectral_dist.model.kernels.spectral import spectral_kernel
+from spectral_dist.model.kernels.spectral_plan import Plan, Walk
+from spectral_dist.model.kernels.window import window_kernel
+from spectral_dist.planning.compile import cuda_plugin, described_mesh
+from spectral_dist.planning.hardware import find_gpu
+
+pytestmark = pytest.mark.skipif(cuda_plugin() is None, reason="needs the CUDA compiler plugin")
+
+bfloat16, f32 = jnp.bfloat16, jnp.float32
+# XLA then refuses a program of which ptxas reports spilled registers.
+STRICT = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
+
+
+def _compile(gpu: str, form: Any, shapes: list[tuple[tuple[int, ...], Any]]) -> Any:
+    """Compile the output and every gradient of a form whose arguments have these shapes."""
+    mesh = described_mesh(find_gpu(gpu), (1, 1, 1), 1)
+    whole = NamedSharding(mesh, PartitionSpec())
+    *arrays, dout = (jax.ShapeDtypeStruct(s, d, sharding=whole) for s, d in shapes)
+
+    def both(dout: jax.Array, *arrays: jax.Array) -> Any:
+        out, pull = jax.vjp(form, *arrays)
+        return out, pull(dout)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(both).lower(dout, *arrays).compile(compiler_options=STRICT)
+
+
+def _spectral(gpu: str, plan: Plan, batch: int, dim: int, poles: int = 16, group: int = 64) -> Any:
+    bank, time = balanced_poles(poles, 0.5, 512.0), 2048
+
+    def reference(*_: Any) -> Any:
+        raise AssertionError("the kernels take the whole sequence")
+
+    def form(p: jax.Array, *weights: jax.Array) -> jax.Array:
+        call = partial(spectral_kernel, bank=bank, group=group, reference=reference, plan=plan)
+        return call(p, None, *weights)[0]
+
+    shapes = [
+        ((batch, time, 3, dim), bfloat16),
+        ((4, 3, dim), f32),
+        ((poles, dim), f32),
+        ((dim,), f32),
+        ((batch, time, dim), bfloat16),
+    ]
+    return _compile(gpu, form, shapes)
+
+
+def _window(gpu: str, batch: int, heads: int, groups: int, size: int) -> Any:
+    def form(*arrays: jax.Array) -> jax.Array:
+        query, key, value = arrays
+        return window_kernel(query, key, value, None, window=512)
+
+    shapes = [((batch, 2048, h, size), bfloat16) for h in (heads, groups, groups, heads)]
+    return _compile(gpu, form, shapes)
+
+
+@pytest.mark.parametrize("gpu", ["l4", "h100"])
+@pytest.mark.parametrize(("batch", "dim"), [(16, 512), (4, 1024), (2, 2048)])
+def test_the_spectral_kernels_spill_nothing(gpu: str, batch: int, dim: int) -> None:
+    """At the presets' widths, and the sequences of one device in each."""
+    text = _spectral(gpu, Plan(), batch, dim).as_text()
+    assert "spectral_forward" in text
+    assert "spectral_backward" in text
+
+
+@pytest.mark.parametrize("gpu", ["l4", "h100"])
+@pytest.mark.parametrize(("heads", "groups", "size"), [(8, 4, 64), (8, 8, 64), (4, 1, 128)])
+def test_the_window_kernels_spill_nothing(gpu: str, heads: int, groups: int, size: int) -> None:
+    text = _window(gpu, 4, heads, groups, size).as_text()
+    for name in ("forward", "backward_keys", "backward_queries"):
+        assert f"window_{name}" in text
+
+
+def test_a_spilled_register_is_found() -> None:
+    """What the tests above rely on: a cut that is too large is refused."""
+    large = Plan(backward=Walk(chunk=32, held=4, warps=4))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="spill"):
+        _spectral("l4", large, 16, 512)
