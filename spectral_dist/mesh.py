@@ -123,8 +123,18 @@ def platform() -> str:
     Asked while a program is traced, also for devices that are only described: what it decides
     belongs to the compiled program.
     """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    device = _abstract_device()
     return jax.default_backend() if device is None else device.platform
+
+
+def device_kind() -> str:
+    """Return the kind of the devices of the mesh in use, such as "NVIDIA L4"; as `platform`."""
+    device = _abstract_device()
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
+def _abstract_device() -> Any:
+    return getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
 
 
 def mesh_axes(axis: str) -> tuple[str, ...]:

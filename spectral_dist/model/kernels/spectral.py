@@ -16,8 +16,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from spectral_dist.array_typing import Array, Float, Float32
+from spectral_dist.mesh import device_kind
 from spectral_dist.model.filters import FilterBank
-from spectral_dist.model.kernels.spectral_plan import Plan, Walk
+from spectral_dist.model.kernels.spectral_plan import Plan, Walk, plan_for
 from spectral_dist.model.kernels.spectral_walk import (
     Sizes,
     backward_kernel,
@@ -68,13 +69,13 @@ def spectral_kernel(
       reference: computes the same without kernels. It stands in for the gradient where a sequence
         does not begin at its start or its last state is used, and for the last few tokens after
         whole chunks of a sequence that goes on.
-      plan: how the kernels are cut.
+      plan: how the kernels are cut; None for the best one known.
       interpret: whether to run without a GPU, slowly.
 
     Returns:
       the mixed values in p's dtype, and the state of the bank after the last token.
     """
-    plan, time = plan or Plan(), p_BT3D.shape[1]
+    plan, time = plan or plan_for(device_kind()), p_BT3D.shape[1]
     weights = _Weights(taps_K3D, coefficients_ND, skip_D)
     rows = p_BT3D.shape[0] * p_BT3D.shape[3] // group
     call = partial(_mixer, bank, group, reference, plan, interpret)
@@ -181,7 +182,15 @@ class _Call:
         length = self.time // segments
         self.length = length
         self.sizes = {
-            walk: Sizes(walk.chunk, self.poles, walk.held, self.taps, rows, length, precision)
+            walk: Sizes(
+                walk.chunk,
+                self.poles,
+                min(walk.held, self.poles),
+                self.taps,
+                rows,
+                length,
+                precision,
+            )
             for walk in (plan.forward, plan.backward)
         }
         self.bank = bank

@@ -207,12 +207,13 @@ def forward_kernel(
     def chunk(m: Any, s: jax.Array) -> jax.Array:
         start = first + m * at.chunk
         here = pl.ds(start, at.chunk)
-        q, k, v = (_convolved(p_ref, taps_ref, start, j, at) for j in range(3))
+        k, v = (_convolved(p_ref, taps_ref, start, j, at) for j in (1, 2))
         u = k * v
         y = _mixture(states_ref, carry_ref, coef_ref, u.T, s.astype(dtype), at)
         y = (y.T + skip_ref[:][None, :] * u.astype(f32)).astype(dtype)
         for y_ref in kept:
             y_ref[here, :] = y
+        q = _convolved(p_ref, taps_ref, start, 0, at)
         out_ref[here, :] = q * _normed(y.astype(f32))[0].astype(dtype)
         return _step(decay_ref, inflow_ref, s, u.T, at)
 
