@@ -219,3 +219,29 @@ def test_bytes_of_a_real_scan():
     )
     once = rows * width * 4
     assert 3 * once <= moved <= 8 * once  # row, carry and result, and copies between kernels
+
+
+# In the style of XLA's text for a Pallas kernel.
+KERNEL_TEXT = r"""HloModule jit_step, is_scheduled=true
+
+ENTRY %main (a: bf16[64,128], b: f32[16]) -> (f32[64], f32[32]) {
+  %a = bf16[64,128]{1,0} parameter(0)
+  %b = f32[16]{0} parameter(1)
+  ROOT %call = (f32[64]{0}, f32[32]{0}) custom-call(%a, %b), \
+custom_call_target="__gpu$xla.gpu.triton", \
+backend_config={ir = "ML", name = "spectral_forward", serialized_metadata = \
+"{\22flops\22: \221234\22, \22operands\22: \22bf16\22}"}
+}
+""".replace("\\\n", "")
+
+
+def test_a_kernel_counts_what_it_declares_its_operands_and_all_its_results() -> None:
+    program = parse(KERNEL_TEXT)
+    assert total_flops(program) == {"bf16": 1234}
+    assert uncounted_calls(program) == ()
+    assert [moved_bytes(program, e.computation, e.instruction) for e in executed(program)][-1] == (
+        2 * 64 * 128 + 4 * 16 + 4 * 64 + 4 * 32
+    )
+    silent = parse(KERNEL_TEXT.replace("flops", "FLOPs"))
+    assert total_flops(silent) == {}
+    assert uncounted_calls(silent) == ("__gpu$xla.gpu.triton",)

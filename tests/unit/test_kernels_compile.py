@@ -1,5 +1,6 @@
 """The mixers' kernels compile for the GPUs they are meant for, and spill no register."""
 
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ from spectral_dist.model.kernels.spectral_plan import Plan, Walk, plan_for
 from spectral_dist.model.kernels.window import window_kernel
 from spectral_dist.planning.compile import cuda_plugin, described_mesh
 from spectral_dist.planning.hardware import find_gpu
+from spectral_dist.planning.hlo.costs import flops, uncounted_calls
+from spectral_dist.planning.hlo.parse import executed, parse
 
 pytestmark = pytest.mark.skipif(cuda_plugin() is None, reason="needs the CUDA compiler plugin")
 
@@ -83,6 +86,16 @@ def test_the_window_kernels_spill_nothing(heads: tuple[int, int]) -> None:
     text = _window("l4", True, 4, *heads, 64).as_text()
     for name in ("forward", "backward_keys", "backward_queries"):
         assert f"window_{name}" in text
+
+
+def test_their_flops_are_counted() -> None:
+    """The products of the window kernels: two forward, four and three backward."""
+    program = parse(_window("l4", False, 4, 8, 4, 64).as_text())
+    found = sum(
+        (flops(program, e.computation, e.instruction) for e in executed(program)), Counter()
+    )
+    assert found["bf16"] == (2 + 4 + 3) * 2 * (4 * 8 * 2048 * 512) * 64
+    assert uncounted_calls(program) == ()
 
 
 def test_a_spilled_register_is_found() -> None:

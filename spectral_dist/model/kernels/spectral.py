@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from spectral_dist.array_typing import Array, Float, Float32
 from spectral_dist.mesh import device_kind
 from spectral_dist.model.filters import FilterBank
+from spectral_dist.model.kernels import declared
 from spectral_dist.model.kernels.spectral_plan import Plan, Walk, plan_for
 from spectral_dist.model.kernels.spectral_walk import (
     Sizes,
@@ -207,9 +208,6 @@ class _Call:
         """Run a kernel; an input or output is (array or shape, its BlockSpec), or a constant."""
         pairs = [x if isinstance(x, tuple) else (x, _whole(x)) for x in inputs]
         arrays = [array for array, _ in pairs]
-        moved = sum(
-            int(np.prod(x.shape)) * x.dtype.itemsize for x in [*arrays, *(o for o, _ in outputs)]
-        )
         return pl.pallas_call(
             partial(kernel, at=self.sizes[walk]),
             name=name,
@@ -219,15 +217,11 @@ class _Call:
             out_specs=[spec for _, spec in outputs],
             interpret=self.interpret,
             compiler_params=plgpu.CompilerParams(num_warps=walk.warps, num_stages=1),
-            cost_estimate=pl.CostEstimate(
-                flops=flops * self.batch * self.time * self.dim,
-                transcendentals=0,
-                bytes_accessed=moved,
-            ),
+            metadata=declared(flops * self.batch * self.time * self.dim, self.p.dtype),
         )(*arrays)
 
     def _bank_flops(self, walk: Walk) -> int:
-        """Return FLOPs of an element in the states of a chunk."""
+        """Return FLOPs of an element of the output, in the states at all times of a chunk."""
         return 2 * self.poles * (walk.chunk + self.poles)
 
     def _constants(self, walk: Walk) -> dict[str, jax.Array]:
@@ -332,8 +326,10 @@ class _Call:
             self._segment(jax.ShapeDtypeStruct(edge, self.p.dtype)),
         ]
         outputs[0] = self._rows(jax.ShapeDtypeStruct(self.p.shape, self.p.dtype))
+        # The short convolution's gradient is two products of each chunk, for q, k and v.
+        flops = self._bank_flops(walk) + 3 * 2 * 2 * walk.chunk * self.taps
         dp, dtaps, dcoefficients, dskip, edge = self._run(
-            backward_kernel, "spectral_backward", inputs, outputs, walk, self._bank_flops(walk)
+            backward_kernel, "spectral_backward", inputs, outputs, walk, flops
         )
         dtaps = dtaps.sum((0, 1))
         if segments > 1:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from spectral_dist.array_typing import Array, Float, Integer
+from spectral_dist.model.kernels import declared
 from spectral_dist.model.kernels.window_walk import (
     Sizes,
     forward_kernel,
@@ -106,17 +107,11 @@ class _Calls:
             **settings,
         )
 
-    def cost(self, query: jax.Array, key: jax.Array, products: int, moved: int) -> pl.CostEstimate:
-        """Return the cost of a kernel with so many products of scores' size."""
+    def metadata(self, query: jax.Array, key: jax.Array, products: int) -> dict[str, str]:
+        """Return the metadata of a kernel with so many products of scores' size."""
         batch, time, heads, size = query.shape
         pairs = batch * heads * time * min(self.window, key.shape[1])
-        return pl.CostEstimate(
-            flops=2 * products * pairs * size, transcendentals=pairs, bytes_accessed=moved
-        )
-
-
-def _bytes(*arrays: Any) -> int:
-    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in arrays)
+        return declared(2 * products * pairs * size, query.dtype)
 
 
 def _specs(tile: Tiles, time: int, keys: int, group: int, size: int) -> dict[str, pl.BlockSpec]:
@@ -149,7 +144,7 @@ def _forward(
         in_specs=[at["first"], at["queries"], at["keys"], at["keys"]],
         out_specs=[at["queries"], at["row"]],
         out_shape=shapes,
-        cost_estimate=calls.cost(query, key, 2, _bytes(query, key, value, *shapes)),
+        metadata=calls.metadata(query, key, 2),
     )()(first, query, key, value)
 
 
@@ -197,7 +192,7 @@ def _attend_backward(calls: _Calls, saved: Any, dout: jax.Array) -> tuple[Any, .
         ],
         out_specs=[row, row],
         out_shape=shapes,
-        cost_estimate=calls.cost(query, key, 4, _bytes(*operands, *shapes)),
+        metadata=calls.metadata(query, key, 4),
     )()(*operands)
 
     tile = calls.tiles[2]
@@ -220,7 +215,7 @@ def _attend_backward(calls: _Calls, saved: Any, dout: jax.Array) -> tuple[Any, .
         ],
         out_specs=at["queries"],
         out_shape=shape,
-        cost_estimate=calls.cost(query, key, 3, _bytes(*operands, shape)),
+        metadata=calls.metadata(query, key, 3),
     )()(*operands)
     return dquery, dkey, dvalue, np.zeros(first.shape, jax.dtypes.float0)
 

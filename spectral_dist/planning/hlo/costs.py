@@ -3,7 +3,8 @@
 Owns the counting rules; knows no device's speed. XLA's own `cost_analysis` is not implemented for
 programs of described devices. Read `flops`, then `moved_bytes`.
 
-Matrix products and convolutions count, with 2 FLOPs for a multiplication and an addition.
+Matrix products and convolutions count, with 2 FLOPs for a multiplication and an addition, and what
+a kernel of ours declares.
 Elementwise operations and reductions do not: they are bound by memory, not by arithmetic.
 """
 
@@ -40,6 +41,9 @@ _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 # Library calls that are a matrix product: cuBLAS, cuBLASLt and, on a CPU, oneDNN.
 _GEMMS = ("__cublas$gemm", "__cublas$lt$matmul", "__onednn$matmul")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+# What a kernel of ours declares (model/kernels): Pallas writes its metadata, a JSON object, into
+# the call's configuration as a string, in which XLA writes a quote as \22.
+_DECLARED = re.compile(r"flops\\22: \\22(\d+)\\22, \\22operands\\22: \\22(\w+?)\\22")
 # The summed dimensions of the left operand, in a dot and in a cuBLAS call's JSON.
 _CONTRACTED = (
     re.compile(r"lhs_contracting_dims=\{([\d,]*)\}"),
@@ -78,7 +82,13 @@ def flops(program: HloProgram, computation: Computation, instruction: Instructio
         return _dot(computation, instruction)
     if instruction.opcode == "convolution":
         return _convolution(computation, instruction)
-    return Counter()
+    return _declared(instruction)
+
+
+def _declared(instruction: Instruction) -> Flops:
+    """Return the FLOPs that a kernel declares itself; none for another's."""
+    found = _DECLARED.search(instruction.attributes)
+    return Counter({found.group(2): int(found.group(1))}) if found else Counter()
 
 
 def _dot(computation: Computation, instruction: Instruction) -> Flops:
@@ -111,11 +121,12 @@ def _precision(dtype: str, instruction: Instruction) -> str:
 
 
 def uncounted_calls(program: HloProgram) -> tuple[str, ...]:
-    """Return the library calls whose FLOPs are unknown, each name once: the report lists them."""
+    """Return the calls whose FLOPs are unknown, each name once: the report lists them."""
     names = (
         target.group(1)
         for e in executed(program)
         if e.instruction.opcode == "custom-call"
+        and not _declared(e.instruction)
         and (target := _TARGET.search(e.instruction.attributes))
     )
     return tuple(sorted({name for name in names if not name.startswith(_GEMMS)}))
@@ -143,9 +154,10 @@ def moved_bytes(program: HloProgram, computation: Computation, instruction: Inst
     read = sum(operand.bytes for operand in operands)
     if opcode == "copy-start":  # its result is a tuple of both buffers: a read and a write
         return 2 * read
-    # As in _dot: the other results of a library call are its workspace.
-    written = instruction.shapes[0].bytes if opcode == "custom-call" else instruction.bytes
-    return read + written
+    target = _TARGET.search(instruction.attributes)
+    if target and target.group(1).startswith(_GEMMS):  # as in _dot: its other results are workspace
+        return read + instruction.shapes[0].bytes
+    return read + instruction.bytes
 
 
 def _read_by_fusion(fused: Computation) -> int:
