@@ -144,6 +144,12 @@ def mesh_axes(axis: str) -> tuple[str, ...]:
     return tuple(m for m in RULES[axis] if m in allowed and mesh.shape[m] > 1)
 
 
+def shards(axis: str) -> int:
+    """Return into how many shards the mesh in use divides a logical axis, where it may choose."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[m] for m in mesh_axes(axis))
+
+
 def _spec(axes: Axes, allowed: set[str]) -> PartitionSpec:
     return PartitionSpec(*(tuple(m for m in RULES[axis] if m in allowed) or None for axis in axes))
 

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float
-from spectral_dist.mesh import Axes
+from spectral_dist.mesh import Axes, constrain, local, shards
+from spectral_dist.model.kernels import kernels_run
+from spectral_dist.model.kernels.norm import norm_kernel_takes, residual_norm_kernel
 
 Initialiser = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -64,6 +66,30 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalise over the last dimension and scale; dtype kept."""
         return rms_norm(x) * _like(self.scale[...], x)
+
+
+class ResidualNorm(nnx.Module):
+    """A sum into the residual stream, and its RMSNorm with a learned scale."""
+
+    def __init__(self, dim: int, kernels: str, rngs: nnx.Rngs) -> None:
+        """Declare the scale, `[dim]`; `kernels` is the setting."""
+        self.scale = parameter(rngs, (dim,), ("norm",), ones)
+        self.kernels = kernels
+
+    def __call__(
+        self, x: Float[Array, "B T D"], delta: Float[Array, "B T D"] | None = None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """Return x + delta (x if that is None), and it normalised and scaled; dtype kept."""
+        batch, time, dim = x.shape
+        rows = batch // shards("batch") * time
+        if self.kernels == "auto" and kernels_run(time) and norm_kernel_takes(rows, dim):
+            stream = ("batch", "time", "width")
+            axes = (stream, None if delta is None else stream, ("width",))
+            return local(residual_norm_kernel, axes, (stream, stream))(x, delta, self.scale[...])
+        # Constrained after the sum, so that the reduction over tensor that its second operand may
+        # need comes here.
+        x = x if delta is None else constrain(x + delta, "batch", "time", "width")
+        return x, rms_norm(x) * _like(self.scale[...], x)
 
 
 def _like(vector: jax.Array, x: jax.Array) -> jax.Array:

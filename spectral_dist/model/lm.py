@@ -16,7 +16,7 @@ from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32, Integer
 from spectral_dist.mesh import constrain, platform
-from spectral_dist.model.layers import RMSNorm, SwiGLU, normal, parameter
+from spectral_dist.model.layers import ResidualNorm, RMSNorm, SwiGLU, normal, parameter
 from spectral_dist.model.mixers import MIXERS
 from spectral_dist.params import ModelSpec, make_spec
 from spectral_dist.settings import Config, MixersConfig, ModelConfig
@@ -63,20 +63,20 @@ class Layer(nnx.Module):
         assert model.mlp_dim is not None
         # Do not reorder, here and below: each parameter draws the next key of `rngs`, so another
         # order would give other initial values for the same seed.
-        self.mixer_norm = RMSNorm(model.hidden_dim, "norm", rngs)
+        self.mixer_norm = ResidualNorm(model.hidden_dim, model.kernels, rngs)
         self.mixer = MIXERS[mixer](model, getattr(mixers, mixer), rngs)
-        self.mlp_norm = RMSNorm(model.hidden_dim, "norm", rngs)
+        self.mlp_norm = ResidualNorm(model.hidden_dim, model.kernels, rngs)
         self.mlp = SwiGLU(model.hidden_dim, model.mlp_dim, model.num_layers, rngs)
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], state: State
     ) -> tuple[Float[Array, "B T D"], State]:
         """Return the residual stream after this layer, and the mixer's new state."""
-        mixed_BTD, state = self.mixer(self.mixer_norm(x_BTD), state)
-        # Constrained after each sum, so that the reduction over tensor that w_out needs comes here.
-        x_BTD = constrain(x_BTD + mixed_BTD, "batch", "time", "width")
-        x_BTD = constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), "batch", "time", "width")
-        return x_BTD, state
+        # Each norm returns the residual stream too: on a GPU their gradients meet in one kernel.
+        x_BTD, normed_BTD = self.mixer_norm(x_BTD)
+        mixed_BTD, state = self.mixer(normed_BTD, state)
+        x_BTD, normed_BTD = self.mlp_norm(x_BTD, mixed_BTD)
+        return constrain(x_BTD + self.mlp(normed_BTD), "batch", "time", "width"), state
 
 
 class Block(nnx.Module):

@@ -28,7 +28,7 @@ class Plan(NamedTuple):
 
     forward: Walk = Walk(chunk=16, held=8, warps=4)
     backward: Walk = Walk(chunk=16, held=4, warps=4)
-    programs: int = 512
+    programs: int = 128
 
     @property
     def chunk(self) -> int:
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
 # Larger chunks spill a few registers, and were the fastest of 33 cuts there: forward 0.41 ms in
 # place of 0.48, backward 0.70 of 0.95 (docs/log.md).
-_HOPPER = Plan(Walk(chunk=32, held=4, warps=4), Walk(chunk=32, held=4, warps=4))
+_HOPPER = Plan(Walk(chunk=32, held=4, warps=4), Walk(chunk=32, held=4, warps=4), programs=512)
 
 
 def plan_for(device_kind: str) -> Plan:
