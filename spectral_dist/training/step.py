@@ -19,6 +19,7 @@ from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.mesh import RULES, constrain_like, sharding
 from spectral_dist.params import Params
 from spectral_dist.settings import Config
+from spectral_dist.training.compiler import compiler_options
 from spectral_dist.training.loss import loss_sums, token_cross_entropy
 from spectral_dist.training.optimizers import make_optimizer
 from spectral_dist.training.schedule import learning_rate
@@ -86,6 +87,7 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         in_shardings=(at_state, batch_sharding(config, mesh)),
         out_shardings=(at_state, everywhere),
         donate_argnums=0,  # the new state takes the old one's memory
+        compiler_options=compiler_options(mesh),
     )
 
 
@@ -177,4 +179,5 @@ def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         static_argnums=2,
         in_shardings=(spec.shardings(mesh), sequences),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
+        compiler_options=compiler_options(mesh),
     )
