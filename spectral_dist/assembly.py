@@ -173,6 +173,7 @@ def compile_step(
     # Compiled ahead of time, from shapes alone: memory is known before the first batch is there,
     # and a batch of another shape or dtype is an error instead of a second compilation.
     started = time.perf_counter()
+    report("compiling the training step ...")
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
     dtype = find_tokenizer(config).dtype

@@ -6,6 +6,7 @@ Knows nothing of training. Read `load_run`, then `LoadedRun.model` and `Generato
 import codecs
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from spectral_dist.compilation_cache import keep_compilations
 from spectral_dist.data.tokenizers import Tokenizer, find_tokenizer
 from spectral_dist.mesh import make_mesh
 from spectral_dist.model.lm import State
@@ -106,6 +108,7 @@ def load_run(
         shape = MeshConfig(mesh=mesh).shape
         # One device out of many is what a notebook wants; any other shape must use all of them.
         mesh = make_mesh(shape, jax.devices()[:1] if shape == (1, 1, 1) else None)
+    keep_compilations("auto", warnings.warn)
     folder = _run_folder(run, checkpoint_dir)
     step = resolve(folder, str(checkpoint))
     # Nothing is saved, so `keep` deletes nothing.

@@ -26,6 +26,7 @@ from spectral_dist.assembly import (
 )
 from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
+from spectral_dist.compilation_cache import keep_compilations
 from spectral_dist.data.mixture import Batch
 from spectral_dist.inference import Generator, LoadedRun
 from spectral_dist.mesh import make_mesh
@@ -100,6 +101,7 @@ class Trainer:
         with contextlib.ExitStack() as closing:
             self.console = console = Console(config.run.steps, enabled=verbose)
             closing.callback(console.close)
+            keep_compilations(config.run.compilation_cache, console.warn)
             with self._explaining(config):
                 config = settle_mesh(config, self._stop, self._processes, console.note)
                 self.mesh = make_mesh(config.mesh.shape, devices)

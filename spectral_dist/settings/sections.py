@@ -62,6 +62,12 @@ class RunConfig:
     )
     # A single bad batch is skipped; many in succession mean that training has diverged.
     max_bad_steps: Int = positive(10, "non-finite steps in succession after which the run stops")
+    compilation_cache: Text = setting(
+        "auto",
+        "folder of compiled programs, which a later start need not compile: a path, auto (in the"
+        " user's cache) or off",
+        resume="silent",
+    )
     # Loading JAX can take a minute on a busy file system; schedulers start hosts one by one.
     start_timeout: Float = positive(300.0, "seconds in which all processes must report in")
     hang_timeout: Float = positive(
