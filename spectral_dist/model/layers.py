@@ -14,7 +14,6 @@ from flax import nnx
 from spectral_dist.array_typing import Array, Float
 from spectral_dist.mesh import Axes, constrain, local, shards
 from spectral_dist.model.kernels import kernels_run
-from spectral_dist.model.kernels.norm import norm_kernel_takes, residual_norm_kernel
 
 Initialiser = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -81,11 +80,16 @@ class ResidualNorm(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
         """Return x + delta (x if that is None), and it normalised and scaled; dtype kept."""
         batch, time, dim = x.shape
-        rows = batch // shards("batch") * time
-        if self.kernels == "auto" and kernels_run(time) and norm_kernel_takes(rows, dim):
-            stream = ("batch", "time", "width")
-            axes = (stream, None if delta is None else stream, ("width",))
-            return local(residual_norm_kernel, axes, (stream, stream))(x, delta, self.scale[...])
+        if self.kernels == "auto" and kernels_run(time):
+            # Here, because loading Pallas takes a third of a second that no CPU needs.
+            from spectral_dist.model.kernels.norm import norm_kernel_takes, residual_norm_kernel
+
+            if norm_kernel_takes(batch // shards("batch") * time, dim):
+                stream = ("batch", "time", "width")
+                axes = (stream, None if delta is None else stream, ("width",))
+                return local(residual_norm_kernel, axes, (stream, stream))(
+                    x, delta, self.scale[...]
+                )
         # Constrained after the sum, so that the reduction over tensor that its second operand may
         # need comes here.
         x = x if delta is None else constrain(x + delta, "batch", "time", "width")

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from spectral_dist.model import sampling
 from spectral_dist.model.lm import SpectralLM, describe_model
 from spectral_dist.model.sampling import sample
 from spectral_dist.settings import Config, from_flat, resolve
@@ -82,7 +83,7 @@ def test_nothing_is_yielded_beyond_the_limit(params: Any, greedy: list[int]) -> 
 
 
 def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two programs whatever the length, prompt and step; a state that does not grow."""
+    """Three programs whatever the lengths of prompt and text; a state that does not grow."""
     advances, sizes = [], []
     call = SpectralLM.__call__
 
@@ -93,10 +94,24 @@ def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) 
         return logits, after
 
     monkeypatch.setattr(SpectralLM, "__call__", spied)
-    assert len(_text(params, max_new_tokens=40)) == 40
-    assert advances == [(1, 1 + len(PROMPT)), (1, 1)]
+    sampling._advance.cache_clear()  # other tests have compiled these programs already
+    settings: dict[str, Any] = {"end": 0, "temperature": 0.0, "key": jax.random.key(1)}
+    for length in (300, 290, 4):
+        prompt = bytes(range(32, 92)) * 5
+        assert len(list(sample(SPEC, params, list(prompt[:length]), max_new_tokens=9, **settings))) == 9
+    assert advances == [(1, 256), (1, 16), (1, 1)]
     assert sizes[0]
     assert all(size == sizes[0] for size in sizes)
+
+
+def test_a_long_prompt_is_read_in_pieces(params: Any) -> None:
+    """The first byte after it is that of one forward pass over the whole."""
+    prompt: list[int] = np.random.default_rng(0).integers(1, 256, 310).tolist()
+    settings: dict[str, Any] = {"end": 0, "temperature": 0.0, "key": jax.random.key(1)}
+    first = next(sample(SPEC, params, prompt, max_new_tokens=1, **settings))
+    tokens = np.asarray([[0, *prompt]], np.int32)
+    logits = jax.jit(lambda tokens: SPEC.bind(params)(tokens)[0])(tokens)
+    assert first == int(np.argmax(np.asarray(logits)[0, -1]))
 
 
 def test_full_attention_is_refused() -> None:

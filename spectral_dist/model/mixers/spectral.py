@@ -23,7 +23,6 @@ from spectral_dist.array_typing import Array, Float, Float32
 from spectral_dist.mesh import local
 from spectral_dist.model.filters import FilterBank, balanced_poles
 from spectral_dist.model.kernels import kernels_run
-from spectral_dist.model.kernels.spectral import spectral_kernel
 from spectral_dist.model.kernels.spectral_plan import kernel_takes
 from spectral_dist.model.layers import fan_in, parameter, rms_norm
 from spectral_dist.settings import ModelConfig, SpectralConfig
@@ -217,7 +216,7 @@ class SpectralMixer(nnx.Module):
         assert settings.tau_max is not None
         bank = balanced_poles(poles, settings.tau_min, settings.tau_max)
         self.form = choose_form(settings, bank)
-        self.kernel = partial(spectral_kernel, bank=bank, group=model.head_dim)
+        self.bank = bank
         self.kernels = model.kernels
         self.in_kernel = settings.form == "chunked" and kernel_takes(poles, width, model.head_dim)
         # For a single token (generation) the recurrent form has the fewest FLOPs.
@@ -316,6 +315,8 @@ class SpectralMixer(nnx.Module):
         skip_D: Float32[Array, " D"],
     ) -> tuple[Float[Array, "B T D"], SpectralState]:
         """Mix as `_mix` does, by the GPU kernels of kernels/spectral.py."""
+        # Here, because loading Pallas takes a third of a second that no CPU needs.
+        from spectral_dist.model.kernels.spectral import spectral_kernel
 
         def reference(
             p: jax.Array, conv: jax.Array, poles: jax.Array, *weights: jax.Array
@@ -323,12 +324,14 @@ class SpectralMixer(nnx.Module):
             mixed, after = self._mix(p, SpectralState(conv, poles), *weights)
             return mixed, after.poles
 
-        mixed_BTD, poles = self.kernel(
+        mixed_BTD, poles = spectral_kernel(
             projected_BT3D,
             state,
             taps_K3D,
             coefficients_ND,
             skip_D,
+            bank=self.bank,
+            group=self.shape[3],
             reference=reference,
         )
         before = (self._start(projected_BT3D) if state is None else state).conv

@@ -16,7 +16,6 @@ from flax import nnx
 from spectral_dist.array_typing import Array, Float
 from spectral_dist.mesh import local, platform
 from spectral_dist.model.kernels import kernels_run
-from spectral_dist.model.kernels.window import window_kernel
 from spectral_dist.model.mixers.attention import (
     AT_KEY,
     AT_QUERY,
@@ -178,6 +177,9 @@ def window_attention_on_gpu(
       state: what came before; None at the start of a sequence, which then costs nothing.
       window: W.
     """
+    # Here, because loading Pallas takes a third of a second that no CPU needs.
+    from spectral_dist.model.kernels.window import window_kernel
+
     time, first, keys, values = query.shape[1], None, key, value
     if state is not None:
         keys = jnp.concatenate([state.keys, key], axis=1)
