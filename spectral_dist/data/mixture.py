@@ -1,6 +1,6 @@
 """The mixture of datasets: which sequences a step sees, and batches prefetched to the devices.
 
-Owns the order of the data. Sequence (a, b) of step s has the global index s*A*B + a*B + b. (Where a
+Sequence (a, b) of step s has the global index s*A*B + a*B + b. (Where a
 resumed run has another A*B, it counts on from the index that was reached.) The content is a
 function of (seed, index) alone, whatever the mesh and the number of processes. Knows nothing of the
 model or of the training loop. Read `TrainSequences` first, then `token_batches`.
@@ -8,131 +8,20 @@ model or of the training loop. Read `TrainSequences` first, then `token_batches`
 Shapes: A micro-batches, B sequences of a micro-batch (global), T seq_len, R sequences read at once.
 """
 
-import bisect
-import functools
 import os
 import queue
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, cast
 
 import grain
 import jax
 import numpy as np
-from grain.python import DatasetSelectionMap
 
+from spectral_dist.data.order import DatasetOrder, MixtureOrder
 from spectral_dist.data.tokens import TokenFile
-
-# Weights are rounded to this many parts, that is to one in a million.
-_PARTS = 1 << 20
-# With fewer windows the order of a dataset is kept in memory (see `_SmallWindows`).
-_FEW_WINDOWS = 1 << 13
-
-
-class _Windows:
-    """A Grain source: the starts of the windows of one dataset."""
-
-    def __init__(self, dataset: int, count: int, seq_len: int) -> None:
-        self._dataset, self._count, self._seq_len = dataset, count, seq_len
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        # seq_len apart, T + 1 long: the last target of a window is the first input of the next.
-        return self._dataset, int(index) * self._seq_len
-
-    def __repr__(self) -> str:
-        return f"_Windows(dataset={self._dataset}, count={self._count})"
-
-
-class _SmallWindows(_Windows):
-    """A Grain source: the windows of a small dataset, epoch after epoch, each in a new order."""
-
-    # Grain's shuffle steps through at least 65,536 numbers to find one below the count: 2.2 ms a
-    # sequence for 40 windows, 43 us for 20,000. An order kept in memory takes 17 us.
-
-    def __init__(self, dataset: int, count: int, seq_len: int, seed: int) -> None:
-        super().__init__(dataset, count, seq_len)
-        # Sorts raw numbers: only those are the same in every version of numpy. Two epochs are kept,
-        # since batches that are read ahead cross from one into the next.
-        self._order = functools.lru_cache(maxsize=2)(
-            lambda epoch: np.argsort(
-                np.random.Philox(key=[seed, epoch]).random_raw(count), kind="stable"
-            )
-        )
-
-    def __len__(self) -> int:
-        return self._count << 40  # without end, for all that a run can reach
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        epoch, place = divmod(int(index), self._count)
-        return super().__getitem__(self._order(epoch)[place])
-
-
-class _Shares:
-    """Which dataset the k-th sequence of a phase comes from, and its index there.
-
-    After any number of sequences each dataset has its share, to within one for each dataset.
-    """
-
-    # `MapDataset.mix` of Grain cuts every share to a hundredth of the smallest one: 0.7 and 0.3
-    # become 233 and 100 parts, and 0.3 and 0.1 may become 299 and 100.
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        # A dataset of weight 0 gets no part, any other at least one.
-        self._parts = [max(1, round(w * _PARTS)) if w > 0 else 0 for w in weights]
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        # One dataset after the other: of the first k sequences that are left, floor(k * rest /
-        # remaining) belong to the later datasets and the others to this one. Integers throughout: a
-        # float would lose exactness after 2**53 parts.
-        remaining = sum(self._parts)
-        low, high = index, index + 1
-        for dataset, parts in enumerate(self._parts):
-            rest = remaining - parts
-            next_low, next_high = low * rest // remaining, high * rest // remaining
-            if next_low == next_high:
-                return dataset, low - next_low
-            low, high, remaining = next_low, next_high, rest
-        raise AssertionError("the last dataset takes every sequence that is left")
-
-    def taken(self, count: int) -> list[int]:
-        """Return how many of the first `count` sequences come from each dataset."""
-        remaining, left, taken = sum(self._parts), count, []
-        for parts in self._parts:
-            rest = remaining - parts
-            others = left * rest // remaining if remaining else 0
-            taken.append(left - others)
-            left, remaining = others, rest
-        return taken
-
-
-class _Phases(DatasetSelectionMap):
-    """Weights that change with the phase; each dataset continues where the last phase stopped."""
-
-    def __init__(self, phases: Sequence[tuple[int, Sequence[float]]]) -> None:
-        self._firsts = [first for first, _ in phases]
-        assert self._firsts[0] == 0
-        assert self._firsts == sorted(set(self._firsts)), "phases begin one after the other"
-        self._shares = [_Shares(weights) for _, weights in phases]
-        # How many sequences of each dataset the earlier phases took. `_Shares.taken` computes it,
-        # so that random access need not go through them.
-        self._offsets = [[0] * len(phases[0][1])]
-        for shares, (first, after) in zip(self._shares, pairwise(self._firsts), strict=False):
-            taken = shares.taken(after - first)
-            self._offsets.append([o + t for o, t in zip(self._offsets[-1], taken, strict=True)])
-
-    def __len__(self) -> int:
-        return 1 << 62
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        phase = bisect.bisect_right(self._firsts, index) - 1
-        dataset, place = self._shares[phase][index - self._firsts[phase]]
-        return dataset, self._offsets[phase][dataset] + place
 
 
 class TrainSequences:
@@ -165,33 +54,31 @@ class TrainSequences:
         self._descriptors = [self._descriptor(file) for file in files]
         # A dataset of weight 0 in all phases may be too short for a window: it is left out.
         used = [any(weights[i] > 0 for _, weights in phases) for i in range(len(files))]
-        datasets = [
-            self._windows(number, file, seq_len, seed)
+        orders = [
+            self._dataset_order(number, file, seq_len, seed)
             for number, file in enumerate(files)
             if used[number]
         ]
+        self._numbers = np.flatnonzero(used)  # of the datasets that are left, among all
         shares = [
             (first, [w for w, use in zip(weights, used, strict=True) if use])
             for first, weights in phases
         ]
-        self._starts = grain.MapDataset.select_from_datasets(datasets, _Phases(shares))
+        self._order = MixtureOrder(orders, shares)
 
     @staticmethod
-    def _windows(number: int, file: TokenFile, seq_len: int, seed: int) -> Any:
-        """Return the starts of one dataset's windows, epoch after epoch, in its own order."""
+    def _dataset_order(number: int, file: TokenFile, seq_len: int, seed: int) -> DatasetOrder:
+        """Return one dataset's own order of its windows."""
         count = (len(file.train) - 1) // seq_len
         if not 1 <= count < 2**32:
             raise ValueError(
                 f"{file.path}: {count:,} windows of seq_len={seq_len} tokens; must be at least"
                 " 1 and below 2**32"
             )
-        # A hash, not seed + number: Grain adds the epoch to the seed, so that one dataset would
+        # A hash, not seed + number: the epoch is added to the seed, so that one dataset would
         # repeat the orders of the next, an epoch later.
         order = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        if count < _FEW_WINDOWS:
-            return grain.MapDataset.source(_SmallWindows(number, count, seq_len, order))
-        windows = grain.MapDataset.source(_Windows(number, count, seq_len))
-        return windows.shuffle(seed=order).repeat()
+        return DatasetOrder(count, order)
 
     def _descriptor(self, file: TokenFile) -> int | None:
         """Open a .bin for read-ahead advice to the system; None if the system takes none."""
@@ -204,7 +91,7 @@ class TrainSequences:
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Read sequences by their global index.
 
         Args:
@@ -217,21 +104,28 @@ class TrainSequences:
         size = self._seq_len + 1
         item = self._dtype.itemsize
         tokens = np.empty((len(indices), size), self._dtype)
-        starts = [self.start(index) for index in indices]
+        datasets, starts = self.starts(indices)
+        places = list(zip(datasets.tolist(), starts.tolist(), strict=True))
         # Ask the system for all before touching the first: from a cold disk (T = 2048) 20 us a
         # sequence, and 527 us one after the other.
-        for dataset, start in starts:
+        for dataset, start in places:
             descriptor = self._descriptors[dataset]
             if descriptor is not None:
                 advice = os.POSIX_FADV_WILLNEED
                 os.posix_fadvise(descriptor, start * item, size * item, advice)
-        for place, (dataset, start) in enumerate(starts):
-            tokens[place] = self._tokens[dataset][start : start + size]
+        for row, (dataset, start) in zip(tokens, places, strict=True):
+            row[:] = self._tokens[dataset][start : start + size]
         return tokens
 
-    def start(self, index: int) -> tuple[int, int]:
-        """Return the dataset of a sequence, and where it begins in the training part."""
-        return cast(tuple[int, int], self._starts[int(index)])
+    def starts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the dataset of each sequence and where it begins in the training part; int64 [R].
+
+        Args:
+          indices: R indices, each at least 0.
+        """
+        dataset, window = self._order.windows(np.asarray(indices, np.int64))
+        # seq_len apart, T + 1 long: the last target of a window is the first input of the next.
+        return self._numbers[dataset], window * self._seq_len
 
 
 @dataclass(frozen=True)
@@ -275,18 +169,21 @@ def token_batches(
     """
     assert prefetch_steps >= 1
     place = _Placement(sequences, (accum_steps, batch_size), sharding)
+    size = accum_steps * batch_size
+    batches = grain.MapDataset.range(start_step, steps).map(
+        lambda step: place.batch(step, start_sequence + (step - start_step) * size)
+    )
     ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
     free = threading.Semaphore(prefetch_steps)
     stop = threading.Event()
 
     def produce() -> None:
         try:
-            for step in range(start_step, steps):
+            for index in range(steps - start_step):
                 free.acquire()
                 if stop.is_set():
                     return
-                done = (step - start_step) * accum_steps * batch_size
-                ready.put(place.batch(step, start_sequence + done))
+                ready.put(batches[index])
             ready.put(None)
         except BaseException as error:  # else the consumer would wait for ever
             ready.put(error)
@@ -321,7 +218,7 @@ class _Placement:
         self._place = np.where(mine, np.cumsum(mine).reshape(shape) - 1, -1)
 
     def batch(self, step: int, first: int) -> Batch:
-        read = self._sequences.read([first + int(number) for number in self._numbers])
+        read = self._sequences.read(first + self._numbers)
 
         def pick(index: Any) -> np.ndarray:
             return read[self._place[index[:2]]][..., index[2]]

@@ -98,7 +98,10 @@ def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) 
     settings: dict[str, Any] = {"end": 0, "temperature": 0.0, "key": jax.random.key(1)}
     for length in (300, 290, 4):
         prompt = bytes(range(32, 92)) * 5
-        assert len(list(sample(SPEC, params, list(prompt[:length]), max_new_tokens=9, **settings))) == 9
+        assert (
+            len(list(sample(SPEC, params, list(prompt[:length]), max_new_tokens=9, **settings)))
+            == 9
+        )
     assert advances == [(1, 256), (1, 16), (1, 1)]
     assert sizes[0]
     assert all(size == sizes[0] for size in sizes)
