@@ -75,9 +75,12 @@ class SpectralConfig:
     conv_width: Int = positive(
         4, "taps of the short convolution, in tokens", resume="same", compiled=True
     )
-    # On a CPU take 32: 23.8 ms against 217 (mixer alone, forward and gradient, 8 x 512 x 256), as
-    # XLA's CPU compiler lowers the batched product of 128 differently.
-    chunk_size: Int = positive(128, "tokens in a chunk of the chunked form", compiled=True)
+    chunk_size: Int | None = positive(
+        None,
+        "tokens in a chunk of the chunked form (default: 32 on a CPU, 128 elsewhere; the kernels of"
+        " a GPU have their own)",
+        compiled=True,
+    )
     form: Literal["chunked", "fft", "recurrent"] = setting(
         "chunked",
         "how training computes the spectral mixer",
