@@ -21,6 +21,7 @@ from rich.table import Table
 
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.model.filters import balanced_poles
+from spectral_dist.model.kernels.norm import residual_norm_kernel
 from spectral_dist.model.kernels.spectral import spectral_kernel
 from spectral_dist.model.kernels.spectral_plan import Plan
 from spectral_dist.model.kernels.window import Tiles, window_kernel
@@ -127,6 +128,25 @@ def spectral_case(batch: int, time: int, dim: int, dtype: Any, chunk: int) -> Ca
     return Case(name, arrays, xla, kernels)
 
 
+def norm_case(batch: int, time: int, dim: int, dtype: Any) -> Case:
+    """Return the comparison of the sum into the residual stream and its norm."""
+    arrays = (
+        _draw(0, (batch, time, dim), dtype),
+        _draw(1, (batch, time, dim), dtype),
+        1 + 0.3 * _draw(2, (dim,), jnp.float32),
+    )
+
+    def xla(x: jax.Array, delta: jax.Array, scale: jax.Array) -> jax.Array:
+        total = x + delta
+        return jnp.concatenate([total, rms_norm(total) * scale.astype(dtype)[None, None]], -1)
+
+    def kernel(x: jax.Array, delta: jax.Array, scale: jax.Array) -> jax.Array:
+        return jnp.concatenate(residual_norm_kernel(x, delta, scale), -1)
+
+    name = f"norm {batch}x{time}x{dim} {jnp.dtype(dtype).name}"
+    return Case(name, arrays, xla, {"default": kernel})
+
+
 def _both(function: Function) -> Callable[..., tuple[jax.Array, ...]]:
     """Return a function of (gradient of the output, arrays) -> output and every gradient."""
 
@@ -169,15 +189,18 @@ def compare(case: Case) -> Iterator[tuple[str, str, float, float, str]]:
 
 
 def cases() -> Iterator[Case]:
-    """Yield the comparisons: exact in float32, then the presets' shapes in bfloat16."""
+    """Yield the comparisons: the presets' shapes in bfloat16, then exact ones in float32."""
     f32, bf16 = jnp.float32, jnp.bfloat16
-    yield window_case(2, 640, 4, 64, 200, f32)
-    yield window_case(2, 512, 4, 128, 128, f32)
-    yield spectral_case(2, 520, 128, f32, 64)
-    yield window_case(16, 2048, 8, 64, 512, bf16)
+    yield norm_case(16, 2048, 512, bf16)
+    yield norm_case(32, 2048, 1024, bf16)
     yield spectral_case(16, 2048, 512, bf16, 128)
+    yield window_case(16, 2048, 8, 64, 512, bf16)
     yield spectral_case(32, 2048, 1024, bf16, 64)
     yield spectral_case(1, 65536, 512, bf16, 128)
+    yield norm_case(2, 512, 512, f32)
+    yield spectral_case(2, 520, 128, f32, 64)
+    yield window_case(2, 640, 4, 64, 200, f32)
+    yield window_case(2, 512, 4, 128, 128, f32)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,14 +19,13 @@ from spectral_dist.planning.hardware import GPU_NAMES
 
 GIB = 2**30
 # Preset, and the flags that put it on other devices than its own. The batch of a step, batch_size x
-# accum_steps, is the same in all rows of a preset. Level 2 on one L4 needs micro-batches of 8: with
-# its own 32 it takes 50 GiB.
+# accum_steps, is the same in all rows of a preset: 8 sequences of a micro-batch on each device.
 ROWS = (
     ("level1", ()),
     ("level2", ("--mesh=1x1x1", "--batch_size=8", "--accum_steps=16")),
     ("level2", ()),
-    ("level3", ("--mesh=1x8x1",)),
-    ("level3", ("--mesh=2x8x1",)),
+    ("level3", ("--mesh=1x8x1", "--batch_size=64", "--accum_steps=4")),
+    ("level3", ("--mesh=2x8x1", "--batch_size=128", "--accum_steps=2")),
     ("level3", ()),
 )
 LEVELS = tuple(dict.fromkeys(level for level, _ in ROWS))

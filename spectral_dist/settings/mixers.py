@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 from pydantic.dataclasses import dataclass
 
-from spectral_dist.settings.declare import STRICT, Float, Int, positive, setting
+from spectral_dist.settings.declare import STRICT, Float, Int, not_negative, positive, setting
 from spectral_dist.settings.sections import MeshConfig, ModelConfig
 
 
@@ -75,10 +75,10 @@ class SpectralConfig:
     conv_width: Int = positive(
         4, "taps of the short convolution, in tokens", resume="same", compiled=True
     )
-    chunk_size: Int | None = positive(
-        None,
-        "tokens in a chunk of the chunked form (default: 32 on a CPU, 128 elsewhere; the kernels of"
-        " a GPU have their own)",
+    chunk_size: Int = not_negative(
+        0,
+        "tokens in a chunk of the chunked form; 0: 32 on a CPU and 128 elsewhere (the kernels of a"
+        " GPU have their own)",
         compiled=True,
     )
     form: Literal["chunked", "fft", "recurrent"] = setting(

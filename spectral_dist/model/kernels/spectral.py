@@ -88,10 +88,6 @@ def spectral_kernel(
         return out[:, front:], last
     tail = time % plan.chunk
     whole = time - tail
-    # Of a segment, whole chunks: a sequence that goes on is cut at a power of two of them.
-    segments = plan.segments(rows, whole)
-    while whole % (plan.chunk * segments):
-        segments //= 2
     conv, poles = before
     if not whole:
         return reference(p_BT3D, conv, poles, *weights)
@@ -172,6 +168,7 @@ class _Call:
         self.plan, self.interpret, self.group = plan, interpret, group
         groups = self.dim // group
         segments = plan.segments(self.batch * groups, self.time)
+        # Of a segment, whole chunks: a sequence that goes on is cut at a power of two of them.
         while self.time % (plan.chunk * segments):
             segments //= 2
         self.grid = (self.batch, groups, segments)
