@@ -218,7 +218,7 @@ class SpectralLM(nnx.Module):
         """Return whether the blocks are compiled one after another instead of as one loop."""
         if self.unroll == "auto":
             return platform() == "cpu" and self.num_layers <= _UNROLLED_LAYERS
-        return self.unroll == "on"
+        return self.unroll == "all"
 
     def init_state(self, batch: int) -> State:
         """Return the state before the first token, for generation; its size is constant.

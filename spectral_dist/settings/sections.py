@@ -239,9 +239,9 @@ class ModelConfig:
     compute_dtype: Literal["bfloat16", "float32"] = setting(
         "bfloat16", "dtype of the operands of matrix products", compiled=True
     )
-    unroll: Literal["auto", "on", "off"] = setting(
+    unroll: Literal["auto", "all", "none"] = setting(
         "auto",
-        "compile the blocks of layers one after another (on) or as one loop (off); auto unrolls a"
+        "which blocks of layers are compiled one after another in place of one loop; auto: all of a"
         " shallow model on a CPU",
         compiled=True,
     )

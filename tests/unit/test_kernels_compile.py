@@ -13,10 +13,13 @@ from spectral_dist.model.filters import balanced_poles
 from spectral_dist.model.kernels.spectral import spectral_kernel
 from spectral_dist.model.kernels.spectral_plan import Plan, Walk, plan_for
 from spectral_dist.model.kernels.window import window_kernel
-from spectral_dist.planning.compile import cuda_plugin, described_mesh
+from spectral_dist.planning.compile import abstract_batch, cuda_plugin, described_mesh
 from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.hlo.costs import flops, uncounted_calls
 from spectral_dist.planning.hlo.parse import executed, parse
+from spectral_dist.settings import from_flat, resolve
+from spectral_dist.training.state import abstract_state
+from spectral_dist.training.step import make_train_step
 
 pytestmark = pytest.mark.skipif(cuda_plugin() is None, reason="needs the CUDA compiler plugin")
 
@@ -110,3 +113,19 @@ def test_they_compile_for_an_h100() -> None:
     assert "spectral_backward" in _spectral("h100", False, 16, 512).as_text()
     assert "window_backward_keys" in _window("h100", False, 4, 8, 4, 128).as_text()
     assert plan_for("NVIDIA H100 80GB HBM3") != plan_for("NVIDIA L4") == Plan()
+
+
+def test_a_training_step_on_a_mesh_has_them_on_local_shards() -> None:
+    """Channels and heads over tensor, sequences over fsdp: half of each on a device."""
+    values = {"mesh": "1x2x2", "hidden_dim": 256, "num_layers": 3, "mlp_dim": 256, "window": 64}
+    values |= {"seq_len": 128, "batch_size": 4, "accum_steps": 1, "remat": "none"}
+    config = resolve(from_flat(values))
+    mesh = described_mesh(find_gpu("l4"), (1, 2, 2), 4)
+    with jax.set_mesh(mesh):
+        step = make_train_step(config, mesh)
+        text = step.lower(abstract_state(config, mesh), abstract_batch(config, mesh)).compile()
+    calls = [line for line in str(text.as_text()).splitlines() if "gpu.triton" in line]
+    for name in ("spectral_forward", "spectral_backward", "window_forward", "norm_backward"):
+        assert any(f'name = "{name}' in line for line in calls), name
+    assert any("bf16[2,128,3,128]" in line for line in calls)  # half of 4 sequences, 256 channels
+    assert any("bf16[2,128,2,64]" in line for line in calls)  # half of 4 heads

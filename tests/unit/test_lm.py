@@ -217,3 +217,21 @@ def test_pieces_give_the_whole_at_64_times_the_training_length() -> None:
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=0, atol=1e-4 * scale)
     for mine, other in zip(jax.tree.leaves(state), jax.tree.leaves(last), strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_unrolled_blocks_are_the_loop(remat: str) -> None:
+    """The loss and its gradients; also where activations are computed again."""
+    tokens_BT = _tokens(2, 20)
+
+    def results(unroll: str) -> Any:
+        config = _config(7, unroll=unroll, remat=remat)
+
+        def loss(params: Any, tokens_BT: jax.Array) -> jax.Array:
+            return jnp.sum(jax.nn.logsumexp(_model(config, params)(tokens_BT)[0], axis=-1))
+
+        return _jit(jax.value_and_grad(loss))(_params(_config(7)), tokens_BT)
+
+    loop, unrolled = results("none"), results("all")
+    for a, b in zip(jax.tree.leaves(loop), jax.tree.leaves(unrolled), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
