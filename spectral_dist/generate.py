@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
-    if len(times) > 2:  # the first two compile
+    if len(times) > 2:  # those before may have compiled
         each = (times[-1] - times[1]) / sum(sizes[2:])
         sys.stderr.write(f"{sum(sizes)} bytes, {each * 1e3:.1f} ms a byte\n")
     return 0
