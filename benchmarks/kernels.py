@@ -106,11 +106,13 @@ def spectral_case(batch: int, time: int, dim: int, dtype: Any, chunk: int) -> Ca
     def reference(
         p: jax.Array, conv: jax.Array, poles: jax.Array, *weights: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        qkv, _ = causal_convolution(p, conv, weights[0])
-        u = qkv[:, :, 1] * qkv[:, :, 2]
+        q, k, v = (
+            causal_convolution(p[:, :, j], conv[:, :, j], weights[0][:, j]) for j in range(3)
+        )
+        u = k * v
         y, poles = mix_chunked(u, poles, *weights[1:], bank=bank, chunk_size=chunk)
         normed = rms_norm(y.reshape(*y.shape[:2], -1, group)).reshape(y.shape)
-        return qkv[:, :, 0] * normed, poles
+        return q * normed, poles
 
     def xla(p: jax.Array, *weights: jax.Array) -> jax.Array:
         conv = jnp.zeros((batch, 3, 3, dim), dtype)

@@ -7,6 +7,7 @@ its mirror image in the backward pass), and the sums of the parameters' gradient
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -141,7 +142,8 @@ def core(name: str, config: Config) -> tuple[Any, Any, Any, Any]:
         filled: Any = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
         state = WindowState(past, past, filled)
         at_state = WindowState(heads, heads, ("batch",))  # type: ignore[arg-type]
-        return window_attention, (*qkv, state), (*(heads,) * 3, at_state), (heads, at_state)
+        windowed = partial(window_attention, window=config.mixers.window.window, block_size=T)
+        return windowed, (*qkv, state), (*(heads,) * 3, at_state), (heads, at_state)
     mixer = SpectralMixer(config.model, config.mixers.spectral, nnx.Rngs(params=jax.random.key(0)))
     inner = ("batch", "time", "branches", "channels")
     at_poles = ("batch", "poles", "channels")
@@ -150,7 +152,7 @@ def core(name: str, config: Config) -> tuple[Any, Any, Any, Any]:
     weights = (array(TAPS, 3, D), array(POLES, D), array(D))
     at_weights = (("taps", "branches", "channels"), ("poles", "channels"), ("channels",))
     return (
-        mixer._mix_local,
+        mixer._mix,
         (array(ROWS, T, 3, D), state, *weights),
         (inner, at_state, *at_weights),
         (("batch", "time", "channels"), at_state),

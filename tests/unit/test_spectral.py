@@ -86,22 +86,20 @@ def test_the_search_for_gathers_finds_one() -> None:
 
 @pytest.mark.parametrize("time", [1, 9])
 def test_short_convolution_is_its_sum(time: int) -> None:
-    x, before, taps = _draw(2, time, 3, 5), _draw(2, 3, 3, 5, seed=1), _draw(4, 3, 5, seed=2)
-    y, after = _jit(causal_convolution)(x, before, taps)
+    x, before, taps = _draw(2, time, 5), _draw(2, 3, 5, seed=1), _draw(4, 5, seed=2)
+    y = _jit(causal_convolution)(x, before, taps)
     padded = np.concatenate([before, x], axis=1)
     expected = np.zeros(x.shape)
     for t in range(time):
         for k in range(4):
             expected[:, t] += np.asarray(taps)[k] * padded[:, t + 3 - k]
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(after, padded[:, -3:])
 
 
 def test_short_convolution_of_one_tap_needs_no_past() -> None:
-    x, taps = _draw(2, 4, 3, 5), _draw(1, 3, 5, seed=2)
-    y, after = causal_convolution(x, jnp.zeros((2, 0, 3, 5)), taps)
+    x, taps = _draw(2, 4, 5), _draw(1, 5, seed=2)
+    y = causal_convolution(x, jnp.zeros((2, 0, 5)), taps)
     np.testing.assert_allclose(y, x * taps[None], rtol=1e-6)
-    assert after.shape == (2, 0, 3, 5)
 
 
 def _naive_mixer(mixer: SpectralMixer, x_BTD: np.ndarray) -> np.ndarray:

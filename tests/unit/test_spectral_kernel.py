@@ -32,11 +32,11 @@ def _arrays(
 def _reference(
     bank: Any, group: int, p: jax.Array, conv: jax.Array, poles: jax.Array, *weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    qkv, _ = causal_convolution(p, conv, weights[0])
-    u = qkv[:, :, 1] * qkv[:, :, 2]
+    q, k, v = (causal_convolution(p[:, :, j], conv[:, :, j], weights[0][:, j]) for j in range(3))
+    u = k * v
     y, poles = mix_chunked(u, poles, *weights[1:], bank=bank, chunk_size=16)
     normed = rms_norm(y.reshape(*y.shape[:2], -1, group)).reshape(y.shape)
-    return qkv[:, :, 0] * normed, poles
+    return q * normed, poles
 
 
 def _start(p: jax.Array, poles: int, taps: int) -> tuple[jax.Array, jax.Array]:

@@ -172,28 +172,27 @@ def mix_recurrent(
 
 
 def causal_convolution(
-    x_BT3D: Float[Array, "B T 3 D"],
-    before: Float[Array, "B J 3 D"],
-    taps_K3D: Float32[Array, "K 3 D"],
-) -> tuple[Float[Array, "B T 3 D"], Float[Array, "B J 3 D"]]:
-    """Short causal convolution: each channel with its K taps.
+    x_BTD: Float[Array, "B T D"],
+    before: Float[Array, "B J D"],
+    taps_KD: Float32[Array, "K D"],
+) -> Float[Array, "B T D"]:
+    """Short causal convolution: each channel with its K taps, sum over k of taps[k] x[t - k].
 
     Args:
-      x_BT3D: input.
+      x_BTD: input.
       before: the K - 1 inputs before it.
-      taps_K3D: the first one multiplies the current input.
-
-    Returns:
-      the sum over k of taps[k] x[t - k], and the last K - 1 inputs.
+      taps_KD: the first one multiplies the current input.
     """
-    time, taps = x_BT3D.shape[1], taps_K3D.shape[0]
-    padded = jnp.concatenate([before, x_BT3D], axis=1)
-    weights = taps_K3D.astype(x_BT3D.dtype)
+    time, taps = x_BTD.shape[1], taps_KD.shape[0]
+    padded = jnp.concatenate([before, x_BTD], axis=1)
+    weights = taps_KD.astype(x_BTD.dtype)
     # K shifted products, which the compiler fuses into one pass; K is 4 or so.
-    y_BT3D = sum(
-        padded[:, taps - 1 - k : taps - 1 - k + time] * weights[None, None, k] for k in range(taps)
+    return jnp.asarray(
+        sum(
+            padded[:, taps - 1 - k : taps - 1 - k + time] * weights[None, None, k]
+            for k in range(taps)
+        )
     )
-    return jnp.asarray(y_BT3D), padded[:, time:]
 
 
 def choose_form(settings: SpectralConfig, bank: FilterBank) -> MixForm:
@@ -305,8 +304,13 @@ class SpectralMixer(nnx.Module):
         """Mix between the projections, on one device's shard of sequences and channels."""
         batch, time, _, channels = projected_BT3D.shape
         state = self._start(projected_BT3D) if state is None else state
-        qkv_BT3D, conv = causal_convolution(projected_BT3D, state.conv, taps_K3D)
-        query, key, value = qkv_BT3D[:, :, 0], qkv_BT3D[:, :, 1], qkv_BT3D[:, :, 2]
+        # One after the other: of all three at once a CPU copies the gradient once more, which takes
+        # half as long as the layer's projection.
+        query, key, value = (
+            causal_convolution(projected_BT3D[:, :, j], state.conv[:, :, j], taps_K3D[:, j])
+            for j in range(3)
+        )
+        conv = jnp.concatenate([state.conv, projected_BT3D], axis=1)[:, time:]
         form = self.recurrent if time == 1 else choose_form(self.settings, self.bank)
         y_BTD, poles = form(key * value, state.poles, coefficients_ND, skip_D)
         # Normalised in groups of head_dim channels: each lies on one device, so that no collective
