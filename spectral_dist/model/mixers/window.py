@@ -136,14 +136,23 @@ def _attend_blocks(
     low = max(0, before + start - window + 1)  # the first key that the first query sees
     reach = before + start - low
     blocks = -(-(stop - start) // block)
-    # Zeros fill the last block; their results are cut off at the end.
-    padding = ((0, 0), (0, start + blocks * block - stop), (0, 0), (0, 0))
-    query = jnp.pad(query[:, start:stop], padding)
+    if blocks > 1:  # whole blocks in front, which no query sees the whole of
+        reach = -(-reach // block) * block
+        low = before + start - reach
+    # Zeros fill the last block, and what would lie before the first key: nothing sees them, or
+    # their results are cut off at the end.
+    late = start + blocks * block - stop
+    query = jnp.pad(query[:, start:stop], ((0, 0), (0, late), (0, 0), (0, 0)))
 
     def overlapping(x: jax.Array) -> jax.Array:  # [B M, reach + Q, G, E]: what each block may see
-        x = jnp.pad(x[:, low : before + stop], padding)
-        blocked = [x[:, m * block : m * block + reach + block] for m in range(blocks)]
-        return jnp.stack(blocked, 1).reshape(batch * blocks, reach + block, *x.shape[2:])
+        ends = ((0, 0), (max(0, -low), late), (0, 0), (0, 0))
+        x = jnp.pad(x[:, max(0, low) : before + stop], ends)
+        if blocks == 1:
+            return x
+        cut = x.reshape(batch, -1, block, *x.shape[2:])
+        # A few slices of all blocks, however many there are: one of each would compile for minutes.
+        joined = [cut[:, i : i + blocks] for i in range(reach // block + 1)]
+        return jnp.concatenate(joined, 2).reshape(batch * blocks, reach + block, *x.shape[2:])
 
     at_query, at_key = reach + np.arange(block)[:, None], np.arange(reach + block)[None, :]
     visible = jnp.asarray((at_key <= at_query) & (at_key > at_query - window))[None]
