@@ -41,7 +41,7 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, Any]:
     Raises:
       ValueError: if the attached devices do not make the mesh.
     """
-    mesh = make_mesh(config.mesh.shape)
+    mesh = make_mesh(config.mesh.shape, axes=config.mesh.axes)
     device = mesh.devices.flat[0]
     batch = abstract_batch(config, mesh)
     with jax.set_mesh(mesh):

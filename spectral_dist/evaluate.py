@@ -36,6 +36,14 @@ def make_parser() -> Parser:
     parser.add_argument("--windows", type=int, help="windows for each dataset (default: the run's)")
     parser.add_argument("--batch_size", type=int, default=8, help="sequences at a time")
     parser.add_argument("--mesh", default="1x1x1", help="devices as DATAxFSDPxTENSOR")
+    parser.add_argument(
+        "--sequence_parallel",
+        nargs="?",
+        const="true",
+        default="false",
+        choices=("true", "false"),
+        help="the last number of mesh divides the time of each sequence, for long contexts",
+    )
     parser.add_argument("--json", help="file to write every figure to")
     return parser
 

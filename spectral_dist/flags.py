@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from spectral_dist.command_line import Parser
 from spectral_dist.settings import (
@@ -108,14 +109,13 @@ def make_parser(program: str = "spectral_dist.train", list_flags: Sequence[str] 
 
 
 def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
-    section.add_argument(
-        f"--{setting.name}",
-        dest=setting.name,
-        metavar="|".join(setting.choices) or setting.name.rpartition(".")[2].upper(),
-        help=_help(setting),
-    )
+    # The name alone turns a switch on.
+    switch = {"nargs": "?", "const": "true"} if setting.field.annotation is bool else {}
+    metavar = "|".join(setting.choices) or setting.name.rpartition(".")[2].upper()
+    given: dict[str, Any] = {"dest": setting.name, "metavar": metavar, **switch}
+    section.add_argument(f"--{setting.name}", help=_help(setting), **given)
     if setting.path != setting.name:  # the dotted path works too, but --help lists each once
-        section.add_argument(f"--{setting.path}", dest=setting.name, help=argparse.SUPPRESS)
+        section.add_argument(f"--{setting.path}", help=argparse.SUPPRESS, **given)
 
 
 def _help(setting: Setting) -> str:
@@ -126,4 +126,5 @@ def _help(setting: Setting) -> str:
     if default is None or default == ():
         return text
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    shown = str(shown).lower() if isinstance(shown, bool) else shown
     return f"{text} (default: {shown})"

@@ -91,6 +91,7 @@ def load_run(
     checkpoint_dir: str | PathLike[str] = "checkpoints",
     checkpoint: str | int = "checkpoint_0",
     mesh: Mesh | str = "1x1x1",
+    sequence_parallel: bool = False,
 ) -> LoadedRun:
     """Load a checkpoint of a run, read-only.
 
@@ -100,14 +101,17 @@ def load_run(
       checkpoint: checkpoint_0 (latest), checkpoint_1 (previous) or a step.
       mesh: the mesh to load it onto, which need not be the one of training: a `Mesh`, or its
         shape as DATAxFSDPxTENSOR; by default the first device.
+      sequence_parallel: whether the last number of the shape divides time, for long sequences.
 
     Raises:
       ValueError: if there is no such run or checkpoint, or it cannot be read.
     """
     if isinstance(mesh, str):
-        shape = MeshConfig(mesh=mesh).shape
+        settings = MeshConfig(mesh=mesh, sequence_parallel=sequence_parallel)
+        shape = settings.shape
         # One device out of many is what a notebook wants; any other shape must use all of them.
-        mesh = make_mesh(shape, jax.devices()[:1] if shape == (1, 1, 1) else None)
+        devices = jax.devices()[:1] if shape == (1, 1, 1) else None
+        mesh = make_mesh(shape, devices, settings.axes)
     keep_compilations("auto", warnings.warn)
     folder = _run_folder(run, checkpoint_dir)
     step = resolve(folder, str(checkpoint))

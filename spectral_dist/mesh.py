@@ -1,8 +1,8 @@
 """The device mesh, and the sharding rules from logical axes to mesh axes.
 
 Parameters and activations name each dimension by a logical axis. `RULES` maps these to the mesh
-axes data, fsdp and tensor. Only the training step names a mesh axis elsewhere: it all-reduces over
-`data`. Knows nothing of the model. Read `RULES`, then `partition_spec`.
+axes data, fsdp, and tensor or sequence. Only the training step names a mesh axis elsewhere: it
+all-reduces over `data`. Knows nothing of the model. Read `RULES`, then `partition_spec`.
 """
 
 import math
@@ -18,22 +18,26 @@ Axes = tuple[str, ...]  # the logical axes of an array, one for each dimension
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Logical axis -> the mesh axes that divide it; none means that it is whole on every device.
+# Logical axis -> the mesh axes that divide it; none means that it is whole on every device. A mesh
+# has tensor or sequence, and a mesh axis that it does not have divides nothing.
 RULES: dict[str, tuple[str, ...]] = {
-    # activations; time is whole, so that a mixer needs no collective
+    # activations; where time is whole, a mixer needs no collective (model/sequence.py)
     "batch": ("data", "fsdp"),
-    "time": (),
+    "time": ("sequence",),
     "width": (),
-    # the long dimensions of matrices: one over fsdp, the other over tensor
-    "embed": ("fsdp",),
+    # tokens as they are fed (T + 1), and the few that a mixer keeps: not to be divided
+    "tokens": (),
+    # the long dimensions of matrices: one over fsdp, the other over tensor. Shards of time share
+    # the parameters as shards of the batch do.
+    "embed": ("fsdp", "sequence"),
     "channels": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     # vectors and thin matrices have one long dimension only: it takes both mesh axes. Tensor comes
     # first: gathering over fsdp then leaves the contiguous channels that a tensor shard works on.
-    "thin_channels": ("tensor", "fsdp"),
-    "norm": ("fsdp",),
+    "thin_channels": ("tensor", "fsdp", "sequence"),
+    "norm": ("fsdp", "sequence"),
     # short dimensions: whole on every device
     "layers": (),
     "vocab": (),
@@ -44,14 +48,19 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Return the mesh of the attached devices with the axes data, fsdp and tensor.
+def make_mesh(
+    shape: tuple[int, int, int],
+    devices: Sequence[Any] | None = None,
+    axes: tuple[str, str, str] = MESH_AXES,
+) -> Mesh:
+    """Return the mesh of the attached devices.
 
     The only place where devices are counted.
 
     Args:
       shape: sizes of the three mesh axes.
       devices: what to build it from; all attached devices if None.
+      axes: their names, as `MeshConfig.axes` says.
 
     Raises:
       ValueError: if the product of the sizes is not the number of devices.
@@ -64,8 +73,8 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None)
             f" for example --mesh=1x{len(devices)}x1"
         )
     # Auto: the compiler chooses shardings between our constraints. Neighbours in the list share a
-    # host, so the last mesh axis, tensor, gets the fastest links.
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # host, so the last mesh axis gets the fastest links.
+    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def partition_spec(
@@ -87,7 +96,7 @@ def partition_spec(
     parts: list[tuple[str, ...] | None] = []
     for axis, size in zip(axes, shape, strict=True):
         # Those of size 1 divide nothing: without them a spec is the same on more meshes.
-        over = tuple(mesh_axis for mesh_axis in RULES[axis] if mesh_shape[mesh_axis] > 1)
+        over = tuple(mesh_axis for mesh_axis in RULES[axis] if mesh_shape.get(mesh_axis, 1) > 1)
         for mesh_axis in over:
             if mesh_axis in used:
                 raise ValueError(
@@ -204,6 +213,20 @@ def local(function: Callable[P, R], in_axes: Any, out_axes: Any) -> Callable[P, 
         out_specs=specs(out_axes),
         axis_names=allowed,
         check_vma=False,
+    )
+
+
+def whole(function: Callable[..., R], axis: str) -> Callable[..., R]:
+    """Return a function inside of which the mesh divides no dimension along a logical axis.
+
+    The shards along it compute the same, each everything: for what is too short to divide.
+    """
+    over = mesh_axes(axis)
+    if not over:
+        return function
+    everywhere = PartitionSpec()
+    return jax.shard_map(
+        function, in_specs=everywhere, out_specs=everywhere, axis_names=set(over), check_vma=False
     )
 
 

@@ -35,6 +35,7 @@ def score(flags: Namespace) -> None:
         checkpoint_dir=flags.checkpoint_dir,
         checkpoint=flags.checkpoint,
         mesh=flags.mesh,
+        sequence_parallel=flags.sequence_parallel == "true",
     )
     files = open_texts(loaded, flags.data_paths, console)
     config = _config(loaded.config, flags, files)
@@ -80,7 +81,8 @@ def _config(config: Config, flags: Namespace, files: Sequence[TokenFile]) -> Con
     if flags.windows is not None:
         wanted |= {"eval_windows": flags.windows, "extrapolation_windows": flags.windows}
     datasets = [{"name": f.name, "paths": [str(f.path)], "weight": 1 / len(files)} for f in files]
-    wanted |= {"mesh": flags.mesh, "datasets": datasets, "phases": []}
+    wanted |= {"mesh": flags.mesh, "sequence_parallel": flags.sequence_parallel}
+    wanted |= {"datasets": datasets, "phases": []}
     return resolve(from_flat(config.flat() | wanted))
 
 

@@ -104,7 +104,7 @@ class Trainer:
             keep_compilations(config.run.compilation_cache, console.warn)
             with self._explaining(config):
                 config = settle_mesh(config, self._stop, self._processes, console.note)
-                self.mesh = make_mesh(config.mesh.shape, devices)
+                self.mesh = make_mesh(config.mesh.shape, devices, config.mesh.axes)
                 config, self.files = open_datasets(config, console.note, self._processes)
                 self.config = config
                 self.folder = Path(config.run.checkpoint_dir) / config.run.run_name

@@ -54,6 +54,10 @@ class FilterBank:
             power_NN = power_NN @ self.transition_NN
         return out
 
+    def power(self, length: int) -> Float64:
+        """Return A^length, [N, N]: what that many steps without input make of a state."""
+        return np.linalg.matrix_power(self.transition_NN, length)
+
 
 def balanced_poles(num_poles: int, tau_min: float, tau_max: float) -> FilterBank:
     """Return the input-balanced state space of N exponentials with log-spaced time constants.

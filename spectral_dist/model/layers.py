@@ -80,6 +80,7 @@ class ResidualNorm(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
         """Return x + delta (x if that is None), and it normalised and scaled; dtype kept."""
         batch, time, dim = x.shape
+        time //= shards("time")
         if self.kernels == "auto" and kernels_run(time):
             # Here, because loading Pallas takes a third of a second that no CPU needs.
             from spectral_dist.model.kernels.norm import norm_kernel_takes, residual_norm_kernel

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32, Integer
-from spectral_dist.mesh import constrain, platform
+from spectral_dist.mesh import constrain, platform, shards
 from spectral_dist.model.layers import ResidualNorm, RMSNorm, SwiGLU, normal, parameter
 from spectral_dist.model.mixers import MIXERS
 from spectral_dist.params import ModelSpec, make_spec
@@ -176,7 +176,15 @@ class SpectralLM(nnx.Module):
         Args:
           tokens_BT: each in [0, V).
           state: what `init_state` or an earlier call returned; None at the start of a sequence.
+
+        Raises:
+          ValueError: if the mesh divides time into shards that T is no multiple of.
         """
+        if tokens_BT.shape[1] % shards("time"):
+            raise ValueError(
+                f"tokens: {tokens_BT.shape[1]} of them cannot be divided into {shards('time')}"
+                " shards of time; use a mesh without sequence_parallel"
+            )
         # compute_dtype float32 means float32: a GPU would otherwise multiply in TF32.
         precision = "highest" if self.dtype == jnp.float32 else None
         with jax.default_matmul_precision(precision):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_dist.mesh import whole
 from spectral_dist.model.lm import SpectralLM, State
 from spectral_dist.params import ModelSpec, Params
 
@@ -40,7 +41,8 @@ def _advance(spec: ModelSpec[SpectralLM]) -> Any:
         index: jax.Array,
         temperature: jax.Array,
     ) -> tuple[jax.Array, State]:
-        logits_BTV, state = spec.bind(params)(tokens_BT, state)
+        # A single token has no time to divide.
+        logits_BTV, state = whole(lambda p, *x: spec.bind(p)(*x), "time")(params, tokens_BT, state)
         last_V = logits_BTV[0, -1]
         # Without fold_in every draw would use the same noise.
         draw = jax.random.fold_in(key, index)

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.mesh import RULES, make_mesh
 from spectral_dist.planning.hardware import Gpu
-from spectral_dist.settings import Config
+from spectral_dist.settings import MESH_AXES, Config
 from spectral_dist.training.evaluation import sequences_at_once
 from spectral_dist.training.state import TrainState, abstract_state, make_init
 from spectral_dist.training.step import batch_sharding, make_eval_step, make_train_step
@@ -114,16 +114,22 @@ def find_compiler(gpu: Gpu | None) -> Compiler:
     return Compiler("cpu", gpu is None, f"jax {jax.__version__}")
 
 
-def described_mesh(gpu: Gpu | None, shape: tuple[int, int, int], gpus_per_host: int) -> Mesh:
+def described_mesh(
+    gpu: Gpu | None,
+    shape: tuple[int, int, int],
+    gpus_per_host: int,
+    axes: tuple[str, str, str] = MESH_AXES,
+) -> Mesh:
     """Return a mesh of described devices, which need not be attached.
 
-    The mesh axis tensor lies inside a host, then fsdp; data is the first to span hosts.
+    The last mesh axis lies inside a host, then fsdp; data is the first to span hosts.
 
     Args:
       gpu: the kind of all devices; fake CPU devices if None. Without the CUDA plugin fake devices
         stand in for the GPU too.
-      shape: sizes of the mesh axes data, fsdp and tensor.
+      shape: sizes of the mesh axes.
       gpus_per_host: GPUs of one host.
+      axes: their names, as `MeshConfig.axes` says.
 
     Raises:
       ValueError: as `check_hosts` does, or if there are too few fake devices.
@@ -131,8 +137,9 @@ def described_mesh(gpu: Gpu | None, shape: tuple[int, int, int], gpus_per_host: 
     check_hosts(shape, gpus_per_host)
     count = math.prod(shape)
     if gpu is not None and cuda_plugin() is not None:
-        return make_mesh(shape, described_devices(gpu, count // gpus_per_host, gpus_per_host))
-    return make_mesh(shape, fake_devices(count))
+        devices = described_devices(gpu, count // gpus_per_host, gpus_per_host)
+        return make_mesh(shape, devices, axes)
+    return make_mesh(shape, fake_devices(count), axes)
 
 
 def check_hosts(shape: tuple[int, int, int], gpus_per_host: int) -> None:
@@ -147,11 +154,12 @@ def check_hosts(shape: tuple[int, int, int], gpus_per_host: int) -> None:
         raise ValueError(
             f"mesh={text}: its {count} devices do not fill hosts of gpus_per_host={gpus_per_host}"
         )
-    # tensor sums activations in every layer: the network between hosts is too slow for that.
+    # tensor sums activations in every layer, and shards of time wait for each other in every layer:
+    # the network between hosts is too slow for that.
     if gpus_per_host % shape[2]:
         raise ValueError(
-            f"mesh={text}: tensor={shape[2]} must divide gpus_per_host={gpus_per_host}, so that it"
-            " lies inside a host"
+            f"mesh={text}: its last number, {shape[2]}, must divide gpus_per_host={gpus_per_host},"
+            " so that this mesh axis lies inside a host"
         )
 
 

@@ -133,15 +133,15 @@ def audit(found: Sequence[Array], mesh: Mesh) -> None:
     Raises:
       ValueError: names the parameters.
     """
-    # Only these two mesh axes shard parameters; over data every parameter is replicated.
-    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+    # Only over data every parameter is replicated.
+    if mesh.size == mesh.shape["data"]:
         return
     whole = [
         array
         for array in found
         if array.name.startswith("state/")
         and array.bytes >= LARGE_PARAMETER
-        and not re.search("fsdp|tensor", array.spec)
+        and not re.search("fsdp|tensor|sequence", array.spec)
     ]
     if whole:
         names = ", ".join(

@@ -103,6 +103,8 @@ class Setting:
         if self.path == "optimizer.name":  # each optimizer's section allows its own name alone
             return tuple(OPTIMIZER_KINDS)
         kind = self.field.annotation
+        if kind is bool:
+            return ("true", "false")
         return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
     def belongs_to(self, config: Config) -> bool:

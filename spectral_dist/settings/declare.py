@@ -137,6 +137,15 @@ def _read_text(value: Any) -> Any:
     return value
 
 
+def _read_bool(value: Any) -> Any:
+    # YAML 1.1 reads true, on and yes as booleans; a flag gives text.
+    known = {"true": True, "false": False}
+    found = value if isinstance(value, bool) else known.get(str(value).lower())
+    if found is None:
+        raise ValueError("must be true or false")
+    return found
+
+
 def split_list(value: Any) -> Any:
     """Return the items of a list, which a flag gives as text with commas."""
     parts = value.split(",") if isinstance(value, str) else value
@@ -146,6 +155,7 @@ def split_list(value: Any) -> Any:
     return tuple(part for part in parts if part != "")  # "a.txt," is one item
 
 
+Bool = Annotated[bool, BeforeValidator(_read_bool)]
 Int = Annotated[int, BeforeValidator(_read_integer)]
 Float = Annotated[float, BeforeValidator(_read_number)]
 Text = Annotated[str, BeforeValidator(_read_text)]

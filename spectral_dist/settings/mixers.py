@@ -10,7 +10,7 @@ from typing import Literal, cast
 from pydantic.dataclasses import dataclass
 
 from spectral_dist.settings.declare import STRICT, Float, Int, not_negative, positive, setting
-from spectral_dist.settings.sections import MeshConfig, ModelConfig
+from spectral_dist.settings.sections import SEQUENCE, MeshConfig, ModelConfig
 
 
 def check_width(model: ModelConfig) -> int:
@@ -32,7 +32,7 @@ def check_heads(model: ModelConfig, mesh: MeshConfig) -> None:
     Raises:
       ValueError: if heads, key-value heads and the mesh axis `tensor` do not divide each other.
     """
-    count, size, tensor = check_width(model), model.head_dim, mesh.shape[2]
+    count, size, tensor = check_width(model), model.head_dim, mesh.sizes.get("tensor", 1)
     kv_heads = cast(int, model.num_kv_heads)  # derived by now
     if size % 2:  # rotary positions turn pairs of channels
         raise ValueError(f"head_dim={size}: must be even, for rotary positions")
@@ -94,11 +94,11 @@ class SpectralConfig:
         Raises:
           ValueError: names the setting, its value and the rule.
         """
-        groups = check_width(model)
+        groups, tensor = check_width(model), mesh.sizes.get("tensor", 1)
         # A group that is split over devices would need a collective inside the mixer.
-        if groups % mesh.shape[2]:
+        if groups % tensor:
             raise ValueError(
-                f"mesh={mesh.mesh}: tensor={mesh.shape[2]} must divide the {groups} normalised"
+                f"mesh={mesh.mesh}: tensor={tensor} must divide the {groups} normalised"
                 f" groups of hidden_dim={model.hidden_dim} and head_dim={model.head_dim}"
             )
         if cast(float, self.tau_max) <= self.tau_min:
@@ -128,7 +128,16 @@ class AttentionConfig:
     """Full attention, the baseline; it has no settings of its own."""
 
     def check(self, model: ModelConfig, mesh: MeshConfig) -> None:
-        """Check the heads; raises as `check_heads` does."""
+        """Check the heads, and that time is whole.
+
+        Raises:
+          ValueError: as `check_heads` does, or if time is divided.
+        """
+        if mesh.sizes.get(SEQUENCE, 1) > 1:
+            raise ValueError(
+                f"sequence_parallel: mesh={mesh.mesh} divides time, but each token of attention in"
+                f" layer_pattern={model.layer_pattern!r} sees all before it"
+            )
         check_heads(model, mesh)
 
 

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 from spectral_dist.settings.mixers import MixersConfig
-from spectral_dist.settings.sections import AUTO_MESH, MeshConfig
+from spectral_dist.settings.sections import AUTO_MESH, SEQUENCE, MeshConfig
 
 if TYPE_CHECKING:
     from spectral_dist.settings.config import Config
@@ -33,6 +33,13 @@ def check_relations(config: "Config") -> None:
         raise ValueError(
             f"batch_size={data.batch_size}: must be a multiple of data x fsdp = {shards} of"
             f" mesh={mesh.mesh}"
+        )
+    # The kernels of a GPU work in chunks of at most 32 tokens.
+    shards = mesh.sizes.get(SEQUENCE, 1)
+    if shards > 1 and data.seq_len % (32 * shards):
+        raise ValueError(
+            f"seq_len={data.seq_len}: must be a multiple of 32 x {shards} tokens, with"
+            f" sequence_parallel and mesh={mesh.mesh}"
         )
     known = mixer_names()
     for name in model.pattern:

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from spectral_dist.settings.declare import (
     STRICT,
+    Bool,
     Float,
     Int,
     Ints,
@@ -24,6 +25,7 @@ from spectral_dist.settings.declare import (
 )
 
 MESH_AXES = ("data", "fsdp", "tensor")
+SEQUENCE = "sequence"  # the third mesh axis in place of tensor, where it divides time
 AUTO_MESH = "auto"  # the mesh is still to be chosen
 
 
@@ -85,6 +87,23 @@ class MeshConfig:
         daily=True,
         compiled=True,
     )
+    # What crosses between shards of time does not grow with the length of the sequence.
+    sequence_parallel: Bool = setting(
+        False,
+        "sequence parallelism: the last number of mesh divides the time of each sequence, in place"
+        " of the channels",
+        compiled=True,
+    )
+
+    @property
+    def axes(self) -> tuple[str, str, str]:
+        """The names of the mesh axes."""
+        return (*MESH_AXES[:2], SEQUENCE if self.sequence_parallel else MESH_AXES[2])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each mesh axis by its name, in the order of the mesh; raises as `shape`."""
+        return dict(zip(self.axes, self.shape, strict=True))
 
     @property
     def shape(self) -> tuple[int, int, int]:

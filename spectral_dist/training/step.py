@@ -34,7 +34,7 @@ def batch_sharding(config: Config, mesh: Mesh) -> NamedSharding:
     # Over fsdp too: that mesh axis divides the batch as data does, and the parameters as well.
     data = config.data
     shape = (data.accum_steps, data.batch_size, data.seq_len + 1)
-    return sharding(mesh, "the batch", ("layers", "batch", "time"), shape)
+    return sharding(mesh, "the batch", ("layers", "batch", "tokens"), shape)
 
 
 def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:

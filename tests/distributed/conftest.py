@@ -131,7 +131,8 @@ def mesh_of() -> Callable[[Config], Mesh]:
     """Return settings -> their mesh, of the first devices."""
 
     def make(config: Config) -> Mesh:
-        return make_mesh(config.mesh.shape, jax.devices()[: _product(config.mesh.shape)])
+        devices = jax.devices()[: _product(config.mesh.shape)]
+        return make_mesh(config.mesh.shape, devices, config.mesh.axes)
 
     return make
 

@@ -21,6 +21,7 @@ from spectral_dist.model.mixers import MIXERS, spectral
 from spectral_dist.model.mixers.attention import full_attention
 from spectral_dist.model.mixers.spectral import SpectralMixer, SpectralState
 from spectral_dist.model.mixers.window import WindowState, window_attention
+from spectral_dist.model.sequence import WHOLE
 from spectral_dist.params import make_spec
 from spectral_dist.settings import Config
 
@@ -152,7 +153,7 @@ def core(name: str, config: Config) -> tuple[Any, Any, Any, Any]:
     weights = (array(TAPS, 3, D), array(POLES, D), array(D))
     at_weights = (("taps", "branches", "channels"), ("poles", "channels"), ("channels",))
     return (
-        mixer._mix,
+        partial(mixer._mix, WHOLE),
         (array(ROWS, T, 3, D), state, *weights),
         (inner, at_state, *at_weights),
         (("batch", "time", "channels"), at_state),

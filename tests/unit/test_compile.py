@@ -124,7 +124,7 @@ def test_tensor_lies_inside_a_host_and_data_across() -> None:
     ("shape", "per_host", "text"),
     [
         ((1, 6, 1), 4, "mesh=1x6x1: its 6 devices do not fill hosts of gpus_per_host=4"),
-        ((1, 1, 8), 4, "mesh=1x1x8: tensor=8 must divide gpus_per_host=4"),
+        ((1, 1, 8), 4, "mesh=1x1x8: its last number, 8, must divide gpus_per_host=4"),
         ((16, 1, 1), 4, "16 devices are wanted, but XLA made 8"),
     ],
 )

@@ -221,7 +221,7 @@ SHARES = ["beta1", "beta2", "final_lr_fraction", "decay_fraction", "validation_f
 def test_every_number_has_a_range() -> None:
     numbers = {n for n, s in SETTINGS.items() if s.traits.flag != "" and s.field.metadata}
     texts = {"run_name", "checkpoint_dir", "compilation_cache", "mesh", "layer_pattern"}
-    texts |= {"wandb_project", "eval_lengths"}
+    texts |= {"wandb_project", "eval_lengths", "sequence_parallel"}
     assert set(POSITIVE) | set(NOT_NEGATIVE) | set(SHARES) == numbers - texts
 
 

@@ -24,6 +24,7 @@ EXPECTED = {
     "batch": ("data", "fsdp"),
     "time": None,
     "width": None,
+    "tokens": None,
     "embed": ("fsdp",),
     "channels": ("tensor",),
     "heads": ("tensor",),
@@ -38,6 +39,23 @@ EXPECTED = {
     "poles": None,
     "head": None,
 }
+
+
+IN_TIME = {"data": 2, "fsdp": 2, "sequence": 2}
+# What differs on a mesh that divides time: nothing is divided over tensor, which it has not.
+EXPECTED_IN_TIME = {
+    "time": ("sequence",),
+    "embed": ("fsdp", "sequence"),
+    "thin_channels": ("fsdp", "sequence"),
+    "norm": ("fsdp", "sequence"),
+    **dict.fromkeys(("channels", "heads", "kv_heads", "mlp")),
+}
+
+
+@pytest.mark.parametrize("axis", EXPECTED)
+def test_a_rule_places_its_axis_where_time_is_divided(axis: str) -> None:
+    expected = (EXPECTED | EXPECTED_IN_TIME)[axis]
+    assert partition_spec("p", (axis,), (8,), IN_TIME) == PartitionSpec(expected)
 
 
 def test_every_rule_has_a_place() -> None:
@@ -188,4 +206,4 @@ def test_local_sums_the_gradient_of_what_every_shard_shares() -> None:
 def test_no_rule_is_dead() -> None:
     """Every mesh axis is used by a rule, and every rule names mesh axes only."""
     used = {mesh_axis for over in mesh_module.RULES.values() for mesh_axis in over}
-    assert used == {"data", "fsdp", "tensor"}
+    assert used == {"data", "fsdp", "tensor", "sequence"}

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spectral_dist.mesh import local, make_mesh
 from spectral_dist.model.filters import balanced_poles
 from spectral_dist.model.kernels.spectral import spectral_kernel
 from spectral_dist.model.kernels.spectral_plan import Plan, Walk, kernel_takes
 from spectral_dist.model.layers import rms_norm
 from spectral_dist.model.mixers.spectral import causal_convolution, mix_chunked
+from spectral_dist.model.sequence import time_shards
 
 POLES, TAPS, GROUP = 4, 4, 16
 ONE = Plan(Walk(16, 4, 4), Walk(16, 2, 4), programs=1)  # a sequence is one segment
@@ -136,3 +138,31 @@ def test_bfloat16_is_no_worse_than_the_xla_form() -> None:
         )
         assert a.dtype == b.dtype
         assert ours <= 1.1 * theirs
+
+
+@pytest.mark.parametrize("plan", [ONE, SEGMENTS])
+@pytest.mark.parametrize("count", [2, 4])
+def test_shards_of_time_are_the_whole(count: int, plan: Plan) -> None:
+    mesh = make_mesh((1, 1, count), jax.devices()[:count], ("data", "fsdp", "sequence"))
+    p, *weights, dout = _arrays(256 * count)
+    bank = balanced_poles(POLES, 0.5, 40.0)
+    row = ("batch", "time", "branches", "channels")
+
+    def shard(p: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        settings = {"bank": bank, "group": GROUP, "reference": _never, "plan": plan}
+        return spectral_kernel(p, None, *weights, **settings, across=across, interpret=True)
+
+    with jax.set_mesh(mesh):
+        across = time_shards()
+        assert across.count == count
+        form = local(
+            shard,
+            (row, ("taps", "branches", "channels"), ("poles", "channels"), ("channels",)),
+            (("batch", "time", "channels"), ("batch", "poles", "channels")),
+        )
+        found = jax.jit(partial(_results, form))(p, *weights, dout)
+    _compare(found, _results(_forms(ONE)[1], p, *weights, dout))
+
+
+def _never(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    raise AssertionError("the kernels have a gradient of their own")

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.experimental.pallas.triton as plgpu
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 
 from spectral_dist.array_typing import Array, Float, Float32
@@ -28,6 +27,7 @@ from spectral_dist.model.kernels.spectral_walk import (
     inflow_kernel,
     reversed_inflow_kernel,
 )
+from spectral_dist.model.sequence import WHOLE, TimeShards
 
 _NEARLY_EXACT = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 
@@ -51,6 +51,7 @@ def spectral_kernel(
     bank: FilterBank,
     group: int,
     reference: Reference,
+    across: TimeShards = WHOLE,
     plan: Plan | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T D"], Float32[Array, "B N D"]]:
@@ -70,44 +71,73 @@ def spectral_kernel(
       reference: computes the same without kernels. It stands in for the gradient where a sequence
         does not begin at its start or its last state is used, and for the last few tokens after
         whole chunks of a sequence that goes on.
+      across: how time is divided; T is then that of a shard, in whole chunks. It passes on what
+        comes before a shard, and the gradient.
       plan: how the kernels are cut; None for the best one known.
       interpret: whether to run without a GPU, slowly.
 
     Returns:
       the mixed values in p's dtype, and the state of the bank after the last token.
     """
-    plan, time = plan or plan_for(device_kind()), p_BT3D.shape[1]
+    plan = plan or plan_for(device_kind())
     weights = _Weights(taps_K3D, coefficients_ND, skip_D)
-    rows = p_BT3D.shape[0] * p_BT3D.shape[3] // group
-    call = partial(_mixer, bank, group, reference, plan, interpret)
-    if before is None:
-        # Zeros in front of the start change neither the state nor the convolution.
-        front = -time % (plan.chunk * plan.segments(rows, time))
-        p = jnp.pad(p_BT3D, ((0, 0), (front, 0), (0, 0), (0, 0)))
-        out, last = call()(p, None, weights)
-        return out[:, front:], last
-    tail = time % plan.chunk
-    whole = time - tail
+    mix = partial(_mixer, bank, group, reference, across, plan, interpret)
+    if across.axes:
+        assert p_BT3D.shape[1] % plan.chunk == 0, "settings/relations.py has a rule for it"
+        out, last = mix()(p_BT3D, before, weights)
+        return out, across.of_last(last)
+    if before is not None:
+        return _going_on(mix(), reference, plan.chunk, p_BT3D, before, weights)
+    # Zeros in front of the start change neither the state nor the convolution.
+    batch, time, _, channels = p_BT3D.shape
+    front = -time % (plan.chunk * plan.segments(batch * channels // group, time))
+    p = jnp.pad(p_BT3D, ((0, 0), (front, 0), (0, 0), (0, 0)))
+    out, last = mix()(p, None, weights)
+    return out[:, front:], last
+
+
+def _going_on(
+    mix: Callable[..., tuple[jax.Array, jax.Array]],
+    reference: Reference,
+    chunk: int,
+    p_BT3D: jax.Array,
+    before: tuple[jax.Array, jax.Array],
+    weights: _Weights,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the output and the last state of a sequence that goes on: whole chunks by kernels."""
     conv, poles = before
+    whole = p_BT3D.shape[1] // chunk * chunk
     if not whole:
         return reference(p_BT3D, conv, poles, *weights)
-    joined = jnp.concatenate([conv, p_BT3D], axis=1)
-    out, poles = call()(p_BT3D[:, :whole], (conv, poles), weights)
-    if tail:
-        more, poles = reference(
-            p_BT3D[:, whole:], joined[:, whole : whole + conv.shape[1]], poles, *weights
-        )
+    out, after = mix(p_BT3D[:, :whole], (conv, poles), weights)
+    if whole < p_BT3D.shape[1]:
+        joined = jnp.concatenate([conv, p_BT3D], axis=1)
+        conv = joined[:, whole : whole + conv.shape[1]]
+        more, after = reference(p_BT3D[:, whole:], conv, after, *weights)
         out = jnp.concatenate([out, more], axis=1)
-    return out, poles
+    return out, after
 
 
 def _mixer(
-    bank: FilterBank, group: int, reference: Reference, plan: Plan, interpret: bool
+    bank: FilterBank,
+    group: int,
+    reference: Reference,
+    across: TimeShards,
+    plan: Plan,
+    interpret: bool,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Return mix(p, before, weights), which has a gradient, for whole chunks."""
 
     def call(p: jax.Array, before: Any, weights: _Weights) -> "_Call":
-        return _Call(bank, group, plan, interpret, p, before, weights)
+        if across.axes:
+            conv, poles = start(p, weights) if before is None else before
+            before = across.before(p, conv), poles
+        return _Call(bank, group, across, plan, interpret, p, before, weights)
+
+    def start(p: jax.Array, weights: _Weights) -> tuple[jax.Array, jax.Array]:
+        size = (p.shape[0], bank.drive_N.size, p.shape[3])
+        conv = jnp.zeros((p.shape[0], weights.taps.shape[0] - 1, *p.shape[2:]), p.dtype)
+        return conv, jnp.zeros(size, jnp.float32)
 
     @jax.custom_vjp
     def mix(p: jax.Array, before: Any, weights: _Weights) -> tuple[jax.Array, jax.Array]:
@@ -122,17 +152,13 @@ def _mixer(
         return (out, last), (p, before, weights, y)
 
     def plain(p: jax.Array, before: Any, weights: _Weights) -> tuple[jax.Array, jax.Array]:
-        if before is None:
-            size = (p.shape[0], bank.drive_N.size, p.shape[3])
-            conv = jnp.zeros((p.shape[0], weights.taps.shape[0] - 1, *p.shape[2:]), p.dtype)
-            before = (conv, jnp.zeros(size, jnp.float32))
-        return reference(p, *before, *weights)
+        return reference(p, *(start(p, weights) if before is None else before), *weights)
 
     def backward(saved: Any, gradients: Any) -> tuple[Any, Any, Any]:
         p, before, weights, y = saved
         dout, dlast = gradients
         unused = isinstance(dlast, jax.custom_derivatives.SymbolicZero)
-        if before is None and unused and not _is_zero(dout):
+        if before is None and unused and not _is_zero(dout):  # the first shard's start
             return call(p, before, weights).backward(y, dout)
         _, pull = jax.vjp(plain, p, before, weights)
         return pull(tuple(_dense(g) for g in gradients))
@@ -156,6 +182,7 @@ class _Call:
         self,
         bank: FilterBank,
         group: int,
+        across: TimeShards,
         plan: Plan,
         interpret: bool,
         p: jax.Array,
@@ -163,6 +190,7 @@ class _Call:
         weights: _Weights,
     ) -> None:
         """Find the sizes of a call of [B, T, 3, D]; T is whole segments."""
+        self.across = across
         self.batch, self.time, _, self.dim = p.shape
         self.taps, self.poles = weights.taps.shape[0], bank.drive_N.size
         self.plan, self.interpret, self.group = plan, interpret, group
@@ -192,8 +220,9 @@ class _Call:
             for walk in (plan.forward, plan.backward)
         }
         self.bank = bank
-        across = bank.powers(length)[-1] if segments > 1 else np.eye(self.poles)
-        self.across_NN = jnp.asarray(across, jnp.float32)
+        self.segment_NN = jnp.asarray(bank.power(length), jnp.float32)
+        self.shard_NN = jnp.asarray(bank.power(self.time), jnp.float32)
+        self.own = p
         self.p = p if before is None else jnp.concatenate([before[0], p], axis=1)
         zero = jnp.zeros((self.batch, self.poles, self.dim), jnp.float32)
         self.before = zero if before is None else before[1]
@@ -243,15 +272,27 @@ class _Call:
         shape = (self.batch, self.grid[2], self.poles, self.dim)
         return self._segment(jax.ShapeDtypeStruct(shape, jnp.float32))
 
-    def _first_states(self, sums: Callable[[], jax.Array], start: jax.Array) -> jax.Array:
-        """Return the state before each segment [B, M, N, D], from the sum of each and a scan."""
-        if self.grid[2] == 1:
+    def _first_states(
+        self, sums: Callable[[], jax.Array], start: jax.Array, *, reverse: bool
+    ) -> jax.Array:
+        """Return the state before each segment [B, M, N, D], from the sum of each and a scan.
+
+        Args:
+          sums: returns the state after each segment that begins with none.
+          start: the state before the first one, of the first shard.
+          reverse: whether the sequence runs from the last segment to the first.
+        """
+        if self.grid[2] == 1 and not self.across.axes:
             return start[:, None]
+        sums_MBND = sums().swapaxes(0, 1)
 
         def step(state: jax.Array, inflow: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return jnp.einsum("nm,bmd->bnd", self.across_NN, state) + inflow, state
+            return jnp.einsum("nm,bmd->bnd", self.segment_NN, state) + inflow, state
 
-        return jax.lax.scan(step, start, sums().swapaxes(0, 1))[1].swapaxes(0, 1)
+        if self.across.axes:
+            own = jax.lax.scan(step, jnp.zeros_like(start), sums_MBND, reverse=reverse)[0]
+            start, _ = self.across.states(own, start, self.shard_NN, reverse=reverse)
+        return jax.lax.scan(step, start, sums_MBND, reverse=reverse)[1].swapaxes(0, 1)
 
     def forward(self, *, keep: bool) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Return the output, the state after the last token, and y [B, T, D] if it is kept."""
@@ -264,7 +305,7 @@ class _Call:
             name, flops = "spectral_inflow", 2 * self.poles
             return self._run(inflow_kernel, name, inputs, [self._states()], walk, flops)[0]
 
-        first = self._first_states(sums, self.before)
+        first = self._first_states(sums, self.before, reverse=False)
         shape = jax.ShapeDtypeStruct((self.batch, self.time, self.dim), self.p.dtype)
         out = self._rows(shape)
         names = ("states", "carry", "decay", "inflow")
@@ -292,12 +333,10 @@ class _Call:
         def sums() -> jax.Array:
             inputs = [p, taps, c["decay"], c["reversed_inflow"], y_rows, dout_rows]
             name, flops = "spectral_reversed_inflow", 2 * self.poles
-            found = self._run(reversed_inflow_kernel, name, inputs, [self._states()], walk, flops)[
-                0
-            ]
-            return found[:, ::-1]
+            outputs = [self._states()]
+            return self._run(reversed_inflow_kernel, name, inputs, outputs, walk, flops)[0]
 
-        first = self._first_states(sums, jnp.zeros_like(self.before))[:, ::-1]
+        first = self._first_states(sums, jnp.zeros_like(self.before), reverse=True)
         names = ("reversed_states", "reversed_carry", "decay", "reversed_inflow", "up", "after")
         inputs = [
             p,
@@ -316,35 +355,36 @@ class _Call:
 
         edge = (self.batch, segments, walk.chunk, 3, self.dim)
         outputs = [
-            p,
+            self._rows(jax.ShapeDtypeStruct(self.own.shape, self.p.dtype)),
             sums_of(self.taps, 3),
             sums_of(self.poles),
             sums_of(),
             self._segment(jax.ShapeDtypeStruct(edge, self.p.dtype)),
         ]
-        outputs[0] = self._rows(jax.ShapeDtypeStruct(self.p.shape, self.p.dtype))
         # The short convolution's gradient is two products of each chunk, for q, k and v.
         flops = self._bank_flops(walk) + 3 * 2 * 2 * walk.chunk * self.taps
         dp, dtaps, dcoefficients, dskip, edge = self._run(
             backward_kernel, "spectral_backward", inputs, outputs, walk, flops
         )
         dtaps = dtaps.sum((0, 1))
-        if segments > 1:
+        if segments > 1 or self.across.axes:
             dp, more = self._across_edges(dp, edge)
             dtaps += more
         return dp, None, _Weights(dtaps, dcoefficients.sum((0, 1)), dskip.sum((0, 1)))
 
     def _across_edges(self, dp: jax.Array, edge: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Add what the first tokens of a segment owe to the last inputs of the one before.
+        """Add what the first tokens of a segment or shard owe to the last inputs of the one before.
 
         Returns:
           dp, and what is missing in the gradient of the taps.
         """
         f32, rows = jnp.float32, self.taps - 1
         taps = self.weights.taps.astype(dp.dtype).astype(f32)
-        first = edge[:, 1:, :rows].astype(f32)
+        # The last segment's follower is the next shard's first; after the last shard, zeros.
+        follower = self.across.after(edge[:, :1, :rows])
+        first = jnp.concatenate([edge[:, 1:, :rows], follower], axis=1).astype(f32)
         shape = (self.batch, self.grid[2], self.length, 3, self.dim)
-        last = self.p.reshape(shape)[:, :-1, -rows:].astype(f32)
+        last = self.own.reshape(shape)[:, :, -rows:].astype(f32)
         missing, dtaps = [jnp.zeros_like(first[:, :, 0])] * rows, [jnp.zeros(taps.shape[1:], f32)]
         for k in range(1, self.taps):
             # Token i of a segment takes input rows + i - k of the last ones of the one before.
@@ -353,8 +393,8 @@ class _Call:
                 missing[rows + i - k] += first[:, :, i] * taps[None, None, k]
             pairs = (first[:, :, i] * last[:, :, rows + i - k] for i in reached)
             dtaps.append(jnp.sum(sum(pairs), axis=(0, 1)))
-        late = dp.reshape(shape)[:, :-1, -rows:].astype(f32) + jnp.stack(missing, axis=2)
-        dp = dp.reshape(shape).at[:, :-1, -rows:].set(late.astype(dp.dtype)).reshape(dp.shape)
+        late = dp.reshape(shape)[:, :, -rows:].astype(f32) + jnp.stack(missing, axis=2)
+        dp = dp.reshape(shape).at[:, :, -rows:].set(late.astype(dp.dtype)).reshape(dp.shape)
         return dp, jnp.stack(dtaps)
 
 

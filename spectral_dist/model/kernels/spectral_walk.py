@@ -279,7 +279,7 @@ def _convolution_backward(
     shifted = shifted.reshape(now.shape[0], at.taps, at.chunk)
     weights = taps_ref[:, j, :].astype(dtype).astype(f32).T
     dp_ref[here, j, :] = jnp.sum(shifted * weights[:, :, None], axis=1).astype(dtype).T
-    rows = p_ref[here, j, :].astype(f32).T
+    rows = p_ref[pl.ds(start + at.before, at.chunk), j, :].astype(f32).T
     dtaps_ref[:, j, :] += jnp.sum(shifted * rows[:, None, :], axis=2).T
     return now
 

@@ -12,7 +12,7 @@ may come in pieces. Read `mix_chunked` first, then `SpectralMixer`.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from spectral_dist.model.filters import FilterBank, balanced_poles
 from spectral_dist.model.kernels import kernels_run
 from spectral_dist.model.kernels.spectral_plan import kernel_takes
 from spectral_dist.model.layers import fan_in, parameter, rms_norm
+from spectral_dist.model.sequence import TimeShards, time_shards
 from spectral_dist.settings import ModelConfig, SpectralConfig
 
 _CHUNK = 128  # tokens, where a chunk's products are fast
@@ -211,11 +212,28 @@ def choose_chunk(settings: SpectralConfig) -> int:
     return settings.chunk_size or {"cpu": 32}.get(platform(), _CHUNK)
 
 
+def in_shards(form: MixForm, across: TimeShards, bank: FilterBank) -> MixForm:
+    """Return a form of computation for a shard of time; the state comes from the shards before."""
+    if not across.axes:
+        return form
+
+    def run(u_BTD: jax.Array, start_BND: jax.Array, *weights: jax.Array) -> Any:
+        # Twice, but of the first only the sums into the state are used, and the compiler finds them
+        # in the second again.
+        _, sums_BND = form(u_BTD, jnp.zeros_like(start_BND), *weights)
+        across_NN = _constant(bank.power(u_BTD.shape[1]))
+        before_BND, last_BND = across.states(sums_BND, start_BND, across_NN)
+        return form(u_BTD, before_BND, *weights)[0], last_BND
+
+    return run
+
+
 class SpectralMixer(nnx.Module):
     """The mixer: q * group_norm(spectral convolution of k * v), between two dense projections.
 
-    Sharding: channels over tensor from the first projection to the last; everything between runs on
-    local shards. The one all-reduce comes after w_out.
+    Sharding: channels over tensor, or time over sequence, from the first projection to the last;
+    everything between runs on local shards. The one all-reduce comes after w_out; between shards of
+    time only states and the short convolution's inputs cross.
     """
 
     def __init__(self, model: ModelConfig, settings: SpectralConfig, rngs: nnx.Rngs) -> None:
@@ -278,10 +296,12 @@ class SpectralMixer(nnx.Module):
         dtype = x_BTD.dtype
         projected = jnp.einsum("btd,dkc->btkc", x_BTD, self.w_in[...].astype(dtype))
         inner = ("batch", "time", "branches", "channels")
-        at_state = SpectralState._make((inner, ("batch", "poles", "channels")))
-        kernels = self.kernels == "auto" and kernels_run(x_BTD.shape[1])
+        conv = ("batch", "tokens", "branches", "channels")
+        at_state = SpectralState._make((conv, ("batch", "poles", "channels")))
+        across = time_shards()
+        kernels = self.kernels == "auto" and kernels_run(x_BTD.shape[1] // across.count)
         mixed_BTD, state = local(
-            self._mix_by_kernel if kernels and self.in_kernel else self._mix,
+            partial(self._mix_by_kernel if kernels and self.in_kernel else self._mix, across),
             (
                 inner,
                 None if state is None else at_state,
@@ -295,24 +315,28 @@ class SpectralMixer(nnx.Module):
 
     def _mix(
         self,
+        across: TimeShards,
         projected_BT3D: Float[Array, "B T 3 D"],
         state: SpectralState | None,
         taps_K3D: Float32[Array, "K 3 D"],
         coefficients_ND: Float32[Array, "N D"],
         skip_D: Float32[Array, " D"],
     ) -> tuple[Float[Array, "B T D"], SpectralState]:
-        """Mix between the projections, on one device's shard of sequences and channels."""
+        """Mix between the projections, on one device's shard of sequences, channels and time."""
         batch, time, _, channels = projected_BT3D.shape
         state = self._start(projected_BT3D) if state is None else state
+        before = across.before(projected_BT3D, state.conv)
         # One after the other: of all three at once a CPU copies the gradient once more, which takes
         # half as long as the layer's projection.
         query, key, value = (
-            causal_convolution(projected_BT3D[:, :, j], state.conv[:, :, j], taps_K3D[:, j])
+            causal_convolution(projected_BT3D[:, :, j], before[:, :, j], taps_K3D[:, j])
             for j in range(3)
         )
-        conv = jnp.concatenate([state.conv, projected_BT3D], axis=1)[:, time:]
+        conv = across.of_last(jnp.concatenate([before, projected_BT3D], axis=1)[:, time:])
         form = self.recurrent if time == 1 else choose_form(self.settings, self.bank)
-        y_BTD, poles = form(key * value, state.poles, coefficients_ND, skip_D)
+        y_BTD, poles = in_shards(form, across, self.bank)(
+            key * value, state.poles, coefficients_ND, skip_D
+        )
         # Normalised in groups of head_dim channels: each lies on one device, so that no collective
         # is needed.
         group = self.shape[3]
@@ -321,6 +345,7 @@ class SpectralMixer(nnx.Module):
 
     def _mix_by_kernel(
         self,
+        across: TimeShards,
         projected_BT3D: Float[Array, "B T 3 D"],
         state: SpectralState | None,
         taps_K3D: Float32[Array, "K 3 D"],
@@ -334,7 +359,7 @@ class SpectralMixer(nnx.Module):
         def reference(
             p: jax.Array, conv: jax.Array, poles: jax.Array, *weights: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            mixed, after = self._mix(p, SpectralState(conv, poles), *weights)
+            mixed, after = self._mix(across, p, SpectralState(conv, poles), *weights)
             return mixed, after.poles
 
         mixed_BTD, poles = spectral_kernel(
@@ -346,9 +371,11 @@ class SpectralMixer(nnx.Module):
             bank=self.bank,
             group=self.shape[3],
             reference=reference,
+            across=across,
         )
         before = (self._start(projected_BT3D) if state is None else state).conv
-        conv = jnp.concatenate([before, projected_BT3D], axis=1)[:, projected_BT3D.shape[1] :]
+        joined = jnp.concatenate([across.before(projected_BT3D, before), projected_BT3D], axis=1)
+        conv = across.of_last(joined[:, projected_BT3D.shape[1] :])
         return mixed_BTD, SpectralState(conv, poles)
 
     def _start(self, projected_BT3D: Float[Array, "B T 3 D"]) -> SpectralState:

@@ -5,6 +5,7 @@ of the sequence, and no absolute position enters. Read `window_attention` first.
 On a GPU kernels compute the same (kernels/window.py).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -23,10 +24,13 @@ from spectral_dist.model.mixers.attention import (
     attend,
     rotate,
 )
+from spectral_dist.model.sequence import TimeShards, time_shards
 from spectral_dist.settings import ModelConfig, WindowConfig
 
 # Queries of a block, by platform; W on others. Small blocks see fewer keys in vain.
 _BLOCKS = {"cpu": 128}
+
+Form = Callable[..., tuple[jax.Array, "WindowState"]]
 
 
 class WindowState(NamedTuple):
@@ -42,6 +46,12 @@ class WindowState(NamedTuple):
     filled: jax.Array
 
 
+def _empty(key: Float[Array, "B T G E"], window: int) -> WindowState:
+    """Return the state at the start of a sequence with such keys."""
+    empty = jnp.zeros((key.shape[0], window, *key.shape[2:]), key.dtype)
+    return WindowState(empty, empty, jnp.zeros((key.shape[0],), jnp.int32))
+
+
 def following_state(
     key: Float[Array, "B T G E"],
     value: Float[Array, "B T G E"],
@@ -49,10 +59,8 @@ def following_state(
     window: int,
 ) -> WindowState:
     """Return the state after T more keys and values."""
-    batch, time = key.shape[:2]
-    if state is None:
-        empty = jnp.zeros((batch, window, *key.shape[2:]), key.dtype)
-        state = WindowState(empty, empty, jnp.zeros((batch,), jnp.int32))
+    time = key.shape[1]
+    state = _empty(key, window) if state is None else state
     return WindowState(
         jnp.concatenate([state.keys, key], axis=1)[:, time:],
         jnp.concatenate([state.values, value], axis=1)[:, time:],
@@ -200,6 +208,31 @@ def window_attention_on_gpu(
     return mixed, following_state(key, value, state, window)
 
 
+def in_shards(form: Form, across: TimeShards, window: int) -> Form:
+    """Return a form of window attention for a shard of time.
+
+    The state before a shard is the last W keys and values of the shards before it.
+
+    Args:
+      form: a function of query, key, value and state, for whole sequences.
+      across: how time is divided.
+      window: W.
+    """
+    if not across.axes:
+        return form
+
+    def run(
+        query: jax.Array, key: jax.Array, value: jax.Array, state: WindowState | None
+    ) -> tuple[jax.Array, WindowState]:
+        start = _empty(key, window) if state is None else state
+        filled = jnp.minimum(start.filled + across.index() * key.shape[1], window)
+        keys, values = across.before(key, start.keys), across.before(value, start.values)
+        mixed, after = form(query, key, value, WindowState(keys, values, filled))
+        return mixed, jax.tree.map(across.of_last, after)
+
+    return run
+
+
 class WindowAttention(GroupedQueryAttention):
     """Sliding window attention, a mixer of the hybrid pattern."""
 
@@ -229,12 +262,15 @@ class WindowAttention(GroupedQueryAttention):
           state: what came before, or None at the start of a sequence.
         """
         query, key, value = self.project(x_BTD)
-        at_state = WindowState._make((AT_KEY, AT_KEY, ("batch",)))
-        form = partial(window_attention, block_size=_BLOCKS.get(platform(), self.window))
-        if self.kernels == "auto" and kernels_run(query.shape[1]):
-            form = window_attention_on_gpu
+        across = time_shards()
+        cached = ("batch", "tokens", "kv_heads", "head")
+        at_state = WindowState._make((cached, cached, ("batch",)))
+        block = _BLOCKS.get(platform(), self.window)
+        form = partial(window_attention, window=self.window, block_size=block)
+        if self.kernels == "auto" and kernels_run(query.shape[1] // across.count):
+            form = partial(window_attention_on_gpu, window=self.window)
         mixed, state = local(
-            partial(form, window=self.window),
+            in_shards(form, across, self.window),
             (AT_QUERY, AT_KEY, AT_KEY, None if state is None else at_state),
             (AT_QUERY, at_state),
         )(query, key, value, state)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spectral_dist.planning.hlo.parse import Computation, HloProgram, Instruction, executed
-from spectral_dist.settings import MESH_AXES, Config
+from spectral_dist.settings import Config
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -301,7 +301,8 @@ def lower_bound(config: Config, devices_per_host: int, parameters: int) -> tuple
       A row for each kind, with `count` the passes over all parameters, or the activations reduced.
     """
     mesh_shape = mesh_sizes(config)
-    data, fsdp, tensor = config.mesh.shape
+    data, fsdp, last = config.mesh.shape
+    tensor, shared = (1, last) if config.mesh.sequence_parallel else (last, 1)
     micro, width = config.data.accum_steps, 2 if config.model.compute_dtype == "bfloat16" else 4
     held = parameters / tensor
     sequences = config.data.batch_size / (data * fsdp)
@@ -310,15 +311,18 @@ def lower_bound(config: Config, devices_per_host: int, parameters: int) -> tuple
     reductions = 4 * config.model.num_layers * micro
     needed = [
         # Weights for the forward and again for the backward pass of every micro-batch.
-        ("all-gather", "fsdp", 2 * micro, held * width),
-        ("reduce-scatter", "fsdp", micro, held * width),
+        ("all-gather", "fsdp", 2 * micro, held / shared * width),
+        ("reduce-scatter", "fsdp", micro, held / shared * width),
+        # Shards of time share the weights too; the states between them are next to nothing.
+        ("all-gather", "sequence", 2 * micro, held * width),
+        ("reduce-scatter", "sequence", micro, held * width),
         # Once a step, after gradient accumulation, and in float32, in which it accumulates.
-        ("all-reduce", "data", 1, held / fsdp * 4),
+        ("all-reduce", "data", 1, held / fsdp / shared * 4),
         ("all-reduce", "tensor", reductions, activations),
     ]
     table = []
     for kind, mesh_axis, count, payload in needed:
-        size = mesh_shape[mesh_axis]
+        size = mesh_shape.get(mesh_axis, 1)
         if size > 1:
             sent = (2 if kind == "all-reduce" else 1) * (size - 1) / size * payload
             crosses = rings_per_host(axis_groups(mesh_shape, mesh_axis), devices_per_host) > 0
@@ -328,7 +332,7 @@ def lower_bound(config: Config, devices_per_host: int, parameters: int) -> tuple
 
 def mesh_sizes(config: Config) -> MeshShape:
     """Return the size of each mesh axis of a run, in the order of the mesh."""
-    return dict(zip(MESH_AXES, config.mesh.shape, strict=True))
+    return config.mesh.sizes
 
 
 def axis_groups(mesh_shape: MeshShape, mesh_axis: str) -> Groups:

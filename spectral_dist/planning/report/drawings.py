@@ -13,7 +13,6 @@ from functools import cached_property
 from spectral_dist.outputs.report.scales import LIGHT, tick_text, ticks
 from spectral_dist.planning.hlo.collectives import Groups, MeshShape, axis_groups
 from spectral_dist.planning.memory import GIB, MIB
-from spectral_dist.settings import MESH_AXES
 
 MOST_GPUS = 512  # further GPUs are counted, not drawn: a page of thousands of boxes is slow
 _IN_A_ROW = 8  # GPUs side by side, as many as a usual host has
@@ -26,6 +25,7 @@ _UNITS = (("GiB", GIB, 2), ("MiB", MIB, 1), ("KiB", 2**10, 1), ("B", 1, 0))
 MESH_AXIS_WORDS = {
     "data": "copies the model; gradients are summed over it once a step",
     "fsdp": "shards parameters and optimizer; weights are gathered for each use",
+    "sequence": "splits the time of each sequence; states and the last window cross in every layer",
     "tensor": "splits channels, heads and the MLP; activations are summed in every layer",
 }
 
@@ -221,7 +221,7 @@ def mesh_drawing(
 
 def used_axes(mesh_shape: MeshShape) -> list[str]:
     """Return the mesh axes of size above 1, in the order of the mesh."""
-    return [mesh_axis for mesh_axis in MESH_AXES if mesh_shape[mesh_axis] > 1]
+    return [mesh_axis for mesh_axis, size in mesh_shape.items() if size > 1]
 
 
 def _hosts(

@@ -127,7 +127,7 @@ def build_report(
     """
     gpu = None if gpu_name == CPU else find_gpu(gpu_name)
     usable = gpu.memory_bytes if usable is None and gpu is not None else usable
-    mesh = described_mesh(gpu, config.mesh.shape, gpus_per_host)
+    mesh = described_mesh(gpu, config.mesh.shape, gpus_per_host, config.mesh.axes)
     hosts = mesh.size // gpus_per_host
     found = arguments(config, mesh)
     audit(found, mesh)  # before the compilations, which take a minute

@@ -117,7 +117,8 @@ def saved_bytes(config: Config) -> int:
     # at best divided.
     inputs = model.num_layers * data.seq_len * model.hidden_dim * width
     everything = _saved_per_sequence(model_spec(config), data.seq_len, config.optimizer.z_loss)
-    return sequences * (inputs + max(0, everything - inputs) // sizes["tensor"])
+    divided = inputs + max(0, everything - inputs) // sizes.get("tensor", 1)
+    return sequences * divided // sizes.get("sequence", 1)
 
 
 @functools.lru_cache
@@ -211,7 +212,7 @@ def kernel_floor(measured: float, of: Config, other: Config, shapes: Shapes, rat
     # micro-batches: there the work itself is less, or in fewer pieces.
     covers = (
         of.model.remat == other.model.remat
-        and others["tensor"] % sizes["tensor"] == 0
+        and others.get("tensor", 1) % sizes.get("tensor", 1) == 0
         and other.data.accum_steps >= micro
     )
     if not covers:
@@ -219,9 +220,9 @@ def kernel_floor(measured: float, of: Config, other: Config, shapes: Shapes, rat
     # Two things become less all the same, and are subtracted. First, tensor divides the reads of
     # the weights, which on other mesh axes every device reads whole.
     less = 0.0
-    if others["tensor"] > sizes["tensor"]:
+    if others.get("tensor", 1) > sizes.get("tensor", 1):
         width = 2 if of.model.compute_dtype == "bfloat16" else _FLOAT32
-        less += micro * _WEIGHT_PASSES * shapes.size / sizes["tensor"] * width
+        less += micro * _WEIGHT_PASSES * shapes.size / sizes.get("tensor", 1) * width
     # Second, a larger fsdp x tensor divides the update and the sums of the gradients.
     divided = max(0, shapes.local_bytes(sizes) - shapes.local_bytes(others))
     less += (micro * _SUM_PASSES + 2 * shapes.copies + _NORM_PASSES) * divided

@@ -65,7 +65,7 @@ def _trial(gpu: Gpu | None, usable: int | None, most: int) -> Callable[[Config],
     def try_one(config: Config) -> tuple[int, int]:
         assert usable is not None, "a remedy is looked for where there is a limit"
         count = math.prod(config.mesh.shape)
-        mesh = described_mesh(gpu, config.mesh.shape, min(count, most))
+        mesh = described_mesh(gpu, config.mesh.shape, min(count, most), config.mesh.axes)
         added = sum(line.bytes for line in runtime_lines(gpu, config)) if gpu else 0
         peak = sum(array.bytes for array in arguments(config, mesh))
         # Where the state alone is too large, compiling says nothing more.

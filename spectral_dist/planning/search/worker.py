@@ -37,7 +37,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         assert memory in gpu.target, "the target says how much memory the device has"
         unlimited = gpu.target.replace(memory, f"device_memory_size: {_UNLIMITED_BYTES}")
         gpu = dataclasses.replace(gpu, target=unlimited)
-    mesh = described_mesh(gpu, config.mesh.shape, request["per_host"])
+    mesh = described_mesh(gpu, config.mesh.shape, request["per_host"], config.mesh.axes)
     audit(arguments(config, mesh), mesh)
     programs = []
     for program in itertools.islice(
