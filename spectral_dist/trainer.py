@@ -44,6 +44,7 @@ from spectral_dist.training.failures import explain
 from spectral_dist.training.loop import Progress, train
 from spectral_dist.training.metrics import Record
 from spectral_dist.training.milestones import Figure, Milestones
+from spectral_dist.training.profile import profiled
 from spectral_dist.training.resume import resume
 from spectral_dist.training.state import abstract_state, init_state
 
@@ -133,7 +134,10 @@ class Trainer:
         with stop.interruptible("compiling"):
             # The compiler can take minutes, in which a busy processor is the only sign of life.
             processes.enter("compiling", waits=False)
-            self._train_step = compile_step(config, mesh, abstract, step, console.note)
+            compiled = compile_step(config, mesh, abstract, step, console.note)
+        folder = self.folder / "profile" / f"process_{jax.process_index()}"
+        tracing = (config.run.traced_steps, folder, step, console.note, console.warn)
+        self._train_step = closing.enter_context(profiled(compiled, *tracing))
         self._batches = open_batches(config, self.files, mesh, step, sequence)
         closing.callback(self._batches.close)
         self._evaluation = Evaluation(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: it holds arrays
+@dataclass(frozen=True, eq=False, repr=False)  # it holds arrays
 class FilterBank:
     """A linear state space model with N states and orthonormal impulse responses.
 

@@ -53,6 +53,8 @@ def check_relations(config: "Config") -> None:
     # A warm-up longer than the run would never reach the learning rate that was asked for.
     if (warmup := cast(int, config.optimizer.warmup_steps)) > run.steps:
         raise ValueError(f"warmup_steps={warmup}: must be at most steps={run.steps}")
+    if (traced := run.traced_steps) is not None and traced[-1] > run.steps:
+        raise ValueError(f"profile={run.profile}: must end by steps={run.steps} of the run")
     _check_phases(config)
 
 

@@ -6,6 +6,7 @@ Imports no JAX.
 """
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
@@ -34,6 +35,14 @@ def _one_folder(name: str) -> str:
     if not name or name in (".", "..") or any(c in name for c in "/\\\0\n"):
         raise ValueError("must name one folder")
     return name
+
+
+def _steps_to_trace(text: str) -> str:
+    if text != "off":
+        match = re.fullmatch(r"([1-9][0-9]{0,8}):([1-9][0-9]{0,8})", text, re.ASCII)
+        if match is None or int(match[2]) < int(match[1]):
+            raise ValueError("must be FIRST:LAST, two steps counted from 1, or off")
+    return text
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -70,11 +79,24 @@ class RunConfig:
         " user's cache) or off",
         resume="silent",
     )
+    profile: Annotated[Text, AfterValidator(_steps_to_trace)] = setting(
+        "off",
+        "steps to trace, as FIRST:LAST; the trace is in the run folder, for xprof and Perfetto",
+        resume="silent",
+    )
     # Loading JAX can take a minute on a busy file system; schedulers start hosts one by one.
     start_timeout: Float = positive(300.0, "seconds in which all processes must report in")
     hang_timeout: Float = positive(
         600.0, "seconds without progress after which a run counts as hung"
     )
+
+    @property
+    def traced_steps(self) -> range | None:
+        """The steps that `profile` names, counted from 1."""
+        if self.profile == "off":
+            return None
+        first, last = map(int, self.profile.split(":"))
+        return range(first, last + 1)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

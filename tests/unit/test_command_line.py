@@ -216,6 +216,7 @@ def test_help_explains_every_setting_with_its_default() -> None:
         if setting.field.default not in (None, ()):
             value = setting.field.default
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            shown = str(shown).lower() if isinstance(shown, bool) else shown
             text = f"{text} (default: {shown})"
         # argparse breaks lines at hyphens too.
         assert text.replace(" ", "") in words.replace(" ", ""), name

@@ -207,16 +207,9 @@ class _Call:
         precision = jax.lax.Precision.HIGHEST if exact else _NEARLY_EXACT
         length = self.time // segments
         self.length = length
+        sizes = partial(Sizes, poles=self.poles, taps=self.taps, before=rows, length=length)
         self.sizes = {
-            walk: Sizes(
-                walk.chunk,
-                self.poles,
-                min(walk.held, self.poles),
-                self.taps,
-                rows,
-                length,
-                precision,
-            )
+            walk: sizes(chunk=walk.chunk, held=min(walk.held, self.poles), precision=precision)
             for walk in (plan.forward, plan.backward)
         }
         self.bank = bank
