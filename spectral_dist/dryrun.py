@@ -9,10 +9,14 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.flags import load_config
 from spectral_dist.settings import AUTO_MESH, Config
+
+if TYPE_CHECKING:
+    from spectral_dist.planning.hardware import Gpu
 
 DOES_NOT_FIT = 3  # exit code, so that a script can ask before it rents GPUs
 MOST_GPUS_PER_HOST = 8  # of usual servers; --gpus_per_host says otherwise
@@ -34,16 +38,17 @@ def main(argv: Sequence[str]) -> int:
     from spectral_dist.planning.search.choice import Choice, choose, described
     from spectral_dist.planning.search.ranking import start_command
 
+    gpu = described_gpu(flags)
     usable = None if flags.memory_gib is None else int(flags.memory_gib * 2**30)
     # For a given mesh there is nothing to choose: build_report compiles its programs.
     choice = Choice(config, True, [], [])
     if auto:
-        cluster = described(flags.gpu, flags.hosts, flags.gpus_per_host, usable)
+        cluster = described(gpu, flags.hosts, flags.gpus_per_host, usable)
         flags.hosts, flags.gpus_per_host = cluster.hosts, cluster.per_host
         choice = choose(config, cluster, say)  # its programs are compiled, and not compiled again
     report = build_report(
         choice.config,
-        gpu_name=flags.gpu,
+        gpu=gpu,
         gpus_per_host=gpus_per_host(choice.config, flags.hosts, flags.gpus_per_host),
         usable=usable,
         tokens=flags.tokens,
@@ -70,7 +75,13 @@ def make_parser() -> Parser:
         description="Compile a run for devices that are not there, and report what it needs.",
         epilog="Every flag of spectral_dist.train is a flag here too; no text is read.",
     )
-    parser.add_argument("--gpu", default="l4", help="kind of GPU, or cpu (default: l4)")
+    parser.add_argument("--gpu", help="kind of GPU, or cpu (default: l4)")
+    text = "kind of rented machine, such as g2-standard-96: its GPUs, their number and the network"
+    parser.add_argument("--instance", help=text)
+    text = "rate from a GPU to others of its host, one direction, in place of the specification's"
+    parser.add_argument("--inside_gb_per_s", type=float, help=text)
+    text = "rate from a host to others, one direction, GB/s and not Gbit/s, in place of the table's"
+    parser.add_argument("--between_gb_per_s", type=float, help=text)
     text = "GPUs of one host (default: 8 or fewer; --mesh=auto needs it)"
     parser.add_argument("--gpus_per_host", type=int, help=text)
     text = "hosts (default: as many as the mesh fills; --mesh=auto needs it)"
@@ -98,7 +109,8 @@ def check_flags(flags: Namespace) -> None:
     Raises:
       ValueError: names the flag.
     """
-    for name in ("hosts", "gpus_per_host", "memory_gib", "tokens", "price_per_gpu_hour"):
+    numbers = ("hosts", "gpus_per_host", "memory_gib", "tokens", "price_per_gpu_hour")
+    for name in (*numbers, "inside_gb_per_s", "between_gb_per_s"):
         value = getattr(flags, name)
         if value is not None and not 0 < value < 1e18:
             raise ValueError(f"{name}={value}: must be positive")
@@ -106,6 +118,30 @@ def check_flags(flags: Namespace) -> None:
         path = getattr(flags, name)
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{name}={path!r}: its folder does not exist")
+
+
+def described_gpu(flags: Namespace) -> "Gpu | None":
+    """Return the GPU that the flags describe, with its links; None for fake CPU devices.
+
+    Sets `gpus_per_host` to the instance's, where it is not given.
+
+    Raises:
+      ValueError: names the flag that is unknown, or that contradicts another.
+    """
+    from spectral_dist.planning.hardware import CPU, find_gpu, find_instance, with_links
+
+    name, between, source = flags.gpu or "l4", flags.between_gb_per_s, "as given"
+    if flags.instance is not None:
+        machine = find_instance(flags.instance)
+        if flags.gpu not in (None, machine.gpu):
+            raise ValueError(f"gpu={flags.gpu!r}: instance={flags.instance} has {machine.gpu}")
+        name, flags.gpus_per_host = machine.gpu, flags.gpus_per_host or machine.gpus
+        if between is None:
+            between, source = machine.gigabits / 8, machine.source
+    if name == CPU:
+        return None
+    inside = flags.inside_gb_per_s
+    return with_links(find_gpu(name), inside and inside * 1e9, between and between * 1e9, source)
 
 
 def check_devices(flags: Namespace) -> None:

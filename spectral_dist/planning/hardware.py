@@ -5,6 +5,7 @@ that XLA's compiler reads in place of an attached card. A figure of such a text 
 peak FLOP/s come from `training.metrics`. Imports no JAX. Read `find_gpu` first.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,67 @@ _LINKS: dict[str, tuple[Link, Link]] = {
     "rtx4090": (_PCIE, _ETHERNET),
 }
 GPU_NAMES = tuple(_LINKS)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A machine that clouds rent out.
+
+    Attributes:
+      gpu: the name of its GPUs.
+      gpus: how many it has.
+      gigabits: of its network, per second, the most that the provider names.
+      source: where the figures are from.
+    """
+
+    gpu: str
+    gpus: int
+    gigabits: float
+    source: str
+
+
+_GOOGLE = "Google Cloud documentation, GPU machine types, G2: maximum network bandwidth"
+_AWS = "Amazon EC2 instance types, G6: network bandwidth"
+# No provider names the rate between the GPUs of such a machine: it stays that of the PCIe slots.
+INSTANCES = {
+    "g2-standard-24": Instance("l4", 2, 32, _GOOGLE),
+    "g2-standard-48": Instance("l4", 4, 50, _GOOGLE),
+    "g2-standard-96": Instance("l4", 8, 100, _GOOGLE),
+    "g6.12xlarge": Instance("l4", 4, 40, _AWS),
+    "g6.24xlarge": Instance("l4", 4, 50, _AWS),
+    "g6.48xlarge": Instance("l4", 8, 100, _AWS),
+}
+
+
+def find_instance(name: str) -> Instance:
+    """Return a machine by its name.
+
+    Raises:
+      ValueError: if the table has none of that name.
+    """
+    if name not in INSTANCES:
+        raise ValueError(f"instance={name!r}: must be one of {', '.join(INSTANCES)}")
+    return INSTANCES[name]
+
+
+def with_links(
+    gpu: "Gpu", inside: float | None, between: float | None, source: str = "as given"
+) -> "Gpu":
+    """Return a GPU with other rates of its links.
+
+    Args:
+      gpu: the GPU.
+      inside: bytes/s from a GPU to others of its host; None keeps the table's.
+      between: bytes/s from a host to others; None keeps the table's.
+      source: where the rates are from.
+    """
+    links = {}
+    for name, rate in (("inside", inside), ("between", between)):
+        if rate is not None:
+            kept = getattr(gpu, name).name.partition(" at ")[0]
+            links[name] = Link(f"{kept} at {rate / 1e9:g} GB/s", rate, source)
+    sources = gpu.sources | dict.fromkeys(links, source)
+    return dataclasses.replace(gpu, sources=sources, **links)
 
 
 def find_gpu(name: str) -> Gpu:

@@ -125,9 +125,7 @@ def test_attached_devices_are_described_by_their_kind() -> None:
 
 def test_described_devices() -> None:
     l4 = find_gpu("l4")
-    assert described("l4", 4, 8, None) == Cluster(l4, 4, 8, l4.memory_bytes)
-    assert described("l4", 1, 2, 5) == Cluster(l4, 1, 2, 5)
-    assert described("cpu", 2, 4, None) == Cluster(None, 2, 4)
-    assert described("cpu", None, None, None) == Cluster(None, 1, 8)
-    with pytest.raises(ValueError, match="gpu='l5'"):
-        described("l5", 1, 1, None)
+    assert described(l4, 4, 8, None) == Cluster(l4, 4, 8, l4.memory_bytes)
+    assert described(l4, 1, 2, 5) == Cluster(l4, 1, 2, 5)
+    assert described(None, 2, 4, None) == Cluster(None, 2, 4)
+    assert described(None, None, None, None) == Cluster(None, 1, 8)

@@ -31,6 +31,7 @@ from spectral_dist.planning.report.drawings import (
     mesh_drawing,
     size_text,
 )
+from spectral_dist.planning.report.links import LinkCase
 from spectral_dist.planning.report.page import TEMPLATES, draw_page, program_segments, write_html
 from spectral_dist.planning.report.text import Report, to_json
 from spectral_dist.planning.roofline import Prediction, StepTime, run_cost
@@ -76,6 +77,7 @@ def a_report(mesh: str = "4x8x1", usable: int | None = 22 * GIB, **changes: Any)
         bound=least,
         prediction=time,
         costs=[run_cost(time, 1000, 0.8), run_cost(time, 190_735, 0.8)],
+        links=(LinkCase(31.5e9, 12.5e9, 8.0, 4e6), LinkCase(15.75e9, 12.5e9, 10.0, 3.2e6)),
         remedies=[],
         ranking=[],
     )
@@ -177,6 +179,8 @@ def test_tables_hold_the_figures_of_the_json() -> None:
         *(f"{runs[0]['gpu_hours']:,.1f}", f"{runs[0]['cost']:,.2f}"),
     ]
     assert rows["--remat=full"] == ["--remat=full", "32", "9.00 GiB", "1.00 GiB to spare", "fits"]
+    assert rows["15.8 GB/s"][1:] == ["12.5 GB/s", "10.000 s", "3,200,000", "80%"]
+    assert wanted["time"]["links"][1]["tokens_per_second"] == 3.2e6
     first, second = (rows[place] for place in "12")
     assert first[1:] == ["4x8x1", "full", "64", "4", "8.00 GiB", "13.00 GiB", "10.000 s", "52,000"]
     assert second[1] == "2x16x1"

@@ -28,6 +28,7 @@ from spectral_dist.planning.report.drawings import (
     size_text,
     used_axes,
 )
+from spectral_dist.planning.report.links import link_rows
 from spectral_dist.planning.report.text import Report, compiler_line
 from spectral_dist.planning.search.search import Candidate
 
@@ -69,6 +70,7 @@ def draw_page(report: Report) -> str:
         left_out=left_out,
         time=_time(report),
         costs=_costs(report),
+        links=_links(report),
         communication=_communication(report),
         arguments=_arrays(report.arguments),
         values=_arrays(report.values),
@@ -281,6 +283,13 @@ def _time(report: Report) -> dict[str, Any]:
         "table": Table("parts of one step", ("part", "time", "share"), rows),
         "notes": report.prediction.notes,
     }
+
+
+def _links(report: Report) -> Table:
+    """Return how the step depends on the links; no row for a single device."""
+    between = ("between hosts",) if report.hosts > 1 else ()
+    heads = ("inside a host", *between, "step", "tokens per second", "share")
+    return Table("the step by the rates of the links", heads, link_rows(report.links, report.hosts))
 
 
 def _costs(report: Report) -> Table:

@@ -28,7 +28,7 @@ from spectral_dist.planning.compile import (
     described_mesh,
     find_compiler,
 )
-from spectral_dist.planning.hardware import CPU, Gpu, find_gpu
+from spectral_dist.planning.hardware import Gpu
 from spectral_dist.planning.hlo.collectives import Traffic, lower_bound
 from spectral_dist.planning.memory import (
     GIB,
@@ -43,6 +43,7 @@ from spectral_dist.planning.memory import (
     parameter_count,
     runtime_lines,
 )
+from spectral_dist.planning.report.links import LinkCase, link_cases, link_lines
 from spectral_dist.planning.roofline import Prediction, RunCost, predict, run_cost, steps_for
 from spectral_dist.planning.search.ranking import closest_line, ranking_table
 from spectral_dist.planning.search.remedies import Remedy, try_remedies
@@ -91,6 +92,7 @@ class Report:
     verdict: Verdict
     bound: tuple[Traffic, ...]
     prediction: Prediction
+    links: tuple[LinkCase, ...]
     costs: list[RunCost]
     remedies: list[Remedy]
     ranking: list[Candidate]
@@ -100,7 +102,7 @@ class Report:
 def build_report(
     config: Config,
     *,
-    gpu_name: str,
+    gpu: Gpu | None,
     gpus_per_host: int,
     usable: int | None,
     tokens: float | None = None,
@@ -113,7 +115,7 @@ def build_report(
 
     Args:
       config: the run; its data is not read.
-      gpu_name: a GPU of the table, or "cpu".
+      gpu: of each device; None for the CPU.
       gpus_per_host: GPUs of one host.
       usable: bytes of a device, in place of the table's.
       tokens: a number of tokens to predict the time for, beside the run's own steps.
@@ -125,7 +127,6 @@ def build_report(
     Raises:
       ValueError: if the mesh is invalid or the audit of its sharding fails.
     """
-    gpu = None if gpu_name == CPU else find_gpu(gpu_name)
     usable = gpu.memory_bytes if usable is None and gpu is not None else usable
     mesh = described_mesh(gpu, config.mesh.shape, gpus_per_host, config.mesh.axes)
     hosts = mesh.size // gpus_per_host
@@ -152,6 +153,7 @@ def build_report(
         verdict=verdict,
         bound=lower_bound(config, gpus_per_host, parameter_count(config)),
         prediction=prediction,
+        links=link_cases(programs[0].text, config, gpu, gpus_per_host),
         costs=[run_cost(prediction, n, price_per_gpu_hour) for n in lengths],
         remedies=remedies,
         ranking=list(ranking),
@@ -291,6 +293,7 @@ def time_lines(report: Report) -> list[str]:
             f"  {cost.steps:,} steps, {cost.tokens:,} bytes of text: {cost.hours:,.1f} h,"
             f" {cost.gpu_hours:,.1f} GPU hours{price}"
         )
+    lines += [f"  {line}" for line in link_lines(report.links, report.hosts)]
     return lines + [f"  note: {note}" for note in found.notes]
 
 
@@ -373,6 +376,7 @@ def _time_json(report: Report) -> dict[str, Any]:
         "moved_bytes": step.moved_bytes,
         "tokens_per_second": found.tokens_per_second,
         "mfu": found.mfu,
+        "links": [dataclasses.asdict(case) for case in report.links],
         "runs": [dataclasses.asdict(cost) for cost in report.costs],
         "notes": list(found.notes),
     }

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from spectral_dist.planning.compile import Program
-from spectral_dist.planning.hardware import CPU, GPU_NAMES, find_gpu
+from spectral_dist.planning.hardware import GPU_NAMES, Gpu, find_gpu
 from spectral_dist.planning.memory import GIB
 from spectral_dist.planning.search.cache import Cache, default_cache
 from spectral_dist.planning.search.search import Candidate, chosen_config, room, search
@@ -103,20 +103,16 @@ def choose_mesh(config: Config, cluster: Cluster, say: Callable[[str], None]) ->
 
 
 def described(
-    gpu_name: str, hosts: int | None, per_host: int | None, usable: int | None
+    gpu: Gpu | None, hosts: int | None, per_host: int | None, usable: int | None
 ) -> Cluster:
     """Return the cluster that a dry run describes.
 
     Args:
-      gpu_name: a GPU of the table, or "cpu".
+      gpu: of each device; None for the CPU.
       hosts: number of hosts; None for a single host with the fake devices of XLA_FLAGS.
       per_host: devices of each host; None in the same case.
       usable: bytes of a device, in place of the table's.
-
-    Raises:
-      ValueError: if the table has no such GPU.
     """
-    gpu = None if gpu_name == CPU else find_gpu(gpu_name)
     usable = gpu.memory_bytes if usable is None and gpu is not None else usable
     return Cluster(gpu, hosts or 1, per_host or len(jax.devices("cpu")), usable)
 

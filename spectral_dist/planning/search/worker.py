@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from spectral_dist.planning.compile import compile_programs, described_mesh
-from spectral_dist.planning.hardware import find_gpu
+from spectral_dist.planning.hardware import find_gpu, with_links
 from spectral_dist.planning.memory import arguments, audit
 from spectral_dist.planning.roofline import predict
 from spectral_dist.planning.search.workers import Outcome
@@ -23,14 +23,17 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Compile a candidate; return its outcome and, if `whole` is true, its programs.
 
     Args:
-      request: `config` (flat), `gpu` (name or null), `per_host`, `unlimited` (whether to assume
-        unlimited device memory) and `whole` (all programs of the run, or the training step alone).
+      request: `config` (flat), `gpu` (name or null), `links` (their rates), `per_host`,
+        `unlimited` (whether to assume unlimited device memory) and `whole` (all programs of the
+        run, or the training step alone).
 
     Raises:
       ValueError: if it cannot be compiled.
     """
     config = resolve(from_flat(request["config"]))
-    gpu = None if request["gpu"] is None else find_gpu(request["gpu"])
+    gpu = None
+    if request["gpu"] is not None:
+        gpu = with_links(find_gpu(request["gpu"]), *request["links"])
     if gpu is not None and request["unlimited"]:
         # The target description is where XLA reads the memory that it may schedule for.
         memory = f"device_memory_size: {gpu.memory_bytes}"

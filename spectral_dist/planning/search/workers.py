@@ -212,6 +212,7 @@ class Workers:
         return {
             "config": task.config.flat(),
             "gpu": None if gpu is None else gpu.name,
+            "links": gpu and [gpu.inside.bytes_per_second, gpu.between.bytes_per_second],
             "per_host": self._cluster.per_host,
             "unlimited": task.unlimited and gpu is not None,
             "whole": whole,
