@@ -132,8 +132,8 @@ def lines(rates: Sequence[Rate], kind: str) -> list[str]:
     if not rates:
         return [f"a single {kind}: there is no link to measure"]
     shown = [
-        f"{rate.where}: {rate.bytes_per_second / 1e9:.2f} GB/s ({kind}; {rate.sent / 2**20:,.0f} MiB"
-        f" of each device in {rate.seconds * 1e3:.1f} ms, median)"
+        f"{rate.where}: {rate.bytes_per_second / 1e9:.2f} GB/s ({kind};"
+        f" {rate.sent / 2**20:,.0f} MiB of each device in {rate.seconds * 1e3:.1f} ms, median)"
         for rate in rates
     ]
     flags = " ".join(f"{rate.flag}={rate.bytes_per_second / 1e9:.3g}" for rate in rates)
