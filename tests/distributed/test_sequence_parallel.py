@@ -13,7 +13,7 @@ from spectral_dist.mesh import RULES
 from spectral_dist.model.sampling import sample
 from spectral_dist.settings import Config
 from spectral_dist.training.state import init_state, model_spec
-from spectral_dist.training.step import make_accumulate
+from spectral_dist.training.step import make_accumulate, make_eval_step
 
 MakeConfig = Callable[..., Config]
 MESHES = ("1x1x2", "1x1x8", "2x2x2")
@@ -56,6 +56,22 @@ def test_losses_and_gradients_are_those_of_one_device(
     assert loss == pytest.approx(truth[0], rel=3e-7)
     for found, exact in zip(jax.tree.leaves(grads), jax.tree.leaves(truth[1]), strict=True):
         np.testing.assert_allclose(found, exact, rtol=0, atol=3e-6 * np.abs(exact).max())
+
+
+def test_held_out_losses_are_those_of_one_device(
+    long_model: MakeConfig, mesh_of: Callable[[Config], Mesh]
+) -> None:
+    """Each sequence's sum, also of the last targets of a longer context: not once a shard."""
+    tokens = np.random.default_rng(2).integers(0, 256, (4, 513)).astype(np.uint8)
+    spec, found = model_spec(long_model("1x1x1")), []
+    params = spec.init(jax.random.key(0))
+    for config in (long_model("1x1x1"), long_model("2x1x4")):
+        mesh = mesh_of(config)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, spec.shardings(mesh))
+            found.append(np.asarray(make_eval_step(config, mesh)(placed, tokens, 256)))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+    assert found[0].mean() / 256 == pytest.approx(np.log(256), rel=0.02)  # nats, of 256 targets
 
 
 @pytest.mark.parametrize("form", ["fft", "recurrent"])
