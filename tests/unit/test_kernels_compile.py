@@ -129,3 +129,17 @@ def test_a_training_step_on_a_mesh_has_them_on_local_shards() -> None:
         assert any(f'name = "{name}' in line for line in calls), name
     assert any("bf16[2,128,3,128]" in line for line in calls)  # half of 4 sequences, 256 channels
     assert any("bf16[2,128,2,64]" in line for line in calls)  # half of 4 heads
+
+
+def test_shards_of_time_spill_no_register_either() -> None:
+    """A step over shards of time, whose kernels read what comes before their shard."""
+    values = {"mesh": "1x1x2", "sequence_parallel": True, "hidden_dim": 256, "num_layers": 3}
+    values |= {"mlp_dim": 256, "window": 512, "seq_len": 4096, "tau_max": 64.0}
+    config = resolve(from_flat(values | {"batch_size": 4, "accum_steps": 1, "remat": "none"}))
+    mesh = described_mesh(find_gpu("l4"), config.mesh.shape, 2, config.mesh.axes)
+    with jax.set_mesh(mesh):
+        step = make_train_step(config, mesh)
+        lowered = step.lower(abstract_state(config, mesh), abstract_batch(config, mesh))
+        text = str(lowered.compile(compiler_options=STRICT).as_text())
+    for name in ("spectral_inflow", "spectral_backward", "window_backward_keys"):
+        assert f'name = "{name}' in text, name
