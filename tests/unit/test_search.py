@@ -121,7 +121,7 @@ def test_what_cannot_be_made_says_why() -> None:
     assert len(ranking) == 567
     reasons = {(c.mesh, c.batch_size): c.reason for c in ranking}
     assert reasons["4x8x1", 16].startswith("batch_size=16: must be a multiple of data x fsdp = 32")
-    assert "so that it lies inside a host" in reasons["1x2x16", 64]
+    assert "so that this mesh axis lies inside a host" in reasons["1x2x16", 64]
     assert "tensor=32 must divide num_kv_heads=16" in reasons["1x1x32", 64]
 
 
