@@ -113,7 +113,7 @@ def test_traffic_does_not_grow_with_the_sequence(
         config = long_model("1x1x4", seq_len=seq_len, batch_size=1, tau_max=64.0)
         found[seq_len] = collectives(compiled_step(config).as_text())
     assert sum(c.bytes for c in found[512]) == sum(c.bytes for c in found[2048])
-    assert [c.kind for c in found[512]] == [c.kind for c in found[2048]]
+    assert sorted(c.kind for c in found[512]) == sorted(c.kind for c in found[2048])
     assert {"collective-permute", "all-gather"} <= {c.kind for c in found[2048]}
     # Nothing of a sequence's length crosses: no dimension of a collective is that of a shard.
     assert not any(2048 // 4 in shape for c in found[2048] for shape in c.shapes)

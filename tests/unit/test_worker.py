@@ -35,11 +35,12 @@ def test_memory_without_end_is_put_into_the_target(monkeypatch: pytest.MonkeyPat
     class Seen(Exception):
         pass
 
-    def described(gpu: object, shape: object, per_host: object) -> None:
+    def described(gpu: object, shape: object, per_host: object, axes: object) -> None:
         raise Seen(gpu.target)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(worker, "described_mesh", described)
     request = {"config": small().flat(), "gpu": "l4", "per_host": 4, "whole": False}
+    request["links"] = [13e9, 6e9]
     with pytest.raises(Seen, match="device_memory_size: 1125899906842624 "):
         answer(request | {"unlimited": True})
     with pytest.raises(Seen, match=f"device_memory_size: {find_gpu('l4').memory_bytes} "):
