@@ -118,7 +118,13 @@ def main(argv: Sequence[str]) -> int:
     for name in ("mib", "repeats"):
         if not 0 < getattr(flags, name) < 2**16:
             raise ValueError(f"{name}={getattr(flags, name)}: must be positive, below 65536")
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    if (tasks := int(os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        # Several processes of one host would count as hosts, and its slots as the network.
+        if (nodes := int(os.environ.get("SLURM_NNODES", "1"))) != tasks:
+            raise ValueError(
+                f"SLURM_NTASKS={tasks}: must be one for each of {nodes} hosts; start it by"
+                " srun --ntasks-per-node=1"
+            )
         jax.distributed.initialize()  # SLURM's environment says who is who
     devices = by_host(jax.devices())
     rates = measure(devices, flags.mib, flags.repeats)

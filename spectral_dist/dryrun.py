@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     check_flags(flags)
     config = load_config(rest, "spectral_dist.dryrun")
     auto = config.mesh.mesh == AUTO_MESH
+    gpu = described_gpu(flags)
     if auto:
         check_devices(flags)
     prepare_environment()
@@ -38,7 +39,6 @@ def main(argv: Sequence[str]) -> int:
     from spectral_dist.planning.search.choice import Choice, choose, described
     from spectral_dist.planning.search.ranking import start_command
 
-    gpu = described_gpu(flags)
     usable = None if flags.memory_gib is None else int(flags.memory_gib * 2**30)
     # For a given mesh there is nothing to choose: build_report compiles its programs.
     choice = Choice(config, True, [], [])
@@ -139,6 +139,8 @@ def described_gpu(flags: Namespace) -> "Gpu | None":
         if between is None:
             between, source = machine.gigabits / 8, machine.source
     if name == CPU:
+        if (flags.inside_gb_per_s, between) != (None, None):
+            raise ValueError("gpu='cpu': fake devices have no links whose rate could be given")
         return None
     inside = flags.inside_gb_per_s
     return with_links(find_gpu(name), inside and inside * 1e9, between and between * 1e9, source)

@@ -192,7 +192,7 @@ def local(function: Callable[P, R], in_axes: Any, out_axes: Any) -> Callable[P, 
     """Return a function that runs on each device's own shard (`jax.shard_map`), by logical axes.
 
     Args:
-      function: works on local shards, with no collective inside.
+      function: works on local shards; the only collectives inside are those that it calls.
       in_axes: logical axes of every argument, one tuple for each, a pytree like the arguments.
       out_axes: the same for the results.
     """

@@ -122,16 +122,16 @@ class Instance:
     source: str
 
 
-_GOOGLE = "Google Cloud documentation, GPU machine types, G2: maximum network bandwidth"
-_AWS = "Amazon EC2 instance types, G6: network bandwidth"
+_GOOGLE = "Google Cloud documentation, GPU network bandwidth: G2, up to 100 Gbit/s"
+_ASSUMED = "assumed, not read in the provider's table: measure it (python -m benchmarks.links)"
 # No provider names the rate between the GPUs of such a machine: it stays that of the PCIe slots.
 INSTANCES = {
-    "g2-standard-24": Instance("l4", 2, 32, _GOOGLE),
-    "g2-standard-48": Instance("l4", 4, 50, _GOOGLE),
+    "g2-standard-24": Instance("l4", 2, 32, _ASSUMED),
+    "g2-standard-48": Instance("l4", 4, 50, _ASSUMED),
     "g2-standard-96": Instance("l4", 8, 100, _GOOGLE),
-    "g6.12xlarge": Instance("l4", 4, 40, _AWS),
-    "g6.24xlarge": Instance("l4", 4, 50, _AWS),
-    "g6.48xlarge": Instance("l4", 8, 100, _AWS),
+    "g6.12xlarge": Instance("l4", 4, 40, _ASSUMED),
+    "g6.24xlarge": Instance("l4", 4, 50, _ASSUMED),
+    "g6.48xlarge": Instance("l4", 8, 100, _ASSUMED),
 }
 
 

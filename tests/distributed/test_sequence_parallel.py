@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from spectral_dist.mesh import RULES
 from spectral_dist.model.sampling import sample
 from spectral_dist.settings import Config
 from spectral_dist.training.state import init_state, model_spec
@@ -144,10 +143,6 @@ def test_generation_and_what_cannot_be_divided(
                     spec.bind(placed)(jnp.zeros((1, 6), jnp.int32))
     assert texts[0] == texts[1]
     assert len(texts[0]) == 4
-
-
-def test_the_batch_rule_leaves_time_alone() -> None:
-    assert "sequence" not in RULES["batch"]
 
 
 @pytest.mark.parametrize(

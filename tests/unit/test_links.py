@@ -45,7 +45,7 @@ def test_an_instance_says_its_gpus_and_its_network() -> None:
     assert given.gpus_per_host == 4
     assert gpu.between.bytes_per_second == 5e9
     assert gpu.inside == find_gpu("l4").inside
-    assert "Amazon" in gpu.sources["between"]
+    assert gpu.sources["between"] == INSTANCES["g6.12xlarge"].source
     # A flag comes before the instance's figure.
     given = flags("--instance=g6.12xlarge", "--gpus_per_host=2", "--between_gb_per_s=3")
     gpu = described_gpu(given)
@@ -66,6 +66,7 @@ def test_every_instance_names_a_known_gpu_and_its_source(name: str) -> None:
         (["--instance=g9"], "instance='g9': must be one of g2-standard-24"),
         (["--instance=g6.48xlarge", "--gpu=h100"], "gpu='h100': instance=g6.48xlarge has l4"),
         (["--gpu=l5"], "gpu='l5': must be one of"),
+        (["--gpu=cpu", "--between_gb_per_s=1"], "gpu='cpu': fake devices have no links"),
     ],
 )
 def test_what_is_unknown_or_contradicts_is_refused(argv: list[str], message: str) -> None:

@@ -63,3 +63,10 @@ def test_one_device_has_no_link() -> None:
 def test_flags_out_of_range(flag: str) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         main([flag])
+
+
+def test_several_processes_of_a_host_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    with pytest.raises(ValueError, match="SLURM_NTASKS=8: must be one for each of 2 hosts"):
+        main([])

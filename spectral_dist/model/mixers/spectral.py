@@ -218,8 +218,8 @@ def in_shards(form: MixForm, across: TimeShards, bank: FilterBank) -> MixForm:
         return form
 
     def run(u_BTD: jax.Array, start_BND: jax.Array, *weights: jax.Array) -> Any:
-        # Twice, but of the first only the sums into the state are used, and the compiler finds them
-        # in the second again.
+        # Of the first call only the sums into the state are used: in the chunked form the same
+        # product as the second's. The kernels have a way of their own.
         _, sums_BND = form(u_BTD, jnp.zeros_like(start_BND), *weights)
         across_NN = _constant(bank.power(u_BTD.shape[1]))
         before_BND, last_BND = across.states(sums_BND, start_BND, across_NN)
