@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import rich.box
 from rich.console import Console
@@ -78,26 +79,75 @@ class Comparison:
         return self.predicted_seconds / self.measured_seconds - 1
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a dry run says of one configuration.
+
+    Attributes:
+      peak: memory in bytes, of one GPU or of all fake devices together.
+      seconds: of a step; None on the CPU.
+      devices: of the mesh.
+      device_kind: JAX's name of the GPU; None for the CPU.
+    """
+
+    peak: int
+    seconds: float | None
+    devices: int
+    device_kind: str | None
+
+
+def predict(flags: str, gpu: str) -> Prediction:
+    """Predict one configuration, in a process of its own.
+
+    Raises:
+      ValueError: if the dry run fails.
+    """
+    report = dry_run([f"--gpu={gpu}", "--eval_lengths=1", *flags.split()])
+    devices = report["hosts"] * report["gpus_per_host"]
+    kind = None if report["gpu"] is None else report["gpu"]["device_kind"]
+    # Prefetched batches are resident in a run, but the measurement has a single batch.
+    peaks = [p["peak"] - p["resident"] for p in report["programs"] if p["name"] in _RUN]
+    return Prediction(
+        peak=max(peaks) * (devices if kind is None else 1),
+        seconds=None if kind is None else report["time"]["step_seconds"],
+        devices=devices,
+        device_kind=kind,
+    )
+
+
+def measure_case(
+    flags: str, gpu: str, devices: int = 1, trace: str | None = None
+) -> dict[str, Any]:
+    """Measure one configuration, in a process of its own; return what `measurement` writes.
+
+    Args:
+      flags: of the configuration.
+      gpu: of the attached GPU; "cpu" for fake devices.
+      devices: how many fake devices there are.
+      trace: folder for a trace of one more step; None for none.
+
+    Raises:
+      ValueError: if the measurement fails.
+    """
+    words = [*flags.split(), *([f"--trace={trace}"] if trace else [])]
+    return run_module(_MEASUREMENT, words, environment=_environment(gpu, devices))
+
+
 def compare(flags: str, gpu: str = CPU) -> Comparison:
     """Predict and measure one configuration, each in a process of its own.
 
     Raises:
       ValueError: if either fails, or the attached GPU is of another kind.
     """
-    words = flags.split()
-    report = dry_run([f"--gpu={gpu}", "--eval_lengths=1", *words])
-    devices = report["hosts"] * report["gpus_per_host"]
-    measured = run_module(_MEASUREMENT, words, environment=_environment(gpu, devices))
-    kind = None if report["gpu"] is None else report["gpu"]["device_kind"]
-    if kind is not None and measured["device_kind"] != kind:
+    predicted = predict(flags, gpu)
+    measured = measure_case(flags, gpu, predicted.devices)
+    if predicted.device_kind not in (None, measured["device_kind"]):
         raise ValueError(f"gpu={gpu!r}: the attached device is {measured['device_kind']!r}")
-    # Prefetched batches are resident in a run, but the measurement has a single batch.
-    peaks = [p["peak"] - p["resident"] for p in report["programs"] if p["name"] in _RUN]
     return Comparison(
         flags=flags,
-        predicted=max(peaks) * (devices if kind is None else 1),
+        predicted=predicted.peak,
         measured=measured["peak"],
-        predicted_seconds=None if kind is None else report["time"]["step_seconds"],
+        predicted_seconds=predicted.seconds,
         measured_seconds=measured["step_seconds"],
     )
 

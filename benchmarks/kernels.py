@@ -5,8 +5,6 @@ against the XLA form in float32, and the median time of a forward and backward p
 card's own rates of copies and of bfloat16 products, which bound any kernel. Read `compare`.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +17,7 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rates import measure_rates, seconds
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.model.filters import balanced_poles
 from spectral_dist.model.kernels.norm import residual_norm_kernel
@@ -41,27 +40,6 @@ class Case:
     arrays: tuple[jax.Array, ...]
     xla: Function
     kernels: dict[str, Function]
-
-
-def seconds(call: Callable[[], Any], repeats: int = 7, inner: int = 5) -> float:
-    """Return the median time of a call, in seconds, after one to warm up."""
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        results = [call() for _ in range(inner)]
-        jax.block_until_ready(results)
-        times.append((time.perf_counter() - start) / inner)
-    return statistics.median(times)
-
-
-def rates() -> tuple[float, float]:
-    """Return the card's copy rate (bytes read and written a second) and its bfloat16 FLOP/s."""
-    x = jax.random.normal(jax.random.key(0), (1 << 28,), jnp.float32)
-    copied = seconds(partial(jax.jit(lambda x: x + 1), x))
-    a = jax.random.normal(jax.random.key(1), (8192, 8192), jnp.bfloat16)
-    product = seconds(partial(jax.jit(jnp.matmul), a, a))
-    return 2 * x.nbytes / copied, 2 * 8192**3 / product
 
 
 def _draw(seed: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -211,11 +189,11 @@ def main(argv: Sequence[str]) -> int:
     parser.read(argv)
     if jax.default_backend() != "gpu":
         raise ValueError(f"platform={jax.default_backend()}: the kernels need an attached GPU")
-    copy, product = rates()
+    rates = measure_rates()
     console = Console(width=150)
     console.print(
-        f"{jax.devices()[0].device_kind}: copies {copy / 1e9:,.0f} GB/s, bfloat16 products"
-        f" {product / 1e12:,.0f} TFLOP/s"
+        f"{rates['device_kind']}: copies {rates['copy'] / 1e9:,.0f} GB/s, {rates['dtype']}"
+        f" products {rates['product'] / 1e12:,.0f} TFLOP/s"
     )
     table = Table(box=rich.box.SIMPLE)
     for heading in ("case", "form", "forward ms", "both ms", "errors of output and gradients"):

@@ -22,21 +22,28 @@ import numpy as np
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
+from spectral_dist.model.flops import flops_per_token
 from spectral_dist.planning.compile import abstract_batch
 from spectral_dist.settings import Config
-from spectral_dist.training.state import abstract_state, make_init
+from spectral_dist.training.state import abstract_state, make_init, model_spec
 from spectral_dist.training.step import make_train_step
 
 STEPS = 5
 
 
-def measure(config: Config, steps: int = STEPS) -> dict[str, Any]:
+def measure(config: Config, steps: int = STEPS, trace: str | None = None) -> dict[str, Any]:
     """Initialize a train state, run training steps, and return peak memory and step time.
+
+    Args:
+      config: of the run; its text is not read.
+      steps: of the measurement.
+      trace: folder for a profiler's trace of one more step; None for none.
 
     Returns:
       `device_kind`; `devices`; `peak` in bytes: of a GPU the peak in use on the first device, of
       the CPU the peak of the whole process above what it had before the initialization;
-      `step_seconds`, the median of the steps after the first.
+      `step_seconds`, the median of the steps after the first; `tokens` of a step, and its model
+      `flops`.
 
     Raises:
       ValueError: if the attached devices do not make the mesh.
@@ -64,16 +71,22 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, Any]:
             state, metrics = step(state, tokens)
             jax.block_until_ready((state, metrics))  # a call returns before its step is done
             seconds.append(time.perf_counter() - start)
-    peak = peak_bytes() - before
-    # A GPU's memory is not the process's: its allocator counts it.
-    if device.platform != "cpu":
-        peak = device.memory_stats()["peak_bytes_in_use"]
+        peak = peak_bytes() - before
+        # A GPU's memory is not the process's: its allocator counts it.
+        if device.platform != "cpu":
+            peak = device.memory_stats()["peak_bytes_in_use"]
+        if trace:
+            with jax.profiler.trace(trace):
+                jax.block_until_ready(step(state, tokens))
+    count = config.data.accum_steps * config.data.batch_size * config.data.seq_len
     return {
         "device_kind": device.device_kind,
         "devices": mesh.size,
         "peak": peak,
         # The first step warms up caches and libraries.
         "step_seconds": statistics.median(seconds[1:] or seconds),
+        "tokens": count,
+        "flops": count * flops_per_token(model_spec(config), config.data.seq_len),
     }
 
 
@@ -111,9 +124,12 @@ def main(argv: Sequence[str]) -> int:
     """Measure the configuration of the command line, write the result as JSON, and return 0."""
     parser = Parser(prog="python -m benchmarks.measurement", allow_abbrev=False)
     parser.add_argument("--json", metavar="FILE", required=True, help="file to write it to")
+    parser.add_argument("--trace", metavar="FOLDER", help="write a trace of one more step there")
     flags, rest = parser.read_some(argv)
     config = load_config(rest, "benchmarks.measurement")
-    Path(flags.json).write_text(json.dumps(measure(config)) + "\n", encoding="utf-8")
+    Path(flags.json).write_text(
+        json.dumps(measure(config, trace=flags.trace)) + "\n", encoding="utf-8"
+    )
     return 0
 
 

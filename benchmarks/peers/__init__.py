@@ -33,6 +33,7 @@ class Shape:
       hidden_dim: width of the residual stream.
       num_layers: depth, in layers of a mixer and an MLP.
       parameters: of our model; the others come within `TOLERANCE` of it.
+      dtype: "float32", or "bfloat16" for the operands of products while parameters stay float32.
     """
 
     seq_len: int
@@ -40,6 +41,7 @@ class Shape:
     hidden_dim: int
     num_layers: int
     parameters: int
+    dtype: str = "float32"
 
 
 # name -> (module, the distributions that it needs beside ours)
@@ -48,6 +50,11 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mamba2": ("benchmarks.peers.mamba2", ("torch", "transformers")),
     "flax": ("benchmarks.peers.flax_transformer", ()),
 }
+
+
+def missing_libraries(name: str) -> list[str]:
+    """Return the libraries that a peer needs and that are not installed here."""
+    return [module for module in PEERS[name][1] if importlib.util.find_spec(module) is None]
 
 
 def check_peers(names: list[str]) -> None:
@@ -59,8 +66,7 @@ def check_peers(names: list[str]) -> None:
     for name in names:
         if name not in PEERS:
             raise ValueError(f"peers={name}: must be among {', '.join(PEERS)}")
-        missing = [module for module in PEERS[name][1] if importlib.util.find_spec(module) is None]
-        if missing:
+        if missing := missing_libraries(name):
             raise ValueError(
                 f"peers={name}: needs {' and '.join(missing)}, not installed here;"
                 " pip install -e '.[bench]' installs every peer's libraries"

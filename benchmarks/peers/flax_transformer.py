@@ -26,15 +26,19 @@ def _rotate(x: jax.Array) -> jax.Array:
     angles = jnp.asarray(np.outer(np.arange(x.shape[1]), frequencies), jnp.float32)
     cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
     a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+
+def _on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
 
 
 class _Layer(nnx.Module):
-    def __init__(self, dim: int, mlp_dim: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, mlp_dim: int, dtype: Any, rngs: nnx.Rngs) -> None:
         kv = max(1, dim // HEAD_DIM // 2) * HEAD_DIM
 
         def dense(inputs: int, outputs: int) -> nnx.Linear:
-            return nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)
+            return nnx.Linear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs)
 
         self.query, self.key, self.value = dense(dim, dim), dense(dim, kv), dense(dim, kv)
         self.out = dense(dim, dim)
@@ -43,8 +47,8 @@ class _Layer(nnx.Module):
             dense(dim, mlp_dim),
             dense(mlp_dim, dim),
         )
-        self.attention_norm = nnx.RMSNorm(dim, rngs=rngs)
-        self.mlp_norm = nnx.RMSNorm(dim, rngs=rngs)
+        self.attention_norm = nnx.RMSNorm(dim, dtype=dtype, rngs=rngs)
+        self.mlp_norm = nnx.RMSNorm(dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         normed = self.attention_norm(x)
@@ -52,7 +56,11 @@ class _Layer(nnx.Module):
             project(normed).reshape(*x.shape[:2], -1, HEAD_DIM)
             for project in (self.query, self.key, self.value)
         )
-        mixed = jax.nn.dot_product_attention(_rotate(query), _rotate(key), value, is_causal=True)
+        # Flash attention where the library has it: its XLA form keeps all scores in memory.
+        flash = "cudnn" if _on_gpu() and value.dtype != jnp.float32 else None
+        mixed = jax.nn.dot_product_attention(
+            _rotate(query), _rotate(key), value, is_causal=True, implementation=flash
+        )
         x = x + self.out(mixed.reshape(x.shape))
         normed = self.mlp_norm(x)
         return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
@@ -60,11 +68,12 @@ class _Layer(nnx.Module):
 
 class _Transformer(nnx.Module):
     def __init__(self, shape: Shape, mlp_dim: int, rngs: nnx.Rngs) -> None:
-        self.embed = nnx.Embed(VOCABULARY, shape.hidden_dim, rngs=rngs)
-        layers = [_Layer(shape.hidden_dim, mlp_dim, rngs) for _ in range(shape.num_layers)]
+        dtype = jnp.dtype(shape.dtype)
+        self.embed = nnx.Embed(VOCABULARY, shape.hidden_dim, dtype=dtype, rngs=rngs)
+        layers = [_Layer(shape.hidden_dim, mlp_dim, dtype, rngs) for _ in range(shape.num_layers)]
         self.layers = nnx.List(layers)
-        self.norm = nnx.RMSNorm(shape.hidden_dim, rngs=rngs)
-        self.head = nnx.Linear(shape.hidden_dim, VOCABULARY, use_bias=False, rngs=rngs)
+        self.norm = nnx.RMSNorm(shape.hidden_dim, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(shape.hidden_dim, VOCABULARY, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         x = self.embed(tokens)
@@ -90,6 +99,7 @@ def make_step(shape: Shape) -> tuple[int, Step]:
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         logits = nnx.merge(definition, params)(tokens[:, :-1])
+        logits = logits.astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
     def update(state: tuple[Any, Any], tokens: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:

@@ -31,4 +31,4 @@ def make_step(shape: Shape) -> tuple[int, Step]:
         shape.parameters, lambda size: count_on_meta(partial(_model, shape, size)), multiple=8
     )
     model = _model(shape, mlp_dim)
-    return parameters(model), torch_step(model)
+    return parameters(model), torch_step(model, shape)

@@ -46,5 +46,5 @@ def make_step(shape: Shape) -> tuple[int, Step]:
         )
         if state >= _SMALLEST_STATE:
             model = _model(shape, blocks, state)
-            return parameters(model), torch_step(model)
+            return parameters(model), torch_step(model, shape)
     raise ValueError(f"parameters={shape.parameters}: too few for one block of Mamba-2")

@@ -24,11 +24,12 @@ def settings(shape: Shape, words: Sequence[str]) -> Config:
     Raises:
       ValueError: names the setting, its value and the rule it breaks.
     """
-    # The text is never opened: the settings only have to be complete.
-    own = f"""--data_paths none.txt --compute_dtype float32 --hidden_dim {shape.hidden_dim}
+    # The text is never opened: the settings only have to be complete. On a GPU as in the presets.
+    own = f"""--data_paths none.txt --compute_dtype {shape.dtype} --hidden_dim {shape.hidden_dim}
         --num_layers {shape.num_layers} --seq_len {shape.seq_len}
         --batch_size {shape.batch_size}"""
-    return load_config([*own.split(), *words])
+    presets = ["--remat=none", "--unroll=all"] if jax.default_backend() == "gpu" else []
+    return load_config([*own.split(), *presets, *words])
 
 
 def count(config: Config) -> int:

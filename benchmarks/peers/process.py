@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import OURS
 from benchmarks.peers import PEERS, Shape, Step
 from spectral_dist.command_line import run_main
-
-OURS = "ours"
 
 
 @dataclass(frozen=True)
