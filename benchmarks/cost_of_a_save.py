@@ -16,13 +16,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from spectral_dist.command_line import Parser, run_main
+from benchmarks.figures import Figure, part_parser, report, single
+from spectral_dist.command_line import run_main
 from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
-from spectral_dist.training.state import init_state
+from spectral_dist.training.state import abstract_state, init_state
 from spectral_dist.training.step import batch_sharding, make_train_step
+
+PART = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Cost:
       with_save: seconds of each segment that began with a save.
       without: seconds of the segment after each of them.
       blocked: seconds that a save blocked training, on average.
+      restored: seconds of each of some restores of the last checkpoint.
     """
 
     state_bytes: int
     with_save: list[float]
     without: list[float]
     blocked: float
+    restored: list[float]
 
 
 def measure(config: Config, steps: int, pairs: int) -> Cost:
@@ -78,37 +83,45 @@ def measure(config: Config, steps: int, pairs: int) -> Cost:
                 raise ValueError(f"steps={steps}: a save takes longer than so many steps")
         blocked = checkpoints.wait_seconds / pairs
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        shapes, last, restored = abstract_state(config, mesh), checkpoints.steps()[-1], []
+        for _ in range(3):
+            started = time.perf_counter()
+            jax.block_until_ready(checkpoints.restore(shapes, last)[0])
+            restored.append(time.perf_counter() - started)
         checkpoints.close()
-    return Cost(size, seconds[True], seconds[False], blocked)
+    return Cost(size, seconds[True], seconds[False], blocked, restored)
 
 
-def cost_line(cost: Cost, steps: int) -> str:
-    """Return a sentence on the cost of a save: the median of the pairs and their quartiles."""
+def figures_of(cost: Cost, steps: int) -> list[Figure]:
+    """Return what a save costs, as a median over the pairs, and what a restore takes."""
     # Medians, because a shared machine gives outliers that would rule a mean.
     lost = [a - b for a, b in zip(cost.with_save, cost.without, strict=True)]
     whole = statistics.median(cost.without)
-    low, middle, high = (q / whole for q in statistics.quantiles(lost, n=4))
-    return (
-        f"{cost.state_bytes / 1e6:.0f} MB of state, {len(lost)} pairs of {steps} steps of"
-        f" {whole / steps:.3f} s: a save costs {statistics.median(lost):.2f} s,"
-        f" {middle:.2%} of these steps (quartiles {low:.2%} and {high:.2%}),"
-        f" of which it blocks {cost.blocked:.3f} s"
-    )
+    case = f"{cost.state_bytes / 1e6:.0f} MB of state"
+    note = f"{len(lost)} pairs of {steps} steps of {whole / steps:.3f} s"
+    shares = [100 * each / whole for each in lost]
+    return [
+        single(PART, case, "a save costs", "s", lost, note),
+        single(PART, case, "a save costs", f"% of {steps} steps", shares),
+        single(PART, case, "a save blocks", "s", [cost.blocked]),
+        single(PART, case, "a restore", "s", cost.restored, "the files are in the system's cache"),
+    ]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure and print the cost of a save; return 0."""
-    parser = Parser(prog="python -m benchmarks.cost_of_a_save", allow_abbrev=False)
+    """Measure what an asynchronous save and a restore cost; return 0."""
+    parser = part_parser("benchmarks.cost_of_a_save", main.__doc__)
     for name, default in (("layers", 4), ("seq_len", 256), ("batch_size", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--steps", type=int, default=20, help="steps with a save, and without")
-    parser.add_argument("--pairs", type=int, default=8, help="how often both, at least two")
+    parser.add_argument("--steps", type=int, help="steps with a save, and without (default: 20)")
+    parser.add_argument("--pairs", type=int, help="how often both, at least two (default: 8)")
     flags = parser.read(argv)
+    dim, steps, pairs = (256, 12, 2) if flags.quick else (512, 20, 8)
+    steps, pairs = flags.steps or steps, flags.pairs or pairs
     # The file of --data_paths is never opened: the settings only have to be complete.
-    words = f"""--data_paths none.txt --hidden_dim 512 --compute_dtype float32 --chunk_size 32
+    words = f"""--data_paths none.txt --hidden_dim {dim} --compute_dtype float32 --chunk_size 32
         --num_layers {flags.layers} --seq_len {flags.seq_len} --batch_size {flags.batch_size}"""
-    cost = measure(load_config(words.split()), flags.steps, flags.pairs)
-    sys.stdout.write(cost_line(cost, flags.steps) + "\n")
+    report(figures_of(measure(load_config(words.split()), steps, pairs), steps), flags.json)
     return 0
 
 

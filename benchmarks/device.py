@@ -6,7 +6,7 @@ measurement is in a process of its own. Read `measure`.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.dry_run_accuracy import Prediction, measure_case, predict
@@ -41,44 +41,39 @@ def known_as(device_kind: str) -> str | None:
     return next((name for name in GPU_NAMES if find_gpu(name).device_kind == device_kind), None)
 
 
-def step_figures(
-    case: str, found: dict[str, Any], predicted: Prediction | None, rates: dict[str, Any]
-) -> list[Figure]:
-    """Return the figures of one configuration's steps, and of their prediction if there is one.
+def step_figures(case: str, found: dict[str, Any], rates: dict[str, Any]) -> list[Figure]:
+    """Return the figures of one configuration's steps.
 
     Args:
       case: name of the configuration.
       found: what `benchmarks.measurement` measured.
-      predicted: by the dry run.
       rates: of the device, as `benchmarks.rates` measures them.
     """
-    seconds, peak = found["step_seconds"], found["peak"]
+    seconds = found["step_seconds"]
     share = 100 * found["flops"] / seconds / rates["product"]
-
-    def beside(value: float, truth: float) -> str:
-        return f"{value / truth - 1:+.1%} beside the measured one"
-
-    figures = [
+    return [
         single(PART, case, OURS, "ms a step", [1e3 * seconds]),
         single(PART, case, OURS, "tokens/s", [found["tokens"] / seconds]),
         single(PART, case, OURS, "% MFU", [share], "of the device's own product rate"),
-        single(PART, case, OURS, "MiB at the peak", [peak / MIB]),
+        single(PART, case, OURS, "MiB at the peak", [found["peak"] / MIB]),
     ]
-    if predicted is not None:
-        note = beside(predicted.peak, peak)
-        figures.append(
-            single(PART, case, "dry run", "MiB at the peak", [predicted.peak / MIB], note)
-        )
-        if predicted.seconds is not None:
-            note = beside(predicted.seconds, seconds)
-            figures.append(
-                single(PART, case, "dry run", "ms a step", [1e3 * predicted.seconds], note)
-            )
+
+
+def prediction_figures(case: str, found: dict[str, Any], predicted: Prediction) -> list[Figure]:
+    """Return what the dry run predicted of one configuration, beside what was measured."""
+
+    def one(unit: str, value: float, truth: float) -> Figure:
+        note = f"{value / truth - 1:+.1%} beside the measured one"
+        return single(PART, case, "dry run", unit, [value], note)
+
+    figures = [one("MiB at the peak", predicted.peak / MIB, found["peak"] / MIB)]
+    if predicted.seconds is not None:
+        figures.append(one("ms a step", 1e3 * predicted.seconds, 1e3 * found["step_seconds"]))
     return figures
 
 
-def measure(trace: str | None, quick: bool) -> list[Figure]:
-    """Measure the attached device.
+def measure(trace: str | None, quick: bool) -> Iterator[Figure]:
+    """Measure the attached device; yield its figures.
 
     Args:
       trace: folder that a trace of each configuration's last step is written to; None for none.
@@ -86,18 +81,17 @@ def measure(trace: str | None, quick: bool) -> list[Figure]:
     """
     rates = run_module("benchmarks.rates", [])
     kind = rates["device_kind"]
-    figures = [
-        single(PART, kind, "copies", "GB/s", [rates["copy"] / 1e9], "bytes read and written"),
-        single(PART, kind, "products", "TFLOP/s", [rates["product"] / 1e12], rates["dtype"]),
-    ]
+    yield single(PART, kind, "copies", "GB/s", [rates["copy"] / 1e9], "bytes read and written")
+    yield single(PART, kind, "products", "TFLOP/s", [rates["product"] / 1e12], rates["dtype"])
     gpu = known_as(kind)
     cases = CPU_CASES if kind == CPU else GPU_CASES
     for case, words in cases[:1] if quick else cases:
         flags = words.format(configs=configs_folder())
-        figures += step_figures(
-            case, measure_case(flags, gpu or kind, trace=trace), _predict(flags, gpu, kind), rates
-        )
-    return figures
+        found = measure_case(flags, gpu or kind, trace=trace)
+        yield from step_figures(case, found, rates)
+        predicted = _predict(flags, gpu, kind)
+        if predicted is not None:
+            yield from prediction_figures(case, found, predicted)
 
 
 def _predict(flags: str, gpu: str | None, kind: str) -> Prediction | None:

@@ -6,10 +6,12 @@ then `in_turn` and `compared`.
 
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import rich.box
 from rich.console import Console
@@ -19,7 +21,7 @@ from spectral_dist.atomic_file import write_text
 from spectral_dist.command_line import Parser
 
 OURS = "ours"
-WIDTH = 130  # of the console, in letters: Rich would fold the rows of a pipe at 80
+WIDTH = 150  # of the console, in letters: Rich would fold the rows of a pipe at 80
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Figure:
         None where nothing of ours is compared.
       ratio_low, ratio_high: quartiles of the same.
       note: what else a reader must know, such as the number of parameters.
+      at: the length in tokens, where cases differ by their length alone.
     """
 
     part: str
@@ -50,6 +53,7 @@ class Figure:
     ratio_low: float | None = None
     ratio_high: float | None = None
     note: str = ""
+    at: int | None = None
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -61,11 +65,17 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def single(
-    part: str, case: str, name: str, unit: str, values: Sequence[float], note: str = ""
+    part: str,
+    case: str,
+    name: str,
+    unit: str,
+    values: Sequence[float],
+    note: str = "",
+    at: int | None = None,
 ) -> Figure:
     """Return the figure of rounds that are compared with nothing."""
     low, middle, high = quartiles(values)
-    return Figure(part, case, name, unit, middle, low, high, note=note)
+    return Figure(part, case, name, unit, middle, low, high, note=note, at=at)
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -93,6 +103,7 @@ def compared(
     *,
     scale: float = 1.0,
     notes: Mapping[str, str] | None = None,
+    at: int | None = None,
 ) -> list[Figure]:
     """Return the figures of forms that took turns, each with its ratio to ours, round by round.
 
@@ -103,6 +114,7 @@ def compared(
       samples: name -> one value a round, of which less is better; one of them is "ours".
       scale: what the values are multiplied with to be in the unit.
       notes: name -> note.
+      at: as of `Figure`.
     """
     found = []
     for name, values in samples.items():
@@ -111,7 +123,11 @@ def compared(
         ratio_low, ratio, ratio_high = quartiles(ratios)
         note = (notes or {}).get(name, "")
         found.append(
-            Figure(part, case, name, unit, middle, low, high, ratio, ratio_low, ratio_high, note)
+            Figure(
+                *(part, case, name, unit, middle, low, high, ratio, ratio_low, ratio_high),
+                note=note,
+                at=at,
+            )
         )
     return found
 
@@ -151,10 +167,33 @@ def part_parser(module: str, description: str | None) -> Parser:
     return parser
 
 
-def report(figures: Sequence[Figure], file: str | None) -> None:
-    """Print the figures as a table, and write them as JSON to a file if one is named."""
-    console = Console(width=WIDTH, highlight=False, markup=False)
-    console.print(table(figures))
-    if file:
-        words = {"figures": [asdict(figure) for figure in figures]}
-        write_text(Path(file), json.dumps(words, indent=1) + "\n")
+def report(figures: Iterable[Figure], file: str | None) -> None:
+    """Print figures as a table at the end, and each when it is there on stderr.
+
+    Args:
+      figures: as they are measured.
+      file: JSON file that is written anew with each of them, so that a benchmark that is stopped
+        leaves what it has measured; None for none.
+    """
+    found: list[Figure] = []
+    for figure in figures:
+        found.append(figure)
+        sys.stderr.write(
+            f"{figure.part}: {figure.case}: {figure.name} {number(figure.value)} {figure.unit}\n"
+        )
+        if file:
+            write_figures(Path(file), found)
+    Console(width=WIDTH, highlight=False, markup=False).print(table(found))
+
+
+def write_figures(file: Path, figures: Sequence[Figure], **others: Any) -> None:
+    """Write figures, and what else there is to say of them, as JSON."""
+    words = {**others, "figures": [asdict(figure) for figure in figures]}
+    write_text(file, json.dumps(words, indent=1) + "\n")
+
+
+def read_figures(file: Path) -> list[Figure]:
+    """Return the figures of a JSON file; none if there is no file."""
+    if not file.is_file():
+        return []
+    return [Figure(**words) for words in json.loads(file.read_text(encoding="utf-8"))["figures"]]

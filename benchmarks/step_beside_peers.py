@@ -81,12 +81,9 @@ def figures_of(
         f"T={shape.seq_len:,}, batch {shape.batch_size}, {shape.hidden_dim} x {shape.num_layers},"
         f" {shape.dtype}"
     )
-    notes = {
-        name: f"{parameters[name]:,} parameters, loss {own[-1].loss:.3f}"
-        for name, own in samples.items()
-    }
+    notes = {name: f"{count / 1e6:.2f}M parameters" for name, count in parameters.items()}
     wall = {name: [sample.wall for sample in own] for name, own in samples.items()}
-    found = compared(PART, case, "ms a step", wall, scale=1e3, notes=notes)
+    found = compared(PART, case, "ms a step", wall, scale=1e3, notes=notes, at=shape.seq_len)
     if shape.dtype == "float32":
         busy = {name: [sample.processor for sample in own] for name, own in samples.items()}
         found += compared(PART, case, "processor-ms", busy, scale=1e3)
@@ -120,13 +117,10 @@ def main(argv: Sequence[str]) -> int:
     for length in lengths:
         if length not in known:
             raise ValueError(f"seq_lens={length}: must be among {', '.join(known)}")
-    figures: list[Figure] = []
-    names = _peers(flags.peers)
-    for case in shapes:
-        if str(case[0]) in lengths:
-            shape = shape_of(case, words, "bfloat16" if on_gpu else "float32")
-            figures += compare(shape, names, flags.rounds or (3 if flags.quick else 9), words)
-    report(figures, flags.json)
+    names, rounds = _peers(flags.peers), flags.rounds or (3 if flags.quick else 9)
+    dtype = "bfloat16" if on_gpu else "float32"
+    asked = (shape_of(case, words, dtype) for case in shapes if str(case[0]) in lengths)
+    report((f for shape in asked for f in compare(shape, names, rounds, words)), flags.json)
     return 0
 
 
