@@ -59,7 +59,10 @@ def measure(config: Config, lengths: Sequence[int], count: int, rounds: int) -> 
             return first - start, (time.perf_counter() - first) / made
 
         generate(max(lengths))  # compiles
-        found = {length: [generate(length) for _ in range(rounds)] for length in lengths}
+        found: dict[int, list[tuple[float, float]]] = {length: [] for length in lengths}
+        for _ in range(rounds):  # in turn: other work on the machine meets all lengths alike
+            for length in lengths:
+                found[length].append(generate(length))
     for length in lengths:
         case = f"{size} after {length:,} bytes"
         reading = [length / first / 1e3 for first, _ in found[length]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import OURS, Figure
+from benchmarks.figures import OURS, Figure, number
 from spectral_dist.outputs.report.scales import LIGHT
 
 Panel = Callable[[Any, Sequence[Figure]], None]
@@ -31,7 +31,8 @@ def ratios(axes: Any, figures: Sequence[Figure]) -> None:
     places = range(len(shown))
     bars = axes.barh(
         places,
-        [f.ratio for f in shown],
+        [f.ratio - 1 for f in shown if f.ratio],
+        left=1,  # so that a bar to the left of the line is a loss
         xerr=(low, high),
         color=[colours[f.name] for f in shown],
         error_kw={"elinewidth": 0.8, "capsize": 2},
@@ -40,6 +41,7 @@ def ratios(axes: Any, figures: Sequence[Figure]) -> None:
     axes.set_yticks(places, [f"{f.name}: {f.case}" for f in shown], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    _plain(axes.xaxis)
     axes.margins(x=0.15)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("time of a training step over ours (right of the line, ours is faster)")
@@ -56,17 +58,40 @@ def lines(axes: Any, figures: Sequence[Figure]) -> None:
             at, [f.low for f in own], [f.high for f in own], color=colours[name], alpha=0.2
         )
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    _plain(axes.xaxis)
     axes.set_xlabel("tokens")
     axes.set_ylabel(figures[0].unit)
     axes.legend(fontsize=8)
 
 
+def growing_lines(axes: Any, figures: Sequence[Figure]) -> None:
+    """Draw `lines` whose values differ by orders of magnitude."""
+    lines(axes, figures)
+    axes.set_yscale("log")
+    _plain(axes.yaxis, minor=False)
+
+
+def level_lines(axes: Any, figures: Sequence[Figure]) -> None:
+    """Draw `lines` from zero: what should be constant is to look so."""
+    lines(axes, figures)
+    axes.set_ylim(bottom=0)
+
+
+def _plain(axis: Any, minor: bool = True) -> None:
+    """Write the ticks of a logarithmic axis as ordinary numbers."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    ordinary = FuncFormatter(lambda value, _: number(value))
+    axis.set_major_formatter(ordinary)
+    axis.set_minor_formatter(ordinary if minor else NullFormatter())
+    axis.set_tick_params(which="minor", labelsize=7)
+
+
 # Title, which part's figures in which unit, and how they are drawn.
 PANELS: tuple[tuple[str, str, str, Panel], ...] = (
     ("A training step beside peers", "step", "ms a step", ratios),
-    ("Mixers alone, forward and backward", "mixer", "us a token", lines),
-    ("Generation by what came before", "generation", "ms a byte", lines),
+    ("Mixers alone, forward and backward", "mixer", "us a token", growing_lines),
+    ("Generation by what came before", "generation", "ms a byte", level_lines),
 )
 
 
@@ -86,7 +111,7 @@ def draw(figures: Sequence[Figure], file: Path, title: str) -> bool:
     panels = []
     for name, part, unit, panel in PANELS:
         own = [f for f in figures if f.part == part and f.unit == unit]
-        if any(f.name != OURS for f in own) or (panel is lines and own):
+        if own and (panel is not ratios or any(f.name != OURS for f in own)):
             panels.append((name, own, panel))
     if not panels:
         return False
