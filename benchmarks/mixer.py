@@ -1,8 +1,8 @@
 """`python -m benchmarks.mixer`: ways to mix along time, alone, forward and backward, by length.
 
-The bank of exponentials computed in chunks (ours), by one FFT and by an associative scan are the
-same function of the same input; causal attention of as many channels is what they stand in for. On
-a GPU the kernel of the spectral layer's inside runs too. Read `forms`, then `measure`.
+The bank of exponentials in chunks (ours), by one FFT and by an associative scan: the same kind of
+function of the same input. Causal attention of as many channels is what they stand in for. On a
+GPU the kernel of the spectral layer's inside runs too. Read `forms`, then `measure`.
 """
 
 import os
@@ -26,35 +26,35 @@ Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def mix_associative(
     u_BTD: jax.Array, coefficients_ND: jax.Array, skip_D: jax.Array, *, bank: FilterBank
 ) -> jax.Array:
-    """Mix by an associative scan over time, as state space models without chunks do.
+    """Mix by an associative scan over time, as diagonal state space models do.
 
-    The transition is made diagonal, so that an element is one complex number and not a matrix: the
-    cheapest form that such a scan has. Its states are [B, T, N, D], complex64.
+    Of the plain exponentials b_n a_n^t and not of their orthonormal mixtures, so that an element
+    is one number for each state and not a matrix: `mix_chunked` computes the same with R^T
+    coefficients (`FilterBank.cholesky_NN`). Its states are [B, T, N, D], float32.
 
     Args:
       u_BTD: input, [B, T, D].
-      coefficients_ND: [N, D].
+      coefficients_ND: [N, D], of the plain exponentials.
       skip_D: [D].
-      bank: the transition and the drive.
+      bank: its time constants.
 
     Returns:
       [B, T, D], in u's dtype.
     """
-    eigenvalues, vectors = np.linalg.eig(bank.transition_NN)
-    drive_N = np.linalg.solve(vectors, bank.drive_N.astype(complex))
-    decay = jnp.asarray(eigenvalues, jnp.complex64)
-    inflow = jnp.asarray(drive_N, jnp.complex64)[None, None, :, None] * u_BTD[:, :, None, :]
-    decays = jnp.broadcast_to(decay[None, None, :, None], inflow.shape)
+    decay_N = jnp.asarray(np.exp(-1 / bank.taus_N), jnp.float32)
+    drive_N = jnp.asarray(np.sqrt(-np.expm1(-2 / bank.taus_N)), jnp.float32)
+    wide_BTD = u_BTD.astype(jnp.float32)
+    inflow_BTND = drive_N[None, None, :, None] * wide_BTD[:, :, None, :]
+    decay_BTND = jnp.broadcast_to(decay_N[None, None, :, None], inflow_BTND.shape)
 
     def join(
         left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         return left[0] * right[0], left[1] * right[0] + right[1]
 
-    _, states = jax.lax.associative_scan(join, (decays, inflow), axis=1)
-    mixed_ND = jnp.asarray(vectors.T, jnp.complex64) @ coefficients_ND.astype(jnp.complex64)
-    y = jnp.einsum("btnd,nd->btd", states, mixed_ND).real
-    return (y + skip_D[None, None] * u_BTD).astype(u_BTD.dtype)
+    _, states_BTND = jax.lax.associative_scan(join, (decay_BTND, inflow_BTND), axis=1)
+    y_BTD = jnp.einsum("btnd,nd->btd", states_BTND, coefficients_ND)
+    return (y_BTD + skip_D[None, None] * wide_BTD).astype(u_BTD.dtype)
 
 
 def attention(u_BTD: jax.Array, coefficients_ND: jax.Array, skip_D: jax.Array) -> jax.Array:
@@ -109,8 +109,8 @@ def needed_bytes(name: str, time: int, dim: int) -> int:
     """Return what a form keeps of one sequence, roughly: what could be too much for a machine."""
     if name == "attention":  # the XLA form keeps its scores, and their gradient
         return 4 * (dim // HEAD_DIM) * time * time * 4
-    if name == "associative scan":  # two complex arrays, by levels, and their gradients
-        return 12 * time * POLES * dim * 8
+    if name == "associative scan":  # decays and states, by levels, and their gradients
+        return 12 * time * POLES * dim * 4
     return 16 * time * dim * 4
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import importlib.util
-import json
 from pathlib import Path
 
 import jax
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import step_beside_peers
+from benchmarks.figures import read_figures
 from benchmarks.peers import PEERS, TOLERANCE, Shape, check_peers, fit, ours
 from benchmarks.peers.process import Sample, StepProcess
-from benchmarks.step_beside_peers import compare, main, shape_of, summarise
+from benchmarks.step_beside_peers import compare, figures_of, main, shape_of
 
 # Peers are written as their own documentation would, and not by the rules of our tests.
 AS_USUAL = jax.numpy_dtype_promotion("standard")
@@ -75,36 +75,56 @@ def test_other_numbers_of_parameters_are_refused() -> None:
         compare(shape, [], 2, WORDS)
 
 
-def test_ratios_are_medians_of_rounds() -> None:
-    beside = [Sample(w, 2 * w, 1.0) for w in (1.0, 2.0, 4.0)]
-    theirs = [Sample(3.0, 3.0, 0.5), Sample(4.0, 4.0, 0.5), Sample(20.0, 20.0, 0.4)]
-    timing = summarise("peer", 7, small(), theirs, beside)
-    assert timing.wall == 4.0
-    assert timing.ratio == 3.0  # of 3, 2 and 5; that of the medians would be 2
-    assert timing.spread == (2.0, 5.0)
-    assert timing.processor_ratio == 1.5
-    assert timing.loss == 0.4
+def test_figures_are_of_the_wall_and_the_processors() -> None:
+    samples = {
+        "ours": [Sample(w, 2 * w, 1.0) for w in (1.0, 2.0, 4.0)],
+        "peer": [Sample(3.0, 3.0, 0.5), Sample(4.0, 4.0, 0.5), Sample(20.0, 20.0, 0.4)],
+    }
+    figures = figures_of(small(), {"ours": 1_000_000, "peer": 1_010_000}, samples)
+    assert [(f.name, f.unit) for f in figures] == [
+        ("ours", "ms a step"),
+        ("peer", "ms a step"),
+        ("ours", "processor-ms"),
+        ("peer", "processor-ms"),
+    ]
+    peer = figures[1]
+    assert (peer.value, peer.ratio, figures[3].ratio) == (4000.0, 3.0, 1.5)
+    assert (peer.note, peer.at) == ("1.01M parameters", 32)
+    # The processors of a GPU's host only wait.
+    lower = dataclasses.replace(small(), dtype="bfloat16")
+    assert len(figures_of(lower, {"ours": 1, "peer": 1}, samples)) == 2
+
+
+def test_a_peer_that_fails_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PEERS, "broken", ("benchmarks.peers.nowhere", ()))
+    figures = compare(small(), ["broken"], 2, WORDS)
+    assert {f.name for f in figures} == {"ours"}
+    assert "T=32: broken is left out: " in capsys.readouterr().err
 
 
 def test_the_table_and_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(step_beside_peers, "shape_of", lambda case, words: small())
+    monkeypatch.setattr(step_beside_peers, "shape_of", lambda case, words, dtype: small())
     file = tmp_path / "timings.json"
     assert main(["--seq_lens=512", "--peers=", "--rounds=2", f"--json={file}", *WORDS]) == 0
-    (timing,) = json.loads(file.read_text(encoding="utf-8"))
-    assert timing["name"] == "ours"
-    assert timing["ratio"] == 1.0
-    assert f"{small().parameters:,}" in capsys.readouterr().out
+    wall, processor = read_figures(file)
+    assert (wall.name, wall.ratio, wall.unit) == ("ours", 1.0, "ms a step")
+    assert processor.unit == "processor-ms"
+    assert wall.note in capsys.readouterr().out
 
 
 def test_the_shapes_have_our_parameters() -> None:
-    shape = shape_of((512, 4, 6), ())
+    shape = shape_of((512, 4, 256, 6), (), "float32")
     assert (shape.seq_len, shape.batch_size, shape.num_layers) == (512, 4, 6)
     assert shape.parameters == 4_850_176
 
 
-def test_mistakes_name_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_name_the_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match=r"^peers=gpt: must be among llama, mamba2, flax$"):
         main(["--peers=gpt"])
     with pytest.raises(ValueError, match=r"^seq_lens=7: must be among 512, 2048, 8192$"):
@@ -114,3 +134,6 @@ def test_mistakes_name_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^peers=llama: needs torch and transformers, not inst"):
         check_peers(["flax", "llama"])
+    assert step_beside_peers._peers(None) == ["flax"]
+    said = capsys.readouterr().err
+    assert "llama is left out: torch and transformers not installed here" in said

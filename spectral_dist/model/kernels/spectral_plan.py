@@ -44,9 +44,9 @@ class Plan(NamedTuple):
         return segments
 
 
-# Larger chunks spill a few registers, and were the fastest of 33 cuts there: forward 0.41 ms in
-# place of 0.48, backward 0.70 of 0.95 (docs/log.md).
-_HOPPER = Plan(Walk(chunk=32, held=4, warps=4), Walk(chunk=32, held=4, warps=4), programs=512)
+# Larger chunks spill a few registers, and were the fastest of 33 cuts on an H100 and of 30 on an
+# H200: forward 0.96 ms in place of 1.28, backward 2.12 of 3.02 (docs/performance.md).
+_HOPPER = Plan(Walk(chunk=32, held=8, warps=4), Walk(chunk=32, held=4, warps=4), programs=512)
 
 
 def plan_for(device_kind: str) -> Plan:
