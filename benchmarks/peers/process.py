@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -22,6 +23,10 @@ import numpy as np
 from benchmarks.figures import OURS
 from benchmarks.peers import PEERS, Shape, Step
 from spectral_dist.command_line import run_main
+
+# To build a model, compile its step and take it. The attention of the flax peer was not compiled
+# for a CPU in six minutes at T = 8,192.
+BUILD_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class StepProcess:
           words: flags of our own step.
 
         Raises:
-          ValueError: with the last line that the process wrote to stderr, if it fails.
+          ValueError: with the last line that the process wrote to stderr, if it fails; or if it
+            takes longer than BUILD_SECONDS.
         """
         self.name = name
         self._process = subprocess.Popen(
@@ -69,7 +75,7 @@ class StepProcess:
         )
         try:
             request = {"name": name, "shape": asdict(shape), "words": list(words)}
-            self.parameters: int = self._ask(request)["parameters"]
+            self.parameters: int = self._ask(request, BUILD_SECONDS)["parameters"]
         except BaseException:
             self._end()
             raise
@@ -94,7 +100,7 @@ class StepProcess:
                 with contextlib.suppress(BrokenPipeError):  # a request that was not read
                     pipe.close()
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
         stdin, stdout, stderr = (
             self._process.stdin,
             self._process.stdout,
@@ -106,6 +112,8 @@ class StepProcess:
         try:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
+            if not select.select([stdout], [], [], seconds)[0]:
+                raise ValueError(f"{self.name}: its first step takes more than {seconds:.0f} s")
             answer = stdout.readline()
         except BrokenPipeError:
             answer = ""

@@ -178,7 +178,7 @@ def chosen(needs: list[Config], monkeypatch: pytest.MonkeyPatch) -> dict[str, An
 
     def choose(config: Config, cluster: Cluster, say: object) -> Choice:
         answer["clusters"].append(cluster)
-        found = Candidate("1x2x1", 4, 2, "full", GIB, GIB, 0.5, 256.0, "")
+        found = Candidate("1x2x1", 4, 2, "full", "none", GIB, GIB, 0.5, 256.0, "")
         best = found if answer["fits"] else dataclasses.replace(found, reason="1.00 GiB too much")
         size = GIB if answer["fits"] else 99 * GIB
         programs = [Program("train step", 0, 0, 0, size, 0, TEXT, 0.0, ())]
@@ -203,7 +203,9 @@ def test_auto_reports_the_winner_and_how_to_start_it(
     assert "mesh 1x2x1 over 1 x 2 NVIDIA L4" in out
     assert any("1 candidates, 1 compiled, 1 ranked" in line for line in out)
     command = out[-1].removeprefix("start it with: ")
-    assert command.endswith("--mesh=1x2x1 --batch_size=4 --accum_steps=2 --remat=full")
+    assert command.endswith(
+        "--mesh=1x2x1 --batch_size=4 --accum_steps=2 --remat=full --unroll=none"
+    )
     assert load_config(shlex.split(command)[3:]).mesh.mesh == "1x2x1"
     report = json.loads(path.read_text())
     assert report["command"] == command

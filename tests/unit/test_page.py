@@ -86,10 +86,19 @@ def a_report(mesh: str = "4x8x1", usable: int | None = 22 * GIB, **changes: Any)
 
 def ranking() -> list[Candidate]:
     return [
-        Candidate("4x8x1", 64, 4, "full", 8 * GIB, 13 * GIB, 10.0, 52_000.0, ""),
-        Candidate("2x16x1", 64, 4, "dots", 7 * GIB, 14 * GIB, 20.0, 26_000.0, ""),
+        Candidate("4x8x1", 64, 4, "full", "all", 8 * GIB, 13 * GIB, 10.0, 52_000.0, ""),
+        Candidate("2x16x1", 64, 4, "dots", "none", 7 * GIB, 14 * GIB, 20.0, 26_000.0, ""),
         Candidate(
-            "32x1x1", 32, 8, "full", None, None, None, None, "the state <alone> is too large"
+            "32x1x1",
+            32,
+            8,
+            "full",
+            "none",
+            None,
+            None,
+            None,
+            None,
+            "the state <alone> is too large",
         ),
     ]
 
@@ -182,7 +191,9 @@ def test_tables_hold_the_figures_of_the_json() -> None:
     assert rows["15.8 GB/s"][1:] == ["12.5 GB/s", "10.000 s", "3,200,000", "80%"]
     assert wanted["time"]["links"][1]["tokens_per_second"] == 3.2e6
     first, second = (rows[place] for place in "12")
-    assert first[1:] == ["4x8x1", "full", "64", "4", "8.00 GiB", "13.00 GiB", "10.000 s", "52,000"]
+    assert first[1:] == [
+        *("4x8x1", "full", "all", "64", "4", "8.00 GiB", "13.00 GiB", "10.000 s", "52,000")
+    ]
     assert second[1] == "2x16x1"
     assert rows["32x1x1"][:2] == ["32x1x1", "the state <alone> is too large"]
 
@@ -244,7 +255,10 @@ def test_every_text_is_escaped() -> None:
         bound=(Traffic(HOSTILE, HOSTILE, 1, 1, 1, False),),
         prediction=time,
         remedies=[Remedy(HOSTILE, 1, 1, 1)],
-        ranking=[Candidate(HOSTILE, 1, 1, HOSTILE, 1, 1, 1.0, 1.0, reason) for reason in ("", "x")],
+        ranking=[
+            Candidate(HOSTILE, 1, 1, HOSTILE, HOSTILE, 1, 1, 1.0, 1.0, reason)
+            for reason in ("", "x")
+        ],
     )
     page = draw_page(report)
     assert "<script" not in page

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import step_beside_peers
 from benchmarks.figures import read_figures
 from benchmarks.peers import PEERS, TOLERANCE, Shape, check_peers, fit, ours
+from benchmarks.peers import process as peer_process
 from benchmarks.peers.process import Sample, StepProcess
 from benchmarks.step_beside_peers import compare, figures_of, main, shape_of
 
@@ -67,6 +68,12 @@ def test_a_step_runs_in_its_own_process() -> None:
 def test_a_process_that_fails_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"^ours: num_kv_heads=3: must divide"):
         StepProcess("ours", small(), ("--num_kv_heads", "3"))
+
+
+def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_process, "BUILD_SECONDS", 0.01)
+    with pytest.raises(ValueError, match=r"^ours: its first step takes more than 0 s$"):
+        StepProcess("ours", small(), WORDS)
 
 
 def test_other_numbers_of_parameters_are_refused() -> None:

@@ -312,17 +312,17 @@ def _ranking(candidates: Sequence[Candidate]) -> tuple[Table, Table]:
     out = [candidate for candidate in candidates if candidate.reason]
     # The longest bar is the fastest candidate's; 1 where none is ranked, as _speed divides by it.
     best = max((c.tokens_per_second or 0.0 for c in kept), default=0.0) or 1.0
-    heads = ("mesh", "remat", "batch_size", "accum_steps", "peak", "to spare", "step")
+    heads = ("mesh", "remat", "unroll", "batch_size", "accum_steps", "peak", "to spare", "step")
     ranked = [(f"{rank}", *_cells(c), _speed(c, best)) for rank, c in enumerate(kept, start=1)]
     # The reason comes second, beside the mesh: it is what a reader looks for in this table.
     left_out = [(c.mesh, c.reason, *_cells(c)[1:]) for c in out]
     return (
-        Table("ranking", ("rank", *heads, "tokens per second"), ranked, words=3),
+        Table("ranking", ("rank", *heads, "tokens per second"), ranked, words=4),
         Table(
             "candidates that were left out",
             (heads[0], "why it was left out", *heads[1:]),
             left_out,
-            words=3,
+            words=4,
         ),
     )
 
@@ -331,6 +331,7 @@ def _cells(c: Candidate) -> Row:
     return (
         c.mesh,
         c.remat,
+        c.unroll,
         f"{c.batch_size:,}",
         f"{c.accum_steps:,}",
         "-" if c.peak is None else size_text(c.peak),

@@ -208,10 +208,11 @@ def kernel_floor(measured: float, of: Config, other: Config, shapes: Shapes, rat
     """
     sizes, others = mesh_sizes(of), mesh_sizes(other)
     micro = of.data.accum_steps
-    # Nothing follows for another remat, for channels that are divided less, or for larger
+    # Nothing follows for another remat or unroll, for channels that are divided less, or for larger
     # micro-batches: there the work itself is less, or in fewer pieces.
     covers = (
         of.model.remat == other.model.remat
+        and of.model.unroll == other.model.unroll
         and others.get("tensor", 1) % sizes.get("tensor", 1) == 0
         and other.data.accum_steps >= micro
     )

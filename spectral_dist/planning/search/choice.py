@@ -43,7 +43,7 @@ def choose(
     cache: Cache | None = None,
     workers: int | None = None,
 ) -> Choice:
-    """Choose mesh, batch_size, accum_steps and remat for a cluster.
+    """Choose mesh, batch_size, accum_steps, remat and unroll for a cluster.
 
     The batch of a step, batch_size x accum_steps, stays as given.
 

@@ -10,11 +10,9 @@ import rich.box
 from rich.table import Table
 
 from spectral_dist.planning.memory import GIB
-from spectral_dist.planning.search.search import Candidate
+from spectral_dist.planning.search.search import CHOSEN, Candidate
 
 ROWS = 12  # of ranked candidates, and as many of those that are left out: JSON and HTML have all
-# The settings that the search chooses: flags for them are replaced in the command line.
-_CHOSEN = ("mesh", "batch_size", "accum_steps", "remat")
 
 
 def ranking_table(ranking: Sequence[Candidate]) -> Table:
@@ -27,7 +25,8 @@ def ranking_table(ranking: Sequence[Candidate]) -> Table:
     table.add_column("mesh")
     for name in ("batch_size", "accum_steps"):
         table.add_column(name, justify="right")
-    table.add_column("remat")
+    for name in ("remat", "unroll"):
+        table.add_column(name)
     for name in ("GiB", "spare", "step s", "tokens/s"):
         table.add_column(name, justify="right")
     table.add_column("left out because", overflow="fold")
@@ -38,7 +37,8 @@ def ranking_table(ranking: Sequence[Candidate]) -> Table:
             "" if c.step_seconds is None else f"{c.step_seconds:.3f}",
             "" if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f}",
         )
-        table.add_row(c.mesh, str(c.batch_size), str(c.accum_steps), c.remat, *figures, c.reason)
+        chosen = (c.mesh, str(c.batch_size), str(c.accum_steps), c.remat, c.unroll)
+        table.add_row(*chosen, *figures, c.reason)
     return table
 
 
@@ -70,7 +70,7 @@ def start_command(words: Sequence[str], best: Candidate) -> str:
     kept, skip = [], False
     for word in words:
         name = word.partition("=")[0].lstrip("-").replace("-", "_")
-        chosen = word.startswith("--") and name in _CHOSEN
+        chosen = word.startswith("--") and name in CHOSEN
         if not chosen and not skip:
             kept.append(word)
         skip = chosen and "=" not in word

@@ -1,9 +1,10 @@
 """Search for the best mesh: every way to run a configuration on a number of devices, ranked.
 
 Owns what a candidate is, their enumeration, and the branch and bound that compiles few of them:
-18 of 567 for level 3 on 32 GPUs. A candidate is left out if a lower bound shows that it does not
+@@ of 1,134 for level 3 on 32 GPUs. A candidate is left out if a lower bound shows that it does not
 fit or is not among the fastest. The bounds on time rise with what is compiled: first, for each
-remat, a reference that bounds the kernels of the others. Read `Candidate`, then `search`.
+remat and unroll, a reference that bounds the kernels of the others. Read `Candidate`, then
+`search`.
 """
 
 import dataclasses
@@ -35,8 +36,12 @@ FREE_SHARE = 0.6
 # XLA fuses each candidate differently: with all of them compiled, the kernels of the reference took
 # up to 5.5% more than those of a candidate that they should bound (docs/log.md).
 TRUST = 0.95
+# The settings that the search chooses.
+CHOSEN = ("mesh", "batch_size", "accum_steps", "remat", "unroll")
 REMAT = ("none", "dots", "full")  # by what the forward pass saves, the most first
+UNROLL = ("all", "none")
 assert SETTINGS["remat"].choices == REMAT
+assert set(SETTINGS["unroll"].choices or ()) == {"auto", *UNROLL}
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Candidate:
       batch_size: sequences in a micro-batch, over all devices.
       accum_steps: gradient accumulation steps; batch_size x accum_steps is the same for all.
       remat: activation checkpointing, the setting of that name.
+      unroll: whether the blocks of layers are a loop, the setting of that name.
       peak: bytes on a device without the runtime's; None where it was not compiled.
       spare: bytes left on a device, negative where it does not fit; None where no limit is known.
       step_seconds: by the roofline model; None where it was not compiled.
@@ -59,6 +65,7 @@ class Candidate:
     batch_size: int
     accum_steps: int
     remat: str
+    unroll: str
     peak: int | None
     spare: int | None
     step_seconds: float | None
@@ -70,8 +77,11 @@ class Candidate:
         """The command-line flags that select it."""
         return (
             f"--mesh={self.mesh} --batch_size={self.batch_size}"
-            f" --accum_steps={self.accum_steps} --remat={self.remat}"
+            f" --accum_steps={self.accum_steps} --remat={self.remat} --unroll={self.unroll}"
         )
+
+
+_Kind = tuple[str, str]  # remat, unroll
 
 
 class Compiling(Protocol):
@@ -139,7 +149,7 @@ def search(
     the others that were compiled and fit. Candidates that do not fit are sorted by what is missing.
 
     Args:
-      config: the run; its own mesh, remat and split of the batch are ignored.
+      config: the run; its own mesh, remat, unroll and split of the batch are ignored.
       cluster: the devices.
       compiling: compiles a candidate's training step.
       ruled_out: candidates of which another program does not fit, each with the reason.
@@ -195,8 +205,9 @@ class _Tree:
         self._rates = rates_of(cluster.gpu)
         self._freely = math.inf if cluster.gpu is None else FREE_SHARE * cluster.gpu.memory_bytes
         self._by_config = {option.config: option for option in options}
-        self._references = {remat: _reference(options, remat) for remat in REMAT}
-        self._measured: dict[str, Found | None] = {}
+        kinds = dict.fromkeys(_kind(option.config) for option in options)
+        self._references = {kind: _reference(options, kind) for kind in kinds}
+        self._measured: dict[_Kind, Found | None] = {}
 
     def all_tasks(self) -> list[Task]:
         """Return every possible task, the references first."""
@@ -214,16 +225,16 @@ class _Tree:
         wanted: dict[Task, None] = {}  # in order, and a reference only once
         for _, i in sorted(undecided):
             config = self._options[i].config
-            remat = config.model.remat
+            kind = _kind(config)
             # Where the reference failed, its candidates go on with their own bounds alone.
-            reference = Task(self._references[remat], True)
-            wanted[Task(config, False) if self._measured.get(remat) else reference] = None
+            reference = Task(self._references[kind], True)
+            wanted[Task(config, False) if self._measured.get(kind) else reference] = None
         return [task for task in wanted if task not in running]
 
     def learn(self, task: Task, found: Found | None) -> None:
         """Record the result of a task."""
         if task.unlimited:
-            self._measured[task.config.model.remat] = found
+            self._measured[_kind(task.config)] = found
             # A small reference is the same program with the real limit: it counts as a candidate.
             if not isinstance(found, Outcome) or found.peak > self._freely:
                 return
@@ -286,23 +297,28 @@ class _Tree:
 
     def _raised(self, option: _Option) -> TimeBound:
         """Return a candidate's bound, raised by the kernels of its reference."""
-        remat = option.config.model.remat
-        measured, bound = self._measured.get(remat), option.bound
+        kind = _kind(option.config)
+        measured, bound = self._measured.get(kind), option.bound
         if not isinstance(measured, Outcome):
             return bound
         # References are compiled for unlimited memory. Short of memory XLA recomputes on its own,
         # so that `dots` took 7.77 s of kernels with 4 sequences a device, and 7.08 s with 2: no
         # bound.
-        reference = self._references[remat]
+        reference = self._references[kind]
         floor = kernel_floor(
             measured.kernel_seconds, reference, option.config, self._shapes, self._rates
         )
         return dataclasses.replace(bound, kernel_seconds=max(bound.kernel_seconds, TRUST * floor))
 
 
-def _reference(options: Sequence[_Option], remat: str) -> Config:
+def _kind(config: Config) -> _Kind:
+    """Return what changes the kernels themselves: remat and unroll."""
+    return config.model.remat, config.model.unroll
+
+
+def _reference(options: Sequence[_Option], kind: _Kind) -> Config:
     """Return the candidate that bounds most others: least tensor, least gradient accumulation."""
-    same = [option.config for option in options if option.config.model.remat == remat]
+    same = [option.config for option in options if _kind(option.config) == kind]
     return min(same, key=lambda c: (c.mesh.shape[2], c.data.accum_steps, c.mesh.shape[0]))
 
 
@@ -313,6 +329,7 @@ def _keeps_less(less: _Option, more: _Option) -> bool:
     return (
         a.mesh == b.mesh
         and a.data.batch_size <= b.data.batch_size
+        and a.model.unroll == b.model.unroll
         and REMAT.index(a.model.remat) >= REMAT.index(b.model.remat)
     )
 
@@ -331,8 +348,7 @@ def _candidate(option: _Option, reason: str) -> Candidate:
 
 
 def _blank(config: Config) -> Candidate:
-    data, remat = config.data, config.model.remat
-    settings = (config.mesh.mesh, data.batch_size, data.accum_steps, remat)
+    settings = (config.mesh.mesh, config.data.batch_size, config.data.accum_steps, *_kind(config))
     return Candidate(*settings, None, None, None, None, "")
 
 
@@ -342,8 +358,7 @@ def chosen_config(config: Config, candidate: Candidate) -> Config:
     Raises:
       ValueError: if they break a rule of the settings.
     """
-    names = ("mesh", "batch_size", "accum_steps", "remat")
-    return with_values(config, {name: getattr(candidate, name) for name in names})
+    return with_values(config, {name: getattr(candidate, name) for name in CHOSEN})
 
 
 def _enumerate(config: Config, cluster: Cluster) -> tuple[list[_Option], list[Candidate]]:
@@ -373,18 +388,21 @@ def room(config: Config, cluster: Cluster) -> int | None:
     return cluster.usable - sum(line.bytes for line in runtime_lines(cluster.gpu, config))
 
 
-def settings_of(config: Config, count: int) -> Iterator[tuple[str, int, int, str]]:
-    """Yield mesh, batch_size, accum_steps and remat of every candidate, valid or not.
+def settings_of(config: Config, count: int) -> Iterator[tuple[str, int, int, str, str]]:
+    """Yield mesh, batch_size, accum_steps, remat and unroll of every candidate, valid or not.
 
-    That is every mesh of `count` devices, every split of the step's batch, and every remat.
+    That is every mesh of `count` devices, every split of the step's batch, every remat, and for a
+    model of several blocks of layers both a loop over them and none.
     """
+    blocks = config.model.num_layers // len(config.model.pattern)
+    kinds = [(remat, unroll) for remat in REMAT for unroll in (UNROLL if blocks > 1 else ("none",))]
     # The step's batch is not searched: another one would be another training run.
     batch = config.data.batch_size * config.data.accum_steps
     for data, rest in _factors(count):
         for fsdp, tensor in _factors(rest):
             for batch_size, accum_steps in _factors(batch):
-                for remat in REMAT:
-                    yield f"{data}x{fsdp}x{tensor}", batch_size, accum_steps, remat
+                for kind in kinds:
+                    yield f"{data}x{fsdp}x{tensor}", batch_size, accum_steps, *kind
 
 
 def _factors(number: int) -> Sequence[tuple[int, int]]:
