@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     parser = part_parser("benchmarks.step_beside_peers", main.__doc__)
     parser.add_argument("--peers", help="names, separated by commas (default: all installed ones)")
     parser.add_argument("--seq_lens", help="lengths of the cases to run (default: all)")
-    parser.add_argument("--rounds", type=_at_least_two, help="steps of each model (default: 9)")
+    parser.add_argument("--rounds", type=_at_least_two, help="steps of each model (default: 5)")
     flags, words = parser.read_some(argv)
     # Several processes share one GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     for length in lengths:
         if length not in known:
             raise ValueError(f"seq_lens={length}: must be among {', '.join(known)}")
-    names, rounds = _peers(flags.peers), flags.rounds or (3 if flags.quick else 9)
+    names, rounds = _peers(flags.peers), flags.rounds or (3 if flags.quick else 5)
     dtype = "bfloat16" if on_gpu else "float32"
     asked = (shape_of(case, words, dtype) for case in shapes if str(case[0]) in lengths)
     report((f for shape in asked for f in compare(shape, names, rounds, words)), flags.json)

@@ -7,16 +7,31 @@ settings are in `flags`. Read `Parser`, then `run_main`.
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-# Exit codes beside 0, 2 (a user's error) and 130 (Ctrl-C): what a scheduler may start again.
+# Exit codes beside 0 and 130 (Ctrl-C). A scheduler may start again what ends with 74, 75 or 76.
+USER_ERROR = 2  # what a user can mend: a setting, a text, a folder, too little memory
 UNSAVED = 74  # through, but the last checkpoint could not be saved: an input/output error
 STOPPED = 75  # asked to stop, saved; sysexits.h calls it a temporary failure
-LOST = 76  # another process of the run is gone, hung or never came
+# A device, the network, a disk, or another process of the run that is gone, hung or never came;
+# also every error that nobody foresaw.
+FAULT = 76
+# A disk, a mount or a connection that fails, in place of a wrong path or too little room.
+_OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ENXIO", "ENODEV", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN"),
+        *("ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE", "EHOSTUNREACH", "EHOSTDOWN"),
+        *("ENETUNREACH", "ENETDOWN", "ENETRESET", "ENOMEM"),
+    )
+    if hasattr(errno, name)  # some are Linux's own
+}
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Ending(Exception):
@@ -31,6 +46,40 @@ class Ending(Exception):
         """
         super().__init__(message)
         self.code = code
+
+
+def error_code(error: BaseException) -> int:
+    """Return the exit code that an error ends a program with.
+
+    A user's error is a ValueError that our own code raises, or an OSError of a path or of room.
+    Everything else is a fault of the machine, a ValueError from inside a library too: it may say
+    anything, and ending a run of many hosts for good because of it would be the worse mistake.
+    """
+    if isinstance(error, Ending):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, OSError):
+        return FAULT if error.errno in _OF_THE_MACHINE else USER_ERROR
+    return USER_ERROR if isinstance(error, ValueError) and _is_ours(error) else FAULT
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether the code that raised an error is ours: the package, or what lies beside it."""
+    trace = error.__traceback__
+    if trace is None:  # nobody raised it
+        return True
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    file = os.path.abspath(trace.tb_frame.f_code.co_filename)
+    return file.startswith((_PACKAGE, os.path.join(os.path.dirname(_PACKAGE), "benchmarks")))
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text as one line; with the name of its type where nobody foresaw it."""
+    text = " ".join(str(error).split())
+    foreseen = isinstance(error, Ending | OSError | ValueError) and _is_ours(error)
+    return text if text and foreseen else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,14 +118,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_main(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run an entry point: a user's error is one line on stderr and exit code 2."""
+    """Run an entry point: every error is one line on stderr, and the exit code says of what kind.
+
+    With SPECTRAL_DIST_TRACEBACK set, an error shows where it comes from.
+    """
     try:
         code = main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        if os.environ.get("SPECTRAL_DIST_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
     except Ending as ending:
         asked = ending.code in (STOPPED, 130)
         print(ending if asked else f"error: {ending}", file=sys.stdout if asked else sys.stderr)
@@ -84,6 +131,13 @@ def run_main(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except KeyboardInterrupt:  # before training listens to signals, or the second one
         print("error: interrupted; what was saved before stays", file=sys.stderr)
         code = 130
+    except Exception as error:
+        if os.environ.get("SPECTRAL_DIST_TRACEBACK"):
+            raise
+        code = error_code(error)
+        unforeseen = code == FAULT and not isinstance(error, OSError)
+        hint = " (SPECTRAL_DIST_TRACEBACK=1 shows where)" if unforeseen else ""
+        print(f"error: {one_line(error)}{hint}", file=sys.stderr)
     with contextlib.suppress(OSError):  # nobody reads any more
         sys.stdout.flush()
     with contextlib.suppress(ValueError):  # signals can be set in the main thread alone

@@ -27,7 +27,8 @@ from spectral_dist.model.lm import State
 from spectral_dist.model.sampling import sample
 from spectral_dist.params import Params
 from spectral_dist.settings import Config, MeshConfig
-from spectral_dist.training.checkpoint import Checkpoints, resolve
+from spectral_dist.training.checkpoint import Checkpoints
+from spectral_dist.training.checkpoint_folder import resolve
 from spectral_dist.training.resume import stored_config
 from spectral_dist.training.state import abstract_state, model_spec
 

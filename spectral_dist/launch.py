@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import IO
 
-from spectral_dist.command_line import LOST, Parser, run_main
+from spectral_dist.command_line import FAULT, Parser, run_main
 from spectral_dist.flags import load_config
 
 PROGRAMS = ("train",)
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -160,7 +160,8 @@ class Processes:
         self._asked: list[int] = []
         self._ready = False
         for number in FORWARDED:
-            signal.signal(number, self._forward)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self._forward)
         tie = _tied_to_this_process()
         for rank, environment in enumerate(environments):
             own = None if rank == 0 else subprocess.PIPE
@@ -235,14 +236,14 @@ class Processes:
 def exit_code(codes: Sequence[int]) -> int:
     """Return the code that says best how the processes ended.
 
-    It is that of the first one that failed: what comes later is mostly its consequence. 76 (LOST)
+    It is that of the first one that failed: what comes later is mostly its consequence. 76 (FAULT)
     always is, so any other failure goes before it.
 
     Args:
       codes: exit codes in the order in which the processes ended; 128 + the signal if killed.
     """
     failures = [code for code in codes if code != 0]
-    causes = [code for code in failures if code != LOST]
+    causes = [code for code in failures if code != FAULT]
     return (causes or failures or [0])[0]
 
 
@@ -263,7 +264,7 @@ def _tied_to_this_process() -> Callable[[], None] | None:
     def tie() -> None:
         prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != launcher:  # it was killed before the line above
-            os._exit(LOST)
+            os._exit(FAULT)
 
     return tie
 

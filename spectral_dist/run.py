@@ -5,6 +5,7 @@ Loads JAX, so `train` imports it only when the settings are checked. The flow it
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
@@ -15,6 +16,7 @@ from spectral_dist.outputs.run_folder import code_version
 from spectral_dist.outputs.summary import say_end, show_next_steps, show_sample
 from spectral_dist.settings import Config
 from spectral_dist.trainer import Trainer
+from spectral_dist.training.failures import recorded
 
 
 def run(config: Config, argv: Sequence[str], stop: StopSignal) -> int:
@@ -30,14 +32,22 @@ def run(config: Config, argv: Sequence[str], stop: StopSignal) -> int:
 
     Raises:
       ValueError: names the user's mistake: the setting, its value and the rule it breaks.
-      Ending: if another process is lost, or a signal comes while there is nothing to save.
+      Ending: if another process is lost, a signal comes while there is nothing to save, or the
+        machine fails.
     """
-    with start_processes(stop, config.run.start_timeout, config.run.hang_timeout) as processes:
-        # Before any collective: processes that differ here would compile different programs, and
-        # then hang in them.
-        processes.agree("settings", config.flat())
-        processes.agree("version", code_version())
-        return train_run(config, argv, stop, processes)
+    index = 0
+    try:
+        with start_processes(stop, config.run.start_timeout, config.run.hang_timeout) as processes:
+            index = processes.index
+            # Before any collective: processes that differ here would compile different programs,
+            # and then hang in them.
+            processes.agree("settings", config.flat())
+            processes.agree("version", code_version())
+            return train_run(config, argv, stop, processes)
+    except Exception as error:
+        # Only now: the other processes have been told, and a lost one has been named.
+        folder = Path(config.run.checkpoint_dir) / config.run.run_name
+        raise recorded(error, folder, index) from error
 
 
 def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: Processes) -> int:

@@ -24,8 +24,7 @@ from benchmarks.figures import OURS
 from benchmarks.peers import PEERS, Shape, Step
 from spectral_dist.command_line import run_main
 
-# To build a model, compile its step and take it. The attention of the flax peer was not compiled
-# for a CPU in six minutes at T = 8,192.
+# To build a model, compile its step and take it.
 BUILD_SECONDS = 240.0
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from spectral_dist.cluster.heartbeat import UNREACHABLE, HeartbeatMonitor, connect
 from spectral_dist.cluster.identity import Identity
 from spectral_dist.cluster.signals import StopSignal
-from spectral_dist.command_line import Ending
+from spectral_dist.command_line import Ending, error_code, one_line
 
 _POLL_SECONDS = 0.1
 # No process can be this many sync points ahead of the coordinator (see `should_stop`).
@@ -181,10 +181,9 @@ class Processes:
         # the cause to name, so the monitor gets the time to find it.
         if not isinstance(error, ValueError | Ending | KeyboardInterrupt):
             self._monitor.suspect()
-        code = error.code if isinstance(error, Ending) else 2
-        code = 130 if isinstance(error, KeyboardInterrupt) else code
+        code = error_code(error)
         assert self._identity is not None
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = one_line(error)
         publish_end(self._identity, message, code)
         # Python waits for its threads at the end, and the runtime's may wait for lost processes for
         # ever. This timer ends the process then.

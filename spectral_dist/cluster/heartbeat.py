@@ -23,7 +23,7 @@ from typing import Any
 
 from spectral_dist.cluster.identity import Identity
 from spectral_dist.cluster.signals import StopSignal
-from spectral_dist.command_line import LOST
+from spectral_dist.command_line import FAULT
 
 HEARTBEAT_SECONDS = 1.0
 _CALL_SECONDS = 10.0  # a service that does not answer must not stop the heartbeats for long
@@ -187,7 +187,7 @@ class HeartbeatMonitor:
         if silent:
             names = ", ".join(map(self.name, silent))
             seconds = self._now - min(self._seen[i].heard for i in silent)
-            self._leave(f"{names}: no heartbeat for {seconds:.0f} s", LOST)
+            self._leave(f"{names}: no heartbeat for {seconds:.0f} s", FAULT)
         if self._now - self._progressed > self.hang_timeout:
             passed = {i: seen.heartbeat.get("sync_points", 0) for i, seen in self._seen.items()}
             # The others wait for these in a collective, and so have passed one sync point more.
@@ -198,7 +198,7 @@ class HeartbeatMonitor:
             self._leave(
                 f"{names}: no process has made progress for hang_timeout={self.hang_timeout:g} s,"
                 f" and {'this one is' if len(behind) == 1 else 'these are'} furthest behind",
-                LOST,
+                FAULT,
             )
 
     def _judge_service(self, error: Exception) -> None:
@@ -208,5 +208,5 @@ class HeartbeatMonitor:
             self._leave(
                 f"{self.name(0)}: its control service at {self._identity.address} cannot be"
                 f" reached: {error}",
-                LOST,
+                FAULT,
             )

@@ -21,6 +21,8 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from xmlrpc.server import SimpleXMLRPCRequestHandler, SimpleXMLRPCServer
 
+from spectral_dist.cluster.signals import SIGNALS
+
 # Every process sends a heartbeat each second. After this long without one, none is left.
 _QUIET_SECONDS = 5.0
 
@@ -130,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
     """
     port, count = int(argv[0]), int(argv[1])
     # Signals reach the whole process group. Process 0 handles them, and needs this service for it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     try:
         _, table = serve_table(port)

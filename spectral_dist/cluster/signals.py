@@ -1,6 +1,6 @@
 """Preemption: on a signal, the run saves a checkpoint and ends with the signal's exit code.
 
-Owns the handlers of SIGINT, SIGTERM and SIGUSR1, and what a signal does in each phase. If there is
+Owns the handlers of the signals in `SIGNALS`, and what a signal does in each phase. If there is
 work to save, the signal is only noted, and the run looks at `received` between two steps. If there
 is none (`interruptible`), the process ends at once, even while the main thread is inside the
 compiler. Read `StopSignal` first.
@@ -17,7 +17,8 @@ from typing import Any
 
 from spectral_dist.command_line import STOPPED, Ending
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Ctrl-C; a scheduler's choices; a terminal that is closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def exit_code(number: signal.Signals) -> int:
@@ -40,10 +41,10 @@ def leave(message: str, code: int) -> None:
 
 
 class StopSignal:
-    """A context manager in which SIGINT, SIGTERM and SIGUSR1 request a stop.
+    """A context manager in which each of `SIGNALS` requests a stop.
 
-    The first of these signals is noted. A second SIGINT raises KeyboardInterrupt; further SIGTERM
-    and SIGUSR1 change nothing, because schedulers send several of them.
+    The first of these signals is noted. A second SIGINT raises KeyboardInterrupt; further ones of
+    the others change nothing, because schedulers send several of them.
 
     Attributes:
       received: the signal that requested the stop, here or in another process of the run.
@@ -74,7 +75,10 @@ class StopSignal:
         self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+            # Ignored by who started us: nohup does so, to have a run outlive its terminal.
+            ignored = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if not ignored:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

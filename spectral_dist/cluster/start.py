@@ -18,7 +18,7 @@ from spectral_dist.cluster.agreement import Processes, publish_end
 from spectral_dist.cluster.heartbeat import UNREACHABLE, HeartbeatMonitor, connect
 from spectral_dist.cluster.identity import Identity, find_identity, join_address
 from spectral_dist.cluster.signals import StopSignal, leave
-from spectral_dist.command_line import LOST, STOPPED, Ending
+from spectral_dist.command_line import FAULT, STOPPED, Ending
 
 _POLL_SECONDS = 0.1
 # Between two tries to start the service. An earlier run may hold the port for a while.
@@ -86,7 +86,7 @@ def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Pope
             raise ValueError(answer)
         if time.monotonic() > until:
             why = answer or "it ended at once"
-            raise Ending(f"the control service of the run cannot start: {why}", LOST)
+            raise Ending(f"the control service of the run cannot start: {why}", FAULT)
         time.sleep(_RETRY_SECONDS)
 
 
@@ -106,7 +106,7 @@ def _report_in(control: Any, identity: Identity, start_timeout: float) -> dict[i
             # Those that report in later would otherwise wait in vain for us.
             with contextlib.suppress(*UNREACHABLE):
                 control.put("gave_up", message)
-            raise Ending(message, LOST)
+            raise Ending(message, FAULT)
         try:
             here = json.loads(control.report(str(identity.index), json.dumps(me)))
             ended = control.get("gave_up")
@@ -115,7 +115,7 @@ def _report_in(control: Any, identity: Identity, start_timeout: float) -> dict[i
                 control("close")()
             ended = ""
         if ended:
-            raise Ending(f"another process gave up waiting: {ended}", LOST)
+            raise Ending(f"another process gave up waiting: {ended}", FAULT)
         time.sleep(_POLL_SECONDS)
     reports = {int(index): json.loads(text) for index, text in here.items()}
     if reports[identity.index] != me:

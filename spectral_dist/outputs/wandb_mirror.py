@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spectral_dist.atomic_file import write_text
+from spectral_dist.cluster.signals import SIGNALS
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.outputs import warn_on_stderr
 from spectral_dist.outputs.jsonl import parse_record
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.follow:
         warnings = Warnings(_silence())
         # A preempted run still logs while it saves: only the closed pipe says that it has ended.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         watching = (training_ended, warnings)
         threading.Thread(target=_watch, args=watching, daemon=True).start()

@@ -1,8 +1,8 @@
 """Checkpoints of a run: saved in the background, restored onto any mesh, verified when read.
 
-Owns the folder CHECKPOINT_DIR/RUN_NAME/<step>/: when it counts, how many are kept, the links
-checkpoint_0 and checkpoint_1. Orbax writes and reads the arrays; manifest.py verifies the files.
-The commit is Orbax's rename: a folder named by a number is complete.
+Owns when CHECKPOINT_DIR/RUN_NAME/<step>/ counts, and how many are kept. Orbax writes and reads the
+arrays; manifest.py verifies the files; checkpoint_folder.py knows the names in the folder. The
+commit is Orbax's rename: a folder named by a number is complete.
 
 It must not know what a state or a description means, nor who reads its warnings. `Checkpoints()`,
 `describe` and `restore` never write: a program may use them on the folder of a running training.
@@ -27,7 +27,15 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
-from spectral_dist.atomic_file import replace_link
+from spectral_dist.training.checkpoint_folder import (
+    TEMPORARY,
+    clear_leftovers,
+    complete_steps,
+    delete,
+    move_links,
+    put_aside,
+    resolve,
+)
 from spectral_dist.training.commit import Commit
 from spectral_dist.training.manifest import (
     Unreadable,
@@ -40,35 +48,6 @@ from spectral_dist.training.manifest import (
     write_manifest,
 )
 from spectral_dist.training.migrations import as_stored, upgrade
-
-LINKS = ("checkpoint_0", "checkpoint_1")
-_TEMPORARY = ".orbax-checkpoint-tmp"  # how Orbax ends the name of a folder not yet committed
-_DELETED = ".deleted"  # ends the name of a checkpoint while its files are deleted
-
-
-def complete_steps(folder: Path) -> list[int]:
-    """Return the steps of the committed checkpoints in `folder`, ascending; [] without a folder."""
-    try:
-        names = [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    # Only "12" is a step: "012" or a digit of another script would name the same one twice.
-    return sorted(int(n) for n in names if n.isascii() and n.isdigit() and str(int(n)) == n)
-
-
-def resolve(folder: Path, name: str) -> int:
-    """Return the step of `name`: checkpoint_0 (latest), checkpoint_1 (previous) or a number.
-
-    Raises:
-      ValueError: if there is no such checkpoint; the text lists those that exist.
-    """
-    steps = complete_steps(folder)
-    named = {link: step for link, step in zip(LINKS, reversed(steps), strict=False)}
-    named |= {str(step): step for step in steps}
-    if name not in named:
-        existing = ", ".join([*named]) or "none"
-        raise ValueError(f"checkpoint {name!r} is not in {folder}; there: {existing}")
-    return named[name]
 
 
 class Checkpoints:
@@ -93,6 +72,7 @@ class Checkpoints:
         self._keep = keep
         self._warn = warn
         self._ready = False  # whether leftovers of killed processes have been cleared
+        self._links_failed = False  # whether that has been said
         self._pending: tuple[int, dict[str, Any]] | None = None  # of the save in flight
         self._thread: threading.Thread | None = None
         self._commit = Commit()
@@ -254,7 +234,7 @@ class Checkpoints:
                 kept = self._kept()
                 self._move_links(kept)  # before the deletion: no link is ever left dangling
                 for old in set(self.steps()) - set(kept):
-                    _delete(self.folder / str(old))
+                    delete(self.folder / str(old))
             except OSError as error:
                 self._warn(f"checkpoint {step} is saved, but old ones were not deleted: {error}")
 
@@ -269,14 +249,14 @@ class Checkpoints:
         self._commit.fail(short(error))
         if jax.process_index() == 0:
             # On a full disk these files are what keeps the next save from fitting.
-            for left in self.folder.glob(f"{step}{_TEMPORARY}*"):
+            for left in self.folder.glob(f"{step}{TEMPORARY}*"):
                 shutil.rmtree(left, ignore_errors=True)
 
     def _write_manifest(self) -> None:
         """Add checkpoint.json to Orbax's files; called on process 0 just before the commit."""
         assert self._pending is not None
         step, fields = self._pending
-        (folder,) = self.folder.glob(f"{step}{_TEMPORARY}*")
+        (folder,) = self.folder.glob(f"{step}{TEMPORARY}*")
         write_manifest(folder, fields)
 
     def _read(
@@ -311,38 +291,37 @@ class Checkpoints:
         def on_coordinator() -> None:
             if not self._ready:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for pattern in (f"*{_TEMPORARY}*", f"*{_DELETED}"):
-                    for left in self.folder.glob(pattern):
-                        shutil.rmtree(left, ignore_errors=True)
-            try_writing(self.folder / f"trial{_TEMPORARY}")
+                clear_leftovers(self.folder)
+            try_writing(self.folder / f"trial{TEMPORARY}")
             if damaged or not self._ready:
                 self._move_links([step for step in self.steps() if step not in damaged])
             for step in damaged:
-                _put_aside(self.folder / str(step))
+                put_aside(self.folder / str(step))
 
         self._commit.on_all(lambda: on_coordinator() if jax.process_index() == 0 else None)
         self._ready = True
 
-    def _kept(self) -> list[int]:
-        """Return the steps to keep, ascending: the last `keep` and the best by validation."""
-        steps = self.steps()
+    def _move_links(self, steps: list[int]) -> None:
+        """Move the links, which are no condition of a save: say it once if that fails."""
+        reason = move_links(self.folder, steps)
+        if reason and not self._links_failed:
+            self._warn(f"{reason}; checkpoints are saved all the same, under their steps")
+        self._links_failed = bool(reason)
+
+    def best(self) -> int | None:
+        """Return the step of the best checkpoint by validation; None if none was validated."""
         scores: dict[int, float] = {}
-        for step in steps:
+        for step in self.steps():
             with contextlib.suppress(Unreadable):
                 validation = read_manifest(self.folder / str(step))["validation"]
                 if validation is not None:
                     scores[step] = validation
-        best = {min(reversed(scores), key=scores.__getitem__)} if scores else set()
-        return sorted(best | set(steps[-self._keep :]))
+        return min(reversed(scores), key=scores.__getitem__) if scores else None
 
-    def _move_links(self, steps: list[int]) -> None:
-        """Point checkpoint_0 and checkpoint_1 to the last and the last but one of `steps`."""
-        for place, link in enumerate(LINKS):
-            path = self.folder / link
-            if place >= len(steps):
-                path.unlink(missing_ok=True)
-                continue
-            replace_link(path, str(steps[-1 - place]))
+    def _kept(self) -> list[int]:
+        """Return the steps to keep, ascending: the last `keep` and the best by validation."""
+        best = self.best()
+        return sorted({*self.steps()[-self._keep :], *(() if best is None else (best,))})
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
@@ -375,23 +354,3 @@ def _save_args(state: Any) -> Any:
 def _restore_args(abstract_state: Any) -> Any:
     arguments: Any = ocp.args.StandardRestore
     return arguments(abstract_state)
-
-
-def _put_aside(path: Path) -> None:
-    """Rename a damaged checkpoint to a name that no save uses; in a read-only folder, leave it."""
-    number = 1
-    aside = path.with_name(f"{path.name}.unreadable")
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{path.name}.unreadable_{number}")
-    with contextlib.suppress(OSError):
-        path.rename(aside)
-
-
-def _delete(path: Path) -> None:
-    """Delete a checkpoint."""
-    # Renamed first: a process killed during the deletion leaves no half under a step's name.
-    renamed = path.with_name(path.name + _DELETED)
-    shutil.rmtree(renamed, ignore_errors=True)
-    path.rename(renamed)
-    shutil.rmtree(renamed)

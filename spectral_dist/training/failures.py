@@ -1,11 +1,17 @@
-"""Out of memory: one line with the flags to change, in place of the runtime's error.
+"""Errors of the runtime: out of memory as one line with the flags to change, others on record.
 
-Knows no device. Read `explain`.
+Knows no device. Read `explain`, then `recorded`.
 """
 
 import re
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
 
+from spectral_dist.command_line import FAULT, Ending, error_code, one_line
 from spectral_dist.settings import Config
+
+FAULTS = "faults.log"  # in the run folder
 
 # gRPC uses the same code for a message that is too long; that is not about memory.
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED(?!: (?:Received|Sent) message)|[Oo]ut of memory")
@@ -42,3 +48,26 @@ def explain(error: BaseException, config: Config) -> BaseException:
         f"out of memory on {where}{asked}. Checkpoints are safe. Change, in this order:"
         f" {'; '.join(flags)}. python -m spectral_dist.dryrun shows before the start what fits"
     )
+
+
+def recorded(error: Exception, folder: Path, process: int) -> Exception:
+    """Return the error to end with; one that nobody foresaw is written down first.
+
+    Its traceback is added to faults.log: the console shows one line, and a scheduler starts the run
+    again before anybody has read it.
+
+    Args:
+      error: what ends the run.
+      folder: the run folder.
+      process: index of this process.
+    """
+    if error_code(error) != FAULT or isinstance(error, Ending):
+        return error
+    trace = "".join(traceback.format_exception(error))
+    try:
+        with (folder / FAULTS).open("a", encoding="utf-8") as file:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            file.write(f"---- {now}, process {process}\n{trace}")
+    except OSError:  # the folder may be what failed
+        return error
+    return Ending(f"{one_line(error)}; its traceback is in {folder / FAULTS}", FAULT)

@@ -60,31 +60,34 @@ def train(
     """
     tokens = config.data.batch_size * config.data.accum_steps * config.data.seq_len
     pending: tuple[int, dict[str, jax.Array]] | None = None
+    first: int | None = None  # the step that this start begins after
     while True:
         started = time.perf_counter()
         batch = next(batches, None)
         waited = time.perf_counter() - started
         if batch is None:
             break
+        first = batch.step if first is None else first
         # An implicit copy between host and device (a float() somewhere, say) would make every step
         # wait for it. The guard makes it an error; `device_get` below is explicit and allowed.
         with jax.transfer_guard("disallow"):
             # Returns at once: JAX dispatches asynchronously, and the device works on.
             state, metrics = train_step(state, batch.tokens)
             # Read the step before: waiting for this one would leave the device idle meanwhile.
-            record = None if pending is None else _read(*pending, config, tokens, throughput)
+            record = None if pending is None else _read(*pending, first, config, throughput)
         throughput.add(1, tokens, data_wait=waited)
         pending = (batch.step + 1, metrics)
         yield Progress(batch.step + 1, state, record)
     if pending is not None:
-        yield Progress(pending[0], state, _read(*pending, config, tokens, throughput, last=True))
+        assert first is not None
+        yield Progress(pending[0], state, _read(*pending, first, config, throughput, last=True))
 
 
 def _read(
     step: int,
     on_device: dict[str, jax.Array],
+    first: int,
     config: Config,
-    tokens: int,
     throughput: Throughput,
     last: bool = False,
 ) -> Record | None:
@@ -97,12 +100,19 @@ def _read(
     # Checked at every step, logged or not: each one more would be wasted.
     bad = int(values.pop("bad_in_row"))
     if bad >= config.run.max_bad_steps:
+        # A state can be beyond hope although the step that made it was finite.
+        cause = (
+            f"none was finite since the checkpoint of step {first}, which may be at fault: move its"
+            " folder away to go on from the one before, or lower"
+            if 0 < first >= step - bad
+            else "none of them changed the parameters, and no checkpoint holds one. Lower"
+        )
         raise ValueError(
             f"max_bad_steps={config.run.max_bad_steps}: loss or gradient was not finite in the last"
-            f" {bad} steps, up to step {step}; none of them changed the parameters and the"
-            f" checkpoints are healthy. Lower --lr (now {config.optimizer.lr:g}) or lengthen"
-            f" --warmup_steps (now {config.optimizer.warmup_steps})"
+            f" {bad} steps, up to step {step}; {cause} --lr (now {config.optimizer.lr:g}) or"
+            f" lengthen --warmup_steps (now {config.optimizer.warmup_steps})"
         )
+    tokens = config.data.batch_size * config.data.accum_steps * config.data.seq_len
     if step % config.run.log_every and not last:
         return None
     loss = values.pop("loss")

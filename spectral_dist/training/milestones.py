@@ -4,6 +4,7 @@ Owns when each of these happens, and the figures (MFU, memory) that are added to
 training loop does not know of it, and the outputs only receive records. Read `Milestones.reach`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -111,7 +112,12 @@ class Milestones:
         """Evaluate and log; return bits per byte, or None if the run is preempted meanwhile.
 
         The time does not count as training time.
+
+        Raises:
+          ValueError: if the loss on held-out text is not finite: the parameters are of no use.
         """
+        # The step still runs on the devices: its time is training time.
+        jax.block_until_ready(progress.state)
         with self.throughput.excluded():
             try:
                 self.measured = self.measure(progress.state.params)
@@ -119,7 +125,27 @@ class Milestones:
                 # Part of an evaluation is no result. The caller goes on, sees the stop and saves.
                 return None
         self._write(Record(progress.step, self.measured))
-        return self.measured.get("val/bits_per_byte")
+        validation = self.measured.get("val/bits_per_byte")
+        if validation is not None and not math.isfinite(validation):
+            raise ValueError(self._diverged(progress.step, validation))
+        return validation
+
+    def _diverged(self, step: int, validation: float) -> str:
+        """Return what to say of parameters without a finite loss, which are never saved."""
+        optimizer, saved = self._config.optimizer, self._checkpoints.steps()
+        best = self._checkpoints.best()
+        there = "there is no checkpoint yet"
+        if saved:
+            there = f"checkpoints are there of steps {', '.join(map(str, saved))}"
+            if best is not None and best != saved[-1]:
+                there += f", the best by validation is {best}: without those after it the run goes"
+                there += " on from there"
+        return (
+            f"val/bits_per_byte={validation} after step {step}: the parameters give no finite loss"
+            f" any more. They are not saved; {there}. Lower --lr (now {optimizer.lr:g}) or"
+            f" --clip_norm (now {optimizer.clip_norm:g}), or lengthen --warmup_steps (now"
+            f" {optimizer.warmup_steps})"
+        )
 
     def measure(self, params: Params) -> dict[str, float]:
         """Return the validation and extrapolation metrics of parameters on held-out text.

@@ -7,11 +7,15 @@ the changes are reported. Read `resume`.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from spectral_dist.data.tokens import TokenFile
+from spectral_dist.flags import load_config
+from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.settings import SETTINGS, Config, from_flat, resolve
 from spectral_dist.training.checkpoint import Checkpoints
+from spectral_dist.training.checkpoint_folder import unread_work
 from spectral_dist.training.migrations import FORMAT
 from spectral_dist.training.state import TrainState
 
@@ -130,6 +134,43 @@ def check_run(config: Config, description: dict[str, Any]) -> None:
     check_model(config, description)
 
 
+def check_fresh(folder: Path, config: Config) -> None:
+    """Refuse to begin at step 0 in a folder that holds the work of a run.
+
+    Raises:
+      ValueError: says what was found.
+    """
+    reason = unread_work(folder)
+    if not reason:
+        last, every = _last_logged(folder), _save_every(folder, config)
+        # A step waits for the save of the checkpoint before last, so that one was complete.
+        if last >= 2 * every:
+            reason = f"metrics.jsonl goes to step {last}, with a checkpoint every {every} steps"
+    if reason:
+        raise ValueError(
+            f"run_name={config.run.run_name!r}: {folder} has no checkpoint to resume from, but"
+            f" {reason}. Nothing was changed: put the checkpoints back, each in a folder named by"
+            " its step, or choose another --run_name"
+        )
+
+
+def _last_logged(folder: Path) -> int:
+    """Return the last step in metrics.jsonl; 0 where there is none."""
+    try:
+        return max((record.step for record in read_metrics(folder / "metrics.jsonl")), default=0)
+    except ValueError:  # no such file, or one that cannot be read
+        return 0
+
+
+def _save_every(folder: Path, config: Config) -> int:
+    """Return the steps between two checkpoints of the run that wrote a folder."""
+    path = folder / "config.yaml"
+    try:
+        return load_config([f"--config={path}"]).run.save_every
+    except (OSError, ValueError):
+        return config.run.save_every
+
+
 def resume(
     checkpoints: Checkpoints,
     abstract: TrainState,
@@ -143,10 +184,11 @@ def resume(
 
     Raises:
       ValueError: if the model or the optimizer changed, or there are checkpoints and none can be
-        read.
+        read, or there are none where there must have been some.
     """
     found = checkpoints.restore_latest(abstract, lambda stored: check_run(config, stored))
     if found is None:
+        check_fresh(checkpoints.folder, config)
         return None
     state, description = found
     step = int(state.step)

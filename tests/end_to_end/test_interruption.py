@@ -21,7 +21,8 @@ from spectral_dist.data.tokens import prepare
 from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
 from spectral_dist.settings import Config
-from spectral_dist.training.checkpoint import Checkpoints, complete_steps
+from spectral_dist.training.checkpoint import Checkpoints
+from spectral_dist.training.checkpoint_folder import complete_steps
 from spectral_dist.training.state import TrainState, abstract_state
 from spectral_dist.training.step import batch_sharding
 from tests.waiting import finish

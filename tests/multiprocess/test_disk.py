@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from spectral_dist.training.checkpoint import complete_steps
+from spectral_dist.training.checkpoint_folder import complete_steps
 from tests.multiprocess.local import Local, Own, Run, bits, local_runs, losses, stored
 
 DISK_BYTES = 24 << 20

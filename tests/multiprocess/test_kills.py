@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.training.checkpoint import complete_steps
+from spectral_dist.training.checkpoint_folder import complete_steps
 from tests.multiprocess.local import Local, Run, bits, local_runs, losses
 
 RUNS, KILLS_A_RUN = 10, 4

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.training.checkpoint import complete_steps
+from spectral_dist.training.checkpoint_folder import complete_steps
 from tests.end_to_end.conftest import ROOT, SMALL, Program, write_text
 from tests.waiting import finish
 

@@ -12,7 +12,8 @@ import pytest
 from spectral_dist.data.tokens import prepare
 from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
-from spectral_dist.training.checkpoint import Checkpoints, complete_steps
+from spectral_dist.training.checkpoint import Checkpoints
+from spectral_dist.training.checkpoint_folder import complete_steps
 from spectral_dist.training.resume import resume
 from spectral_dist.training.state import abstract_state
 from tests.multiprocess.local import Local, Own, Run, local_runs, losses, stored

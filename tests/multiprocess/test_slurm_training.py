@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectral_dist.training.checkpoint import complete_steps
+from spectral_dist.training.checkpoint_folder import complete_steps
 from tests.end_to_end.conftest import SMALL, Program, write_text
 from tests.multiprocess.conftest import Job, Slurm, Submit
 

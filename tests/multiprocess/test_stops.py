@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spectral_dist.file_lock import FileLock
-from spectral_dist.training.checkpoint import complete_steps
+from spectral_dist.training.checkpoint_folder import complete_steps
 from tests.multiprocess.local import ROOT, Local, Own, Run, bits, local_runs, losses
 from tests.waiting import wait_until
 

@@ -12,7 +12,7 @@ from spectral_dist.cluster.identity import Identity
 from spectral_dist.cluster.service import Table
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.cluster.start import start_processes
-from spectral_dist.command_line import LOST, Ending
+from spectral_dist.command_line import FAULT, Ending
 
 
 class Monitor:
@@ -127,4 +127,4 @@ def test_a_coordinator_that_cannot_be_reached_is_named(monkeypatch: pytest.Monke
     words = r"process 0 of 2 not reached at 127\.0\.0\.1:9 within start_timeout=0\.3 s"
     with pytest.raises(Ending, match=words) as ending:
         start_processes(StopSignal(), 0.3, 1.0)
-    assert ending.value.code == LOST
+    assert ending.value.code == FAULT

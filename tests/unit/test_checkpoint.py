@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spectral_dist.training import checkpoint
-from spectral_dist.training.checkpoint import Checkpoints, resolve
+from spectral_dist.training.checkpoint import Checkpoints
+from spectral_dist.training.checkpoint_folder import resolve
 
 Save = Callable[..., None]
 
@@ -380,12 +381,12 @@ def test_links_move_before_old_ones_are_deleted(
 ) -> None:
     folder = tmp_path / "run"
     targets: list[list[str]] = []
-    delete = checkpoint._delete
+    delete = checkpoint.delete
 
     def look_and_delete(path: Path) -> None:
         targets.append(links(folder))
         delete(path)
 
-    monkeypatch.setattr(checkpoint, "_delete", look_and_delete)
+    monkeypatch.setattr(checkpoint, "delete", look_and_delete)
     save_all(open_folder(keep=1), {1: None, 2: None, 3: None})
     assert targets == [["2"], ["3"]]

@@ -1,17 +1,19 @@
 """The command line: flags, files and defaults, their order, the help, and errors in one line."""
 
+import errno
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
-from spectral_dist.command_line import run_main
+from spectral_dist.command_line import FAULT, STOPPED, Ending, error_code, one_line, run_main
 from spectral_dist.flags import configs_folder, load_config
 from spectral_dist.settings import LIST_FLAGS, SETTINGS, Config, from_flat
 
@@ -147,7 +149,8 @@ def test_entry_points_end_with_one_line_and_code_2(
     monkeypatch.delenv("SPECTRAL_DIST_TRACEBACK", raising=False)
 
     def fails(argv: Sequence[str]) -> int:
-        raise ValueError("steps=0:\n must be positive")
+        load_config(["--steps=0"])
+        return 0
 
     with pytest.raises(SystemExit) as exited:
         run_main(fails)
@@ -191,11 +194,60 @@ def test_a_ctrl_c_while_python_shuts_down_keeps_the_exit_code() -> None:
     assert (process.returncode, err) == (3, b"")
 
 
-def test_our_own_bugs_keep_their_traceback() -> None:
-    def broken(argv: Sequence[str]) -> int:
-        raise KeyError("an invariant")
+def raised(function: Callable[[], object]) -> BaseException:
+    try:
+        function()
+    except BaseException as error:
+        return error
+    raise AssertionError("it raised nothing")
 
-    with pytest.raises(KeyError):
+
+def fail_with(error: BaseException) -> Callable[[], object]:
+    def fails() -> None:
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    ("function", "code"),
+    [
+        (lambda: load_config(["--steps=0"]), 2),
+        (lambda: json.loads("{"), FAULT),  # a ValueError that a library raises
+        (fail_with(FileNotFoundError(errno.ENOENT, "no such file")), 2),
+        (fail_with(OSError(errno.ENOSPC, "no space left")), 2),
+        (fail_with(OSError(errno.EIO, "input/output error")), FAULT),
+        (fail_with(OSError(errno.ESTALE, "stale file handle")), FAULT),
+        (fail_with(ConnectionResetError(errno.ECONNRESET, "reset")), FAULT),
+        (fail_with(RuntimeError("INTERNAL: NCCL operation failed")), FAULT),
+        (fail_with(KeyError("an invariant")), FAULT),
+        (fail_with(MemoryError()), FAULT),
+        (fail_with(Ending("stopped", STOPPED)), STOPPED),
+        (fail_with(KeyboardInterrupt()), 130),
+    ],
+)
+def test_an_error_ends_as_what_it_is(function: Callable[[], object], code: int) -> None:
+    assert error_code(raised(function)) == code
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_may_be_started_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPECTRAL_DIST_TRACEBACK", raising=False)
+
+    def broken(argv: Sequence[str]) -> int:
+        raise RuntimeError("INTERNAL: NCCL\n operation failed")
+
+    with pytest.raises(SystemExit) as exited:
+        run_main(broken)
+    assert exited.value.code == FAULT == 76
+    assert capsys.readouterr().err == (
+        "error: RuntimeError: INTERNAL: NCCL operation failed (SPECTRAL_DIST_TRACEBACK=1 shows"
+        " where)\n"
+    )
+    assert one_line(KeyError()) == "KeyError"
+    monkeypatch.setenv("SPECTRAL_DIST_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="NCCL"):
         run_main(broken)
 
 

@@ -20,8 +20,8 @@ from spectral_dist.planning.memory import GIB
 from spectral_dist.planning.report import text as reporting
 from spectral_dist.planning.search import choice as choosing
 from spectral_dist.planning.search import remedies
+from spectral_dist.planning.search.candidates import Candidate, chosen_config
 from spectral_dist.planning.search.choice import Choice
-from spectral_dist.planning.search.search import Candidate, chosen_config
 from spectral_dist.planning.search.workers import Cluster
 from spectral_dist.settings import Config
 

@@ -9,7 +9,7 @@ import pytest
 from spectral_dist.cluster.heartbeat import HeartbeatMonitor
 from spectral_dist.cluster.identity import Identity
 from spectral_dist.cluster.signals import StopSignal
-from spectral_dist.command_line import LOST
+from spectral_dist.command_line import FAULT
 
 IDENTITY = Identity("coordinator", 1, 0, 3, None, "job")
 HOSTS = {0: "a", 1: "b", 2: "c"}
@@ -61,7 +61,7 @@ def test_one_that_falls_silent_is_named(seen: Seen) -> None:
         seen.heartbeats[0]["progress"] = second
         seen.second(alive=(0, 2))
         assert (seen.left == []) == (second < 11), second
-    assert seen.left == [("process 1 of 3 (b): no heartbeat for 11 s", LOST)]
+    assert seen.left == [("process 1 of 3 (b): no heartbeat for 11 s", FAULT)]
 
 
 def test_silence_tells_after_100_s_however_long_a_hang_may_take() -> None:
@@ -69,7 +69,7 @@ def test_silence_tells_after_100_s_however_long_a_hang_may_take() -> None:
     for second in range(102):
         seen.heartbeats[0]["progress"] = second
         seen.second(alive=(0, 1))
-    assert seen.left[0] == ("process 2 of 3 (c): no heartbeat for 101 s", LOST)
+    assert seen.left[0] == ("process 2 of 3 (c): no heartbeat for 101 s", FAULT)
 
 
 def test_those_that_are_behind_have_hung(seen: Seen) -> None:
@@ -82,7 +82,7 @@ def test_those_that_are_behind_have_hung(seen: Seen) -> None:
     words = (
         "process 1 of 3 (b) in training: no process has made progress for hang_timeout=10 s, and"
     )
-    assert seen.left == [(f"{words} this one is furthest behind", LOST)]
+    assert seen.left == [(f"{words} this one is furthest behind", FAULT)]
 
 
 def test_a_process_that_slept_itself_blames_nobody(seen: Seen) -> None:

@@ -131,7 +131,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_with_the_remedy() -> None:
     assert "step 5" in message
     assert "--lr (now 0.125)" in message
     assert "--warmup_steps (now 7)" in message
-    assert "checkpoints are healthy" in message
+    assert "no checkpoint holds one" in message
     assert "\n" not in message
     # Step 5 is read when step 6 has been started.
     assert fake.events[-2:] == ["run 6", "read 5"]

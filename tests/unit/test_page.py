@@ -35,8 +35,8 @@ from spectral_dist.planning.report.links import LinkCase
 from spectral_dist.planning.report.page import TEMPLATES, draw_page, program_segments, write_html
 from spectral_dist.planning.report.text import Report, to_json
 from spectral_dist.planning.roofline import Prediction, StepTime, run_cost
+from spectral_dist.planning.search.candidates import Candidate
 from spectral_dist.planning.search.remedies import Remedy
-from spectral_dist.planning.search.search import Candidate
 
 HOSTILE = "<script>alert('x')</script>&\""
 

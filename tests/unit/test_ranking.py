@@ -6,6 +6,7 @@ import io
 from rich.console import Console
 
 from spectral_dist.planning.memory import GIB
+from spectral_dist.planning.search.candidates import Candidate
 from spectral_dist.planning.search.ranking import (
     ROWS,
     closest_line,
@@ -13,7 +14,6 @@ from spectral_dist.planning.search.ranking import (
     start_command,
     summary,
 )
-from spectral_dist.planning.search.search import Candidate
 
 BEST = Candidate("1x8x1", 64, 4, "full", "all", 8 * GIB, 2 * GIB, 1.25, 419430.4, "")
 LEFT_OUT = Candidate(

@@ -13,14 +13,12 @@ from spectral_dist.planning.hardware import find_gpu
 from spectral_dist.planning.memory import GIB
 from spectral_dist.planning.roofline import rates_of
 from spectral_dist.planning.search.bounds import find_shapes, kernel_floor, memory_bound, time_bound
+from spectral_dist.planning.search.candidates import Candidate, chosen_config, settings_of
 from spectral_dist.planning.search.search import (
     BEST,
     FREE_SHARE,
-    Candidate,
-    chosen_config,
     room,
     search,
-    settings_of,
 )
 from spectral_dist.planning.search.worker import answer
 from spectral_dist.planning.search.workers import Cluster, Failure, Found, Outcome, Task

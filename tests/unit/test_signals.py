@@ -5,12 +5,32 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from spectral_dist.cluster.signals import SIGNALS, StopSignal, exit_code
 from spectral_dist.command_line import STOPPED, Ending
 from tests.waiting import finish
+
+
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """A terminal of its own: whoever started the tests may have had SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_stops_a_run_but_not_under_nohup() -> None:
+    assert exit_code(signal.SIGHUP) == exit_code(signal.SIGUSR2) == STOPPED
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received is signal.SIGTERM
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 @pytest.mark.parametrize("number", SIGNALS)

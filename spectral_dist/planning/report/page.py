@@ -30,7 +30,7 @@ from spectral_dist.planning.report.drawings import (
 )
 from spectral_dist.planning.report.links import link_rows
 from spectral_dist.planning.report.text import Report, compiler_line
-from spectral_dist.planning.search.search import Candidate
+from spectral_dist.planning.search.candidates import Candidate
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Fake devices live in one process: what they send stays in memory.

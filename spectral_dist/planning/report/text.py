@@ -45,9 +45,9 @@ from spectral_dist.planning.memory import (
 )
 from spectral_dist.planning.report.links import LinkCase, link_cases, link_lines
 from spectral_dist.planning.roofline import Prediction, RunCost, predict, run_cost, steps_for
+from spectral_dist.planning.search.candidates import Candidate
 from spectral_dist.planning.search.ranking import closest_line, ranking_table
 from spectral_dist.planning.search.remedies import Remedy, try_remedies
-from spectral_dist.planning.search.search import Candidate
 from spectral_dist.settings import Config
 
 FORMAT_VERSION = 1  # of the JSON

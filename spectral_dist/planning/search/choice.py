@@ -14,7 +14,8 @@ from spectral_dist.planning.compile import Program
 from spectral_dist.planning.hardware import GPU_NAMES, Gpu, find_gpu
 from spectral_dist.planning.memory import GIB
 from spectral_dist.planning.search.cache import Cache, default_cache
-from spectral_dist.planning.search.search import Candidate, chosen_config, room, search
+from spectral_dist.planning.search.candidates import Candidate, chosen_config
+from spectral_dist.planning.search.search import room, search
 from spectral_dist.planning.search.workers import Cluster, Failure, Workers
 from spectral_dist.settings import Config
 

@@ -10,7 +10,7 @@ import rich.box
 from rich.table import Table
 
 from spectral_dist.planning.memory import GIB
-from spectral_dist.planning.search.search import CHOSEN, Candidate
+from spectral_dist.planning.search.candidates import CHOSEN, Candidate
 
 ROWS = 12  # of ranked candidates, and as many of those that are left out: JSON and HTML have all
 

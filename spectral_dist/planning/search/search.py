@@ -1,15 +1,15 @@
 """Search for the best mesh: every way to run a configuration on a number of devices, ranked.
 
-Owns what a candidate is, their enumeration, and the branch and bound that compiles few of them:
-@@ of 1,134 for level 3 on 32 GPUs. A candidate is left out if a lower bound shows that it does not
-fit or is not among the fastest. The bounds on time rise with what is compiled: first, for each
-remat and unroll, a reference that bounds the kernels of the others. Read `Candidate`, then
-`search`.
+Owns the branch and bound that compiles few of the candidates: 18 of 567 for level 3 on 32 GPUs with
+one setting of unroll. A candidate is left out if a lower bound shows that it does not fit or is not
+among the fastest. The bounds on time rise with what is compiled: first, for each remat and unroll,
+a reference that bounds the kernels of the others. Read `search`; candidates.py says what a
+candidate is.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,8 +24,17 @@ from spectral_dist.planning.search.bounds import (
     memory_bound,
     time_bound,
 )
+from spectral_dist.planning.search.candidates import (
+    REMAT,
+    Candidate,
+    Kind,
+    blank,
+    chosen_config,
+    kind_of,
+    settings_of,
+)
 from spectral_dist.planning.search.workers import Cluster, Failure, Found, Outcome, Task
-from spectral_dist.settings import SETTINGS, Config, with_values
+from spectral_dist.settings import Config
 
 BEST = 3  # no candidate that is left out is faster than the first three
 # Up to this share of a GPU's memory XLA compiles as if it were unlimited. Near 0.8 x 0.95 of it XLA
@@ -36,52 +45,6 @@ FREE_SHARE = 0.6
 # XLA fuses each candidate differently: with all of them compiled, the kernels of the reference took
 # up to 5.5% more than those of a candidate that they should bound (docs/log.md).
 TRUST = 0.95
-# The settings that the search chooses.
-CHOSEN = ("mesh", "batch_size", "accum_steps", "remat", "unroll")
-REMAT = ("none", "dots", "full")  # by what the forward pass saves, the most first
-UNROLL = ("all", "none")
-assert SETTINGS["remat"].choices == REMAT
-assert set(SETTINGS["unroll"].choices or ()) == {"auto", *UNROLL}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to run a configuration on the given devices.
-
-    Attributes:
-      mesh: the setting of that name, sizes of data x fsdp x tensor.
-      batch_size: sequences in a micro-batch, over all devices.
-      accum_steps: gradient accumulation steps; batch_size x accum_steps is the same for all.
-      remat: activation checkpointing, the setting of that name.
-      unroll: whether the blocks of layers are a loop, the setting of that name.
-      peak: bytes on a device without the runtime's; None where it was not compiled.
-      spare: bytes left on a device, negative where it does not fit; None where no limit is known.
-      step_seconds: by the roofline model; None where it was not compiled.
-      tokens_per_second: over all devices, by the same model.
-      reason: why it was left out; empty for a candidate that is ranked.
-    """
-
-    mesh: str
-    batch_size: int
-    accum_steps: int
-    remat: str
-    unroll: str
-    peak: int | None
-    spare: int | None
-    step_seconds: float | None
-    tokens_per_second: float | None
-    reason: str
-
-    @property
-    def flags(self) -> str:
-        """The command-line flags that select it."""
-        return (
-            f"--mesh={self.mesh} --batch_size={self.batch_size}"
-            f" --accum_steps={self.accum_steps} --remat={self.remat} --unroll={self.unroll}"
-        )
-
-
-_Kind = tuple[str, str]  # remat, unroll
 
 
 class Compiling(Protocol):
@@ -183,7 +146,7 @@ def search(
 
 
 def _result_line(task: Task, found: Found) -> str:
-    flags = _blank(task.config).flags
+    flags = blank(task.config).flags
     if isinstance(found, Failure):
         return f"{flags}: {found.reason}"
     note = " (unlimited memory, for comparison)" if task.unlimited else ""
@@ -205,9 +168,9 @@ class _Tree:
         self._rates = rates_of(cluster.gpu)
         self._freely = math.inf if cluster.gpu is None else FREE_SHARE * cluster.gpu.memory_bytes
         self._by_config = {option.config: option for option in options}
-        kinds = dict.fromkeys(_kind(option.config) for option in options)
+        kinds = dict.fromkeys(kind_of(option.config) for option in options)
         self._references = {kind: _reference(options, kind) for kind in kinds}
-        self._measured: dict[_Kind, Found | None] = {}
+        self._measured: dict[Kind, Found | None] = {}
 
     def all_tasks(self) -> list[Task]:
         """Return every possible task, the references first."""
@@ -225,7 +188,7 @@ class _Tree:
         wanted: dict[Task, None] = {}  # in order, and a reference only once
         for _, i in sorted(undecided):
             config = self._options[i].config
-            kind = _kind(config)
+            kind = kind_of(config)
             # Where the reference failed, its candidates go on with their own bounds alone.
             reference = Task(self._references[kind], True)
             wanted[Task(config, False) if self._measured.get(kind) else reference] = None
@@ -234,7 +197,7 @@ class _Tree:
     def learn(self, task: Task, found: Found | None) -> None:
         """Record the result of a task."""
         if task.unlimited:
-            self._measured[_kind(task.config)] = found
+            self._measured[kind_of(task.config)] = found
             # A small reference is the same program with the real limit: it counts as a candidate.
             if not isinstance(found, Outcome) or found.peak > self._freely:
                 return
@@ -271,7 +234,7 @@ class _Tree:
             return f"needs at least {option.needs / GIB:.2f} GiB"
         for other in self._options:
             if not other.fits and isinstance(other.found, Outcome) and _keeps_less(other, option):
-                return f"keeps more than {_blank(other.config).flags}, which does not fit"
+                return f"keeps more than {blank(other.config).flags}, which does not fit"
         if bound > limit:
             return f"takes at least {bound:.3f} s a step"
         return ""
@@ -297,7 +260,7 @@ class _Tree:
 
     def _raised(self, option: _Option) -> TimeBound:
         """Return a candidate's bound, raised by the kernels of its reference."""
-        kind = _kind(option.config)
+        kind = kind_of(option.config)
         measured, bound = self._measured.get(kind), option.bound
         if not isinstance(measured, Outcome):
             return bound
@@ -311,14 +274,9 @@ class _Tree:
         return dataclasses.replace(bound, kernel_seconds=max(bound.kernel_seconds, TRUST * floor))
 
 
-def _kind(config: Config) -> _Kind:
-    """Return what changes the kernels themselves: remat and unroll."""
-    return config.model.remat, config.model.unroll
-
-
-def _reference(options: Sequence[_Option], kind: _Kind) -> Config:
+def _reference(options: Sequence[_Option], kind: Kind) -> Config:
     """Return the candidate that bounds most others: least tensor, least gradient accumulation."""
-    same = [option.config for option in options if _kind(option.config) == kind]
+    same = [option.config for option in options if kind_of(option.config) == kind]
     return min(same, key=lambda c: (c.mesh.shape[2], c.data.accum_steps, c.mesh.shape[0]))
 
 
@@ -335,11 +293,11 @@ def _keeps_less(less: _Option, more: _Option) -> bool:
 
 
 def _candidate(option: _Option, reason: str) -> Candidate:
-    blank, found = dataclasses.replace(_blank(option.config), reason=reason), option.found
+    bare, found = dataclasses.replace(blank(option.config), reason=reason), option.found
     if not isinstance(found, Outcome):
-        return blank
+        return bare
     return dataclasses.replace(
-        blank,
+        bare,
         peak=found.peak,
         spare=None if option.room is None else option.room - found.peak,
         step_seconds=found.step_seconds,
@@ -347,33 +305,19 @@ def _candidate(option: _Option, reason: str) -> Candidate:
     )
 
 
-def _blank(config: Config) -> Candidate:
-    settings = (config.mesh.mesh, config.data.batch_size, config.data.accum_steps, *_kind(config))
-    return Candidate(*settings, None, None, None, None, "")
-
-
-def chosen_config(config: Config, candidate: Candidate) -> Config:
-    """Return a configuration with a candidate's settings.
-
-    Raises:
-      ValueError: if they break a rule of the settings.
-    """
-    return with_values(config, {name: getattr(candidate, name) for name in CHOSEN})
-
-
 def _enumerate(config: Config, cluster: Cluster) -> tuple[list[_Option], list[Candidate]]:
     """Return the valid candidates, and the others with the rule that they break."""
     shapes, rates = find_shapes(config), rates_of(cluster.gpu)
     options, refused = [], []
     for settings in settings_of(config, cluster.count):
-        blank = Candidate(*settings, None, None, None, None, "")
+        bare = Candidate(*settings, None, None, None, None, "")
         try:
-            changed = chosen_config(config, blank)
+            changed = chosen_config(config, bare)
             check_hosts(changed.mesh.shape, cluster.per_host)
             space = room(changed, cluster)
             needs = 0 if space is None else memory_bound(changed, shapes)
         except ValueError as error:
-            refused.append(dataclasses.replace(blank, reason=str(error)))
+            refused.append(dataclasses.replace(bare, reason=str(error)))
             continue
         bound = time_bound(changed, shapes, rates, cluster.per_host)
         options.append(_Option(changed, space, needs, bound))
@@ -386,25 +330,3 @@ def room(config: Config, cluster: Cluster) -> int | None:
     if cluster.usable is None or cluster.gpu is None or cluster.pool:
         return cluster.usable
     return cluster.usable - sum(line.bytes for line in runtime_lines(cluster.gpu, config))
-
-
-def settings_of(config: Config, count: int) -> Iterator[tuple[str, int, int, str, str]]:
-    """Yield mesh, batch_size, accum_steps, remat and unroll of every candidate, valid or not.
-
-    That is every mesh of `count` devices, every split of the step's batch, every remat, and for a
-    model of several blocks of layers both a loop over them and none.
-    """
-    blocks = config.model.num_layers // len(config.model.pattern)
-    kinds = [(remat, unroll) for remat in REMAT for unroll in (UNROLL if blocks > 1 else ("none",))]
-    # The step's batch is not searched: another one would be another training run.
-    batch = config.data.batch_size * config.data.accum_steps
-    for data, rest in _factors(count):
-        for fsdp, tensor in _factors(rest):
-            for batch_size, accum_steps in _factors(batch):
-                for kind in kinds:
-                    yield f"{data}x{fsdp}x{tensor}", batch_size, accum_steps, *kind
-
-
-def _factors(number: int) -> Sequence[tuple[int, int]]:
-    """Return each pair of positive integers with this product, by the first one."""
-    return [(n, number // n) for n in range(1, number + 1) if number % n == 0]
