@@ -22,7 +22,8 @@
 # How a job ends, by the exit code of the training:
 #   0        trained to the end
 #   75       stopped by a signal and saved: requeued, and continues at the next step
-#   76       a process was lost or hung, and 128 and above (but 130), a process was killed:
+#   76       the machine failed, or a process was lost or hung, and 128 and above (but 130), a
+#            process was killed:
 #            requeued at most SPECTRAL_MAX_RESTARTS times, until it is once stopped and saved
 #   others   2 is a mistake in a setting, 130 is an interrupt: the job ends with that code
 # SLURM itself requeues a job whose host has failed, and ends one that was cancelled.

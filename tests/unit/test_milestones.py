@@ -1,11 +1,14 @@
 """What falls due at which step, and what joins a record."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 import numpy as np
+import pytest
 
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
@@ -32,6 +35,7 @@ class Heard:
         self.saved: list[tuple[int, int, float | None]] = []
         self.written: list[Record] = []
         self.wait_seconds = 0.0
+        self.validation = 2.5
         files = [TokenFile("a", Path("a.bin"), np.zeros(9, np.uint8), 1, "", 5)]
         me = cast(Any, self)
         config = load_config(FLAGS.split())
@@ -44,7 +48,13 @@ class Heard:
     def by_dataset(self, params: Any) -> dict[str, float]:
         if self.stopping:
             raise Interrupted
-        return {"val/bits_per_byte": 2.5}
+        return {"val/bits_per_byte": self.validation}
+
+    def steps(self) -> list[int]:
+        return [step for step, *_ in self.saved]
+
+    def best(self) -> int | None:
+        return min(self.steps(), default=None)
 
     def extrapolation(self, params: Any) -> dict[str, float]:
         return {"extrapolation/2x/success": 1.0}
@@ -122,3 +132,32 @@ def test_a_figure_of_ones_own_joins_every_record() -> None:
     heard = Heard(figures=[doubled])
     heard.milestones.reach(progress(2, Record(1, {"train/loss": 5.0})))
     assert heard.written[0].metrics == {"train/loss": 5.0, "train/doubled_loss": 10.0}
+
+
+def test_a_state_without_a_finite_loss_is_not_saved() -> None:
+    heard = Heard()
+    heard.validation = math.nan
+    with pytest.raises(
+        ValueError, match=r"^val/bits_per_byte=nan after step 4: .*no checkpoint yet"
+    ):
+        heard.milestones.reach(progress(4))
+    assert heard.saved == []
+    assert math.isnan(heard.written[-1].metrics["val/bits_per_byte"])
+    heard = Heard()
+    for step in (5, 10):
+        heard.milestones.reach(progress(step))
+    heard.validation = math.inf
+    words = r"of steps 5, 10, the best by validation is 5: without those after it the run goes on"
+    with pytest.raises(ValueError, match=words):
+        heard.milestones.finish(progress(12))
+    assert [step for step, *_ in heard.saved] == [5, 10]
+
+
+def test_the_time_of_a_step_that_still_runs_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, order = Heard(), []
+    throughput = heard.milestones.throughput
+    pause = throughput.pause
+    monkeypatch.setattr(throughput, "pause", lambda: (order.append("pause"), pause()))
+    monkeypatch.setattr(jax, "block_until_ready", lambda state: order.append("step ends"))
+    heard.milestones.evaluate(progress(4))
+    assert order == ["step ends", "pause"]
