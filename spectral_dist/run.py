@@ -35,9 +35,10 @@ def run(config: Config, argv: Sequence[str], stop: StopSignal) -> int:
       Ending: if another process is lost, a signal comes while there is nothing to save, or the
         machine fails.
     """
-    index = 0
+    index, folder = 0, Path(config.run.checkpoint_dir) / config.run.run_name
+    waits = config.run.start_timeout, config.run.hang_timeout
     try:
-        with start_processes(stop, config.run.start_timeout, config.run.hang_timeout) as processes:
+        with start_processes(stop, *waits, folder) as processes:
             index = processes.index
             # Before any collective: processes that differ here would compile different programs,
             # and then hang in them.
@@ -46,7 +47,6 @@ def run(config: Config, argv: Sequence[str], stop: StopSignal) -> int:
             return train_run(config, argv, stop, processes)
     except Exception as error:
         # Only now: the other processes have been told, and a lost one has been named.
-        folder = Path(config.run.checkpoint_dir) / config.run.run_name
         raise recorded(error, folder, index) from error
 
 

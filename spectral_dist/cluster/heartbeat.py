@@ -14,6 +14,7 @@ import contextlib
 import http.client
 import json
 import signal
+import sys
 import threading
 import time
 import xmlrpc.client
@@ -22,10 +23,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectral_dist.cluster.identity import Identity
+from spectral_dist.cluster.secret import proof
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.command_line import FAULT
 
 HEARTBEAT_SECONDS = 1.0
+PROOF = "X-Spectral-Proof"  # the header of a call that proves the secret (secret.py)
 _CALL_SECONDS = 10.0  # a service that does not answer must not stop the heartbeats for long
 _BUSY_SHARE = 0.1  # of one core's time between two heartbeats; a process that sleeps takes less
 # A process is lost after this long without a heartbeat. JAX's own service waits as long. Less would
@@ -39,7 +42,15 @@ UNREACHABLE = (OSError, http.client.HTTPException, xmlrpc.client.Error)
 
 
 class _Transport(xmlrpc.client.Transport):
-    """HTTP with a timeout for every call."""
+    """HTTP with a timeout for every call, and a proof of the run's secret."""
+
+    def __init__(self, secret: str) -> None:
+        super().__init__()
+        self._secret = secret
+
+    def send_content(self, connection: http.client.HTTPConnection, request_body: Any) -> None:
+        connection.putheader(PROOF, proof(self._secret, request_body))
+        super().send_content(connection, request_body)
 
     def make_connection(self, host: Any) -> Any:
         connection = super().make_connection(host)
@@ -52,7 +63,8 @@ def connect(identity: Identity) -> Any:
 
     Its methods are those of `service.Table`; they raise `UNREACHABLE`.
     """
-    return xmlrpc.client.ServerProxy(f"http://{identity.address}", transport=_Transport())
+    transport = _Transport(identity.secret)
+    return xmlrpc.client.ServerProxy(f"http://{identity.address}", transport=transport)
 
 
 @dataclass
@@ -95,6 +107,7 @@ class HeartbeatMonitor:
         self.busy_is_progress = False
         self._worked = time.process_time()
         self._sent = 0
+        self._named = False  # whether strangers were named
         self._now = self._progressed = clock()
         self._seen = {i: _Seen(host, {}, self._now) for i, host in hosts.items()}
         self._closed = threading.Event()
@@ -128,6 +141,7 @@ class HeartbeatMonitor:
                 mine = json.dumps(self._heartbeat())
                 answer = json.loads(control.heartbeat(str(self._identity.index), mine))
                 self.hear({int(i): json.loads(b) for i, b in answer["heartbeats"].items()})
+                self._name_strangers(answer["strangers"])
                 self.judge({int(i): json.loads(e) for i, e in answer["ended"].items()})
             except (*UNREACHABLE, ValueError) as error:
                 # The next call opens a new connection: this one may be broken.
@@ -135,6 +149,16 @@ class HeartbeatMonitor:
                     control("close")()
                 self._judge_service(error)
             self._closed.wait(HEARTBEAT_SECONDS)
+
+    def _name_strangers(self, strangers: Mapping[str, int]) -> None:
+        """Say once, in process 0, who called the control service without the run's secret."""
+        if strangers and self._identity.index == 0 and not self._named:
+            self._named = True
+            who = ", ".join(f"{address} ({count})" for address, count in sorted(strangers.items()))
+            sys.stderr.write(
+                "warning: calls of the control service without the secret of this run were refused,"
+                f" from {who}; they change nothing\n"
+            )
 
     def _heartbeat(self) -> dict[str, Any]:
         self._sent += 1  # only a new number is a sign of life: the service repeats the last text
@@ -161,6 +185,8 @@ class HeartbeatMonitor:
             for seen in self._seen.values():
                 seen.heard = self._now
         for index, heartbeat in heartbeats.items():
+            if index not in self._seen:
+                continue  # none of the run
             seen = self._seen[index]
             last, seen.heartbeat = seen.heartbeat, heartbeat
             if heartbeat["number"] != last.get("number"):
@@ -181,7 +207,7 @@ class HeartbeatMonitor:
         # In this order, because the first rule names the cause: a process that has ended falls
         # silent a while later, and those that wait for it make no progress.
         for index, last in sorted(ended.items()):
-            if index != self._identity.index:
+            if index in self._seen and index != self._identity.index:
                 self._leave(f"{self.name(index)} ended: {last['message']}", last["code"])
         silent = [i for i, s in self._seen.items() if self._now - s.heard > self.silent_after]
         if silent:

@@ -3,9 +3,10 @@
 Owns those environment variables. Starts nothing, imports no JAX. Read `find_identity`.
 """
 
+import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # SLURM assigns no port, so it is derived from the job's number: all processes of a job find the
 # same one without talking to each other. Linux gives outgoing connections ports up to 60999.
@@ -25,6 +26,7 @@ class Identity:
       count: number of processes.
       local_devices: indices of this process's GPUs on its host; None for all visible ones.
       job: a text that is the same in all processes of a job, and different in every other job.
+      secret: of the run (secret.py); "" until it is known.
     """
 
     host: str
@@ -33,11 +35,25 @@ class Identity:
     count: int
     local_devices: tuple[int, ...] | None
     job: str
+    secret: str = field(default="", repr=False)
 
     @property
     def address(self) -> str:
         """Host and port of the control service, joined as in a URL."""
         return join_address(self.host, self.port)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all processes are on one host, so that no other host need reach the services."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address stands for this host alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def join_address(host: str, port: int) -> str:

@@ -18,18 +18,16 @@ import jax
 _JAX_HEARTBEAT_SECONDS = 3600
 
 
-def start_service(port: int, count: int) -> Any:
+def start_service(address: str, count: int) -> Any:
     """Start the coordination service in this process; it runs as long as the returned object.
 
     Args:
-      port: the port to listen on, on every network interface.
+      address: host:port to listen on.
       count: number of processes that will connect.
     """
     # With `recoverable` the service does not make all processes abort when one is lost.
     make_service, _ = _makers()
-    return make_service(
-        f"[::]:{port}", count, heartbeat_timeout=_JAX_HEARTBEAT_SECONDS, recoverable=True
-    )
+    return make_service(address, count, heartbeat_timeout=_JAX_HEARTBEAT_SECONDS, recoverable=True)
 
 
 def connect(address: str, index: int, count: int, timeout: int) -> None:

@@ -5,8 +5,10 @@ in, send heartbeats, say how they ended and agree on when to stop. The second is
 service, which JAX needs. Both run in a process of their own beside process 0, because JAX aborts
 every process when its service ends. So if process 0 is lost, the others can still say so.
 
-`start.start_processes` starts it as `python -m spectral_dist.cluster.service PORT COUNT`. It ends
-after process 0, once nobody has called for a while. Read `main` first.
+Whoever calls the table must prove the run's secret (secret.py); of JAX's service see
+docs/security.md. `start.start_processes` starts both as `python -m spectral_dist.cluster.service
+HOST PORT COUNT`, with the secret on its standard input. It ends after process 0, once nobody has
+called for a while. Read `main` first.
 """
 
 import json
@@ -18,13 +20,21 @@ import threading
 import time
 from collections.abc import Sequence
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, cast
 from xmlrpc.server import SimpleXMLRPCRequestHandler, SimpleXMLRPCServer
 
+from spectral_dist.cluster.heartbeat import PROOF
+from spectral_dist.cluster.identity import is_loopback, join_address
+from spectral_dist.cluster.secret import is_proof
 from spectral_dist.cluster.signals import SIGNALS
 
 # Every process sends a heartbeat each second. After this long without one, none is left.
 _QUIET_SECONDS = 5.0
+# A call holds the settings of a run at most: some kilobytes.
+_CALL_BYTES = 1 << 20
+# Each process holds two or three; the rest is for strangers who keep theirs open.
+_CONNECTIONS = 4096
+_STRANGERS = 16  # addresses that are counted each by itself
 
 
 class Table:
@@ -33,6 +43,7 @@ class Table:
     def __init__(self) -> None:
         """Create an empty table."""
         self._values: dict[str, str] = {}
+        self._strangers: dict[str, int] = {}
         self._lock = threading.Lock()  # every client is served by a thread of its own
         self.called = time.monotonic()
         # Set when process 0 has ended: a process that reports in now belongs to another start.
@@ -76,7 +87,14 @@ class Table:
         """Store a heartbeat; return the heartbeats of all, and who has ended, as JSON."""
         self.put(f"heartbeats/{index}", text)
         found = {name: json.loads(self.under(name)) for name in ("heartbeats", "ended")}
-        return json.dumps(found)
+        return json.dumps(found | {"strangers": self._strangers})
+
+    def _refuse(self, address: str) -> None:
+        """Count a call without the secret, by the address that it came from."""
+        with self._lock:
+            known = address in self._strangers or len(self._strangers) < _STRANGERS
+            key = address if known else "others"
+            self._strangers[key] = self._strangers.get(key, 0) + 1
 
 
 class _Handler(SimpleXMLRPCRequestHandler):
@@ -84,33 +102,81 @@ class _Handler(SimpleXMLRPCRequestHandler):
     disable_nagle_algorithm = True  # small answers would wait for more to send
     timeout = 60.0  # seconds; ends the thread of a client that is gone
 
+    def do_POST(self) -> None:
+        """Answer a call, if it is short and proves the secret; else close the connection."""
+        server = cast(_Server, self.server)
+        length = self.headers.get("content-length", "")
+        if not length.isdigit() or int(length) > _CALL_BYTES:
+            self._refuse(413)
+            return
+        text = self.rfile.read(int(length))
+        if not is_proof(self.headers.get(PROOF, ""), server.secret, text):
+            self._refuse(401)
+            return
+        answer = cast(bytes, server._marshaled_dispatch(text))
+        self.send_response(200)
+        self.send_header("Content-type", "text/xml")
+        self.send_header("Content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def _refuse(self, code: int) -> None:
+        cast(_Server, self.server).table._refuse(str(self.client_address[0]))
+        self.close_connection = True
+        self.send_response(code)
+        self.send_header("Content-length", "0")
+        self.end_headers()
+
 
 class _Server(ThreadingMixIn, SimpleXMLRPCServer):
     daemon_threads = True
-    address_family = socket.AF_INET6
     allow_reuse_address = True  # connections of an earlier run linger on the port for a minute
 
+    def __init__(self, host: str, port: int, secret: str, table: Table) -> None:
+        # IPv6, which takes calls over IPv4 too, unless all callers are on this host.
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.secret, self.table = secret, table
+        self._room = threading.Semaphore(_CONNECTIONS)
+        super().__init__((host, port), requestHandler=_Handler, logRequests=False)
+        self.register_instance(table)
+
     def server_bind(self) -> None:
-        # Listen on IPv4 too: a host's name may stand for either kind of address.
-        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if self.address_family == socket.AF_INET6:
+            # Listen on IPv4 too: a host's name may stand for either kind of address.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own, while there are not too many."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection to its end."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print no error: the client sees its connection break, and handles that."""
 
 
-def serve_table(port: int) -> tuple[SimpleXMLRPCServer, Table]:
-    """Serve a new table on a port, in a thread.
+def serve_table(host: str, port: int, secret: str) -> tuple[SimpleXMLRPCServer, Table]:
+    """Serve a new table, in a thread, to callers that know the secret.
 
     Args:
+      host: address to listen on.
       port: the port to listen on; 0 takes a free one.
+      secret: of the run.
 
     Raises:
       OSError: if the port is taken.
     """
-    server = _Server(("::", port), requestHandler=_Handler, logRequests=False, allow_none=False)
     table = Table()
-    server.register_instance(table)
+    server = _Server(host, port, secret, table)
     threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
     return server, table
 
@@ -122,6 +188,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def listening_address(host: str) -> str:
+    """Return the address to listen on, so that the run's processes reach `host` and few others do.
+
+    Args:
+      host: of process 0, as the other processes know it.
+    """
+    if not is_loopback(host):
+        return "::"  # every interface: a host's own idea of its name may be another one
+    return "::1" if ":" in host else "127.0.0.1"
+
+
 def main(argv: Sequence[str]) -> int:
     """Serve until process 0 has ended and nobody calls any more.
 
@@ -130,12 +207,13 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       1 if a later try may succeed, 2 if none will.
     """
-    port, count = int(argv[0]), int(argv[1])
+    host, port, count = listening_address(argv[0]), int(argv[1]), int(argv[2])
+    secret = sys.stdin.readline().strip()  # not on the command line, which every user can read
     # Signals reach the whole process group. Process 0 handles them, and needs this service for it.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     try:
-        _, table = serve_table(port)
+        _, table = serve_table(host, port, secret)
     except OSError as error:
         sys.stdout.write(f"cannot listen on port {port}: {error.strerror}\n")
         return 1
@@ -143,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
     from spectral_dist.cluster import jax_service  # loads JAX; a taken port is reported before
 
     try:
-        service = jax_service.start_service(jax_port, count)
+        service = jax_service.start_service(join_address(host, jax_port), count)
     except ValueError as error:
         sys.stdout.write(f"{error}\n")
         return 2

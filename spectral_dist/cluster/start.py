@@ -5,6 +5,8 @@ report in there; then each connects to JAX's coordination service. Read `start_p
 """
 
 import contextlib
+import dataclasses
+import http
 import json
 import os
 import socket
@@ -12,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from spectral_dist.cluster.agreement import Processes, publish_end
 from spectral_dist.cluster.heartbeat import UNREACHABLE, HeartbeatMonitor, connect
 from spectral_dist.cluster.identity import Identity, find_identity, join_address
+from spectral_dist.cluster.secret import find_secret, leave_secret, remove_secret
 from spectral_dist.cluster.signals import StopSignal, leave
 from spectral_dist.command_line import FAULT, STOPPED, Ending
 
@@ -25,13 +29,16 @@ _POLL_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
 
 
-def start_processes(stop: StopSignal, start_timeout: float, hang_timeout: float) -> Processes:
+def start_processes(
+    stop: StopSignal, start_timeout: float, hang_timeout: float, folder: Path
+) -> Processes:
     """Join the other processes of the run, if the environment names any.
 
     Args:
       stop: the signal handlers of this process.
       start_timeout: seconds in which every process must report in.
       hang_timeout: seconds without progress in any process after which the run has hung.
+      folder: the run folder, which all processes see; the secret of the run is handed over in it.
 
     Raises:
       Ending: names the processes that did not report in.
@@ -41,11 +48,15 @@ def start_processes(stop: StopSignal, start_timeout: float, hang_timeout: float)
     if identity is None:
         return Processes(stop)
     with stop.interruptible("waiting for the other processes"):
-        service = _start_service(identity, start_timeout) if identity.index == 0 else None
-        control = connect(identity)
+        service = None
+        if identity.index == 0:
+            identity = dataclasses.replace(identity, secret=leave_secret(folder, identity.job))
+            service = _start_service(identity, start_timeout)
         # Before JAX's own service, because JAX aborts a process with a stack trace when another one
         # is missing there. Here the missing ones can be named.
-        hosts = _report_in(control, identity, start_timeout)
+        identity, control, hosts = _report_in(identity, folder, start_timeout)
+        if identity.index == 0:
+            remove_secret(folder, identity.job)
         _join_jax_service(identity, int(control.get("jax_port")), int(start_timeout))
 
     # From here on, no process ends without telling the others why.
@@ -70,15 +81,19 @@ def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Pope
     until = time.monotonic() + start_timeout
     while True:
         service = subprocess.Popen(
-            [*command, str(identity.port), str(identity.count)],
-            stdin=subprocess.PIPE,  # never written to: its end tells the service that we are gone
+            [*command, identity.host, str(identity.port), str(identity.count)],
+            stdin=subprocess.PIPE,  # its end tells the service that we are gone
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             # It finds this package where we do: a checkout need not be installed.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
+        assert service.stdin is not None
         assert service.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # its answer says why
+            service.stdin.write(identity.secret + "\n")
+            service.stdin.flush()
         answer = service.stdout.readline().strip()
         if answer == "ready":
             return service
@@ -90,10 +105,17 @@ def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Pope
         time.sleep(_RETRY_SECONDS)
 
 
-def _report_in(control: Any, identity: Identity, start_timeout: float) -> dict[int, str]:
-    """Report this process, wait for all others, and return the host of each by its index."""
+def _report_in(
+    identity: Identity, folder: Path, start_timeout: float
+) -> tuple[Identity, Any, dict[int, str]]:
+    """Report this process and wait for all others.
+
+    Returns:
+      this process's identity, with the run's secret; a client of the control service; and the host
+      of each process by its index.
+    """
     until = time.monotonic() + start_timeout
-    here: dict[str, str] = {}
+    control, here, refused = connect(identity), dict[str, str](), False
     me = {
         # SLURM's name: several of its nodes can be on one host, in tests for example.
         "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
@@ -103,23 +125,47 @@ def _report_in(control: Any, identity: Identity, start_timeout: float) -> dict[i
     while len(here) < identity.count:
         if time.monotonic() > until:
             message = _who_is_missing(identity, here, start_timeout)
+            if refused:
+                message += (
+                    f": the service there refuses the secret in {folder}; another run has its"
+                    " port, or process 0 another folder"
+                )
             # Those that report in later would otherwise wait in vain for us.
             with contextlib.suppress(*UNREACHABLE):
                 control.put("gave_up", message)
             raise Ending(message, FAULT)
+        if identity.index != 0:
+            # Once all have reported in the file is gone: what was read before stays.
+            found = find_secret(folder, identity.job) or identity.secret
+            if found != identity.secret:
+                identity = dataclasses.replace(identity, secret=found)
+                control = connect(identity)
+            if not found:  # process 0 may start later than this one
+                time.sleep(_POLL_SECONDS)
+                continue
         try:
             here = json.loads(control.report(str(identity.index), json.dumps(me)))
             ended = control.get("gave_up")
-        except UNREACHABLE:  # process 0 may have started later than this one: try again
+        except UNREACHABLE as error:
+            # Process 0 may have started later than this one, and what lay in the folder was left by
+            # an earlier start: try again.
             with contextlib.suppress(OSError):
                 control("close")()
-            ended = ""
+            ended, refused = "", getattr(error, "errcode", None) == http.HTTPStatus.UNAUTHORIZED
         if ended:
             raise Ending(f"another process gave up waiting: {ended}", FAULT)
         time.sleep(_POLL_SECONDS)
     reports = {int(index): json.loads(text) for index, text in here.items()}
-    if reports[identity.index] != me:
-        other = reports[identity.index]
+    _check_reports(reports, me, identity)
+    return identity, control, {index: reports[index]["host"] for index in sorted(reports)}
+
+
+def _check_reports(
+    reports: Mapping[int, Mapping[str, Any]], me: Mapping[str, Any], identity: Identity
+) -> None:
+    """Raise ValueError if two processes have one index, or belong to different jobs."""
+    other = reports[identity.index]
+    if other != me:
         raise ValueError(
             f"two processes have the index {identity.index} of {identity.count}: process id"
             f" {other['pid']} on {other['host']} and {me['pid']} on {me['host']}"
@@ -130,7 +176,6 @@ def _report_in(control: Any, identity: Identity, start_timeout: float) -> dict[i
             f"port {identity.port} of {identity.host} is used by another job too; set"
             " JAX_COORDINATOR_PORT to a free one"
         )
-    return {index: report["host"] for index, report in sorted(reports.items())}
 
 
 def _who_is_missing(identity: Identity, here: Mapping[str, str], start_timeout: float) -> str:

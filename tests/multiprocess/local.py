@@ -64,6 +64,7 @@ class Run:
 
     ranks: list[Rank]
     mark: str
+    port: int  # of the control service
 
     def wait_for(self, text: str, rank: int = 0) -> None:
         """Wait until a process has printed a text."""
@@ -205,7 +206,7 @@ class Local:
                     stderr=err,
                 )
             ranks.append(Rank(process, *files))
-        self.runs.append(Run(ranks, mark))
+        self.runs.append(Run(ranks, mark, port))
         return self.runs[-1]
 
     def run(self, *flags: str, processes: int = 1, devices: int = 1) -> Run:

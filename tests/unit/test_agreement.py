@@ -3,12 +3,14 @@
 import random
 import signal
 import threading
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.identity import Identity
+from spectral_dist.cluster.secret import leave_secret
 from spectral_dist.cluster.service import Table
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.cluster.start import start_processes
@@ -35,9 +37,9 @@ def together(count: int) -> list[Processes]:
     return found
 
 
-def test_one_process_is_alone_and_the_coordinator() -> None:
+def test_one_process_is_alone_and_the_coordinator(tmp_path: Path) -> None:
     stop = StopSignal()
-    with start_processes(stop, 1.0, 1.0) as alone:
+    with start_processes(stop, 1.0, 1.0, tmp_path) as alone:
         assert (alone.index, alone.count, alone.is_coordinator) == (0, 1, True)
         alone.agree("settings", {"seed": 1})
         alone.enter("training")
@@ -120,11 +122,16 @@ def test_only_the_coordinator_makes_what_all_get() -> None:
     assert got == [{"mesh": "1x2x1"}] * 3
 
 
-def test_a_coordinator_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("secret", [False, True])
+def test_a_coordinator_that_cannot_be_reached_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: bool
+) -> None:
+    if secret:
+        leave_secret(tmp_path, "127.0.0.1:9")
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:9")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
     words = r"process 0 of 2 not reached at 127\.0\.0\.1:9 within start_timeout=0\.3 s"
     with pytest.raises(Ending, match=words) as ending:
-        start_processes(StopSignal(), 0.3, 1.0)
+        start_processes(StopSignal(), 0.3, 1.0, tmp_path)
     assert ending.value.code == FAULT

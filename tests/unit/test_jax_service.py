@@ -37,7 +37,7 @@ def test_the_service_of_this_version_of_jax(version: str, monkeypatch: pytest.Mo
         for name in ("client", "coordinator_address", "process_id", "num_processes"):
             monkeypatch.setattr(state, name, getattr(state, name))  # put back at the end
         port = free_port()
-        service = jax_service.start_service(port, 1)
+        service = jax_service.start_service(f"127.0.0.1:{port}", 1)
         jax_service.connect(f"127.0.0.1:{port}", 0, 1, 20)
         store = jax_service.key_value_store()
         store.key_value_set("a/0", "ğ")
@@ -57,7 +57,7 @@ def test_a_version_without_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("jax._src.lib._jax.get_distributed_runtime_service")
     words = rf"jax={re.escape(jax.__version__)}: .*this version lacks .*runtime_service"
     with pytest.raises(ValueError, match=words):
-        jax_service.start_service(1, 1)
+        jax_service.start_service("127.0.0.1:1", 1)
 
 
 def private_imports(text: str) -> list[str]:

@@ -1,22 +1,37 @@
 """The control service: a table for all processes, that outlives process 0 for a while."""
 
+import contextlib
+import http.client
 import json
+import socket
 import subprocess
 import sys
 import time
+import xmlrpc.client
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spectral_dist.cluster.heartbeat import connect
+from spectral_dist.cluster import service
+from spectral_dist.cluster.heartbeat import PROOF, UNREACHABLE, connect
 from spectral_dist.cluster.identity import Identity
+from spectral_dist.cluster.secret import (
+    find_secret,
+    is_proof,
+    leave_secret,
+    proof,
+    remove_secret,
+)
 from spectral_dist.cluster.service import Table, free_port, serve_table
+
+SECRET = "of this run"
 
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    server, _ = serve_table(0)
+    server, _ = serve_table("127.0.0.1", 0, SECRET)
     yield server.server_address[1]
     server.shutdown()
     server.server_close()
@@ -24,7 +39,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture
 def clients(port: int) -> Iterator[tuple[Any, Any]]:
-    both = tuple(connect(Identity("127.0.0.1", port, i, 2, None, "")) for i in range(2))
+    both = tuple(connect(Identity("127.0.0.1", port, i, 2, None, "", SECRET)) for i in range(2))
     yield both
     for client in both:
         client("close")()
@@ -47,6 +62,7 @@ def test_a_heartbeat_returns_everybodys_and_who_has_ended(clients: Any) -> None:
     assert json.loads(one.heartbeat("0", "second")) == {
         "heartbeats": {"0": "second", "1": "first"},
         "ended": {"1": "gone"},
+        "strangers": {},
     }
 
 
@@ -83,11 +99,11 @@ def test_only_what_is_meant_can_be_called() -> None:
 
 def test_a_port_that_is_taken_is_named(port: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "spectral_dist.cluster.service", str(port), "2"],
+        [sys.executable, "-m", "spectral_dist.cluster.service", "127.0.0.1", str(port), "2"],
         capture_output=True,
         text=True,
         check=False,
-        stdin=subprocess.DEVNULL,
+        input="a secret\n",
     )
     assert done.returncode == 1
     assert done.stdout == f"cannot listen on port {port}: Address already in use\n"
@@ -95,3 +111,112 @@ def test_a_port_that_is_taken_is_named(port: int) -> None:
 
 def test_free_ports_differ() -> None:
     assert free_port() > 0
+
+
+# ---- strangers
+
+
+def called(port: int, secret: str, body: bytes, **headers: str) -> int:
+    """POST a text as a client with this secret would; return the status."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    own = {PROOF: proof(secret, body)} if secret else {}
+    connection.request("POST", "/RPC2", body, own | headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+PUT = xmlrpc.client.dumps(("ended/1", "bye"), "put").encode()
+
+
+def test_who_does_not_know_the_secret_changes_nothing(port: int, clients: Any) -> None:
+    one, _ = clients
+    assert called(port, SECRET, PUT) == 200
+    assert one.get("ended/1") == "bye"
+    other = xmlrpc.client.dumps(("ended/1", "a stranger's"), "put").encode()
+    assert called(port, "", other) == 401
+    assert called(port, "guessed", other) == 401
+    # A proof of another call is none of this one.
+    assert called(port, "", other, **{PROOF: proof(SECRET, PUT)}) == 401
+    assert one.get("ended/1") == "bye"
+    assert json.loads(one.heartbeat("0", "me"))["strangers"] == {"127.0.0.1": 3}
+
+
+def test_a_call_that_is_too_long_or_has_no_length_is_not_read(port: int, clients: Any) -> None:
+    one, _ = clients
+    assert called(port, SECRET, PUT, **{"Content-Length": str(10**9)}) == 413
+    assert called(port, SECRET, PUT, **{"Content-Length": "-1"}) == 413
+    with pytest.raises(UNREACHABLE):
+        one.put("x", "y" * (1 << 21))
+    assert one.get("x") == ""
+
+
+def test_rubbish_ends_its_own_connection_alone(port: int, clients: Any) -> None:
+    one, _ = clients
+    for rubbish in (b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.1\r\n\r\n", b"\r\n" * 1000, b"POST"):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as stranger:
+            stranger.sendall(rubbish)
+    assert one.put("a", "b")
+    assert one.get("a") == "b"
+
+
+def test_more_connections_than_there_is_room_for_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "_CONNECTIONS", 2)
+    server, _ = serve_table("127.0.0.1", 0, SECRET)
+    number = server.server_address[1]
+    with contextlib.ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(socket.create_connection(("127.0.0.1", number), timeout=60))
+        late = held.enter_context(socket.create_connection(("127.0.0.1", number), timeout=60))
+        assert late.recv(1) == b""  # closed, and not waited for
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("localhost", "127.0.0.1"),
+        ("::1", "::1"),
+        ("gpu3", "::"),
+        ("10.0.0.1", "::"),
+    ],
+)
+def test_a_run_of_one_host_listens_on_that_host_alone(host: str, address: str) -> None:
+    assert service.listening_address(host) == address
+
+
+# ---- the secret
+
+
+def test_the_secret_is_for_its_own_user_and_start(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert find_secret(folder, "job") == ""
+    secret = leave_secret(folder, "job")
+    assert len(secret) == 64
+    (path,) = folder.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert find_secret(folder, "job") == secret
+    assert find_secret(folder, "another job") == ""
+    assert leave_secret(folder, "another job") != secret  # and clears what was left
+    assert find_secret(folder, "job") == ""
+    remove_secret(folder, "another job")
+    remove_secret(folder, "another job")
+    assert list(folder.iterdir()) == []
+    assert SECRET not in repr(Identity("h", 1, 0, 2, None, "job", SECRET))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=r"^checkpoint_dir: .*run cannot be written: "):
+        leave_secret(tmp_path / "run", "job")
+
+
+def test_a_proof_is_of_one_text_and_one_secret() -> None:
+    good = proof("a", b"text")
+    assert is_proof(good, "a", b"text")
+    assert not any((is_proof(good, "b", b"text"), is_proof(good, "a", b"Text")))
+    assert not any(is_proof(bad, "a", b"text") for bad in ("", "ğ", good[:-1], good.upper()))
