@@ -58,9 +58,11 @@ def find_secret(folder: Path, job: str) -> str:
 
 
 def remove_secret(folder: Path, job: str) -> None:
-    """Remove the file: every process has read it."""
+    """Remove the file, as every process has read it; and the folder if nothing else is in it."""
     with contextlib.suppress(OSError):
         _path(folder, job).unlink()
+    with contextlib.suppress(OSError):  # a start that is refused leaves nothing behind
+        folder.rmdir()
 
 
 def proof(secret: str, text: bytes) -> str:

@@ -54,9 +54,11 @@ def start_processes(
             service = _start_service(identity, start_timeout)
         # Before JAX's own service, because JAX aborts a process with a stack trace when another one
         # is missing there. Here the missing ones can be named.
-        identity, control, hosts = _report_in(identity, folder, start_timeout)
-        if identity.index == 0:
-            remove_secret(folder, identity.job)
+        try:
+            identity, control, hosts = _report_in(identity, folder, start_timeout)
+        finally:
+            if identity.index == 0:
+                remove_secret(folder, identity.job)
         _join_jax_service(identity, int(control.get("jax_port")), int(start_timeout))
 
     # From here on, no process ends without telling the others why.
@@ -130,6 +132,8 @@ def _report_in(
                     f": the service there refuses the secret in {folder}; another run has its"
                     " port, or process 0 another folder"
                 )
+            elif not identity.secret:
+                message += f": it has left no secret in {folder}, which all must see"
             # Those that report in later would otherwise wait in vain for us.
             with contextlib.suppress(*UNREACHABLE):
                 control.put("gave_up", message)

@@ -94,7 +94,9 @@ def lead_never_came(local: Local) -> None:
 
 
 def disagree(local: Local, own: Own, words: str, name: str) -> None:
-    run = local.start(*FLAGS, "--run_name", name, processes=2, own={1: own})
+    # Absolute: wherever a process runs, it must see the run folder.
+    runs = ["--checkpoint_dir", str(local.run_folder(name).parent), "--run_name", name]
+    run = local.start(*FLAGS, *runs, processes=2, own={1: own})
     assert run.wait() == [2, 2], run.told()
     for rank in run.ranks:
         assert words in rank.err, run.told()
