@@ -31,6 +31,8 @@ _OF_THE_MACHINE = {
     )
     if hasattr(errno, name)  # some are Linux's own
 }
+# C0 and C1 controls, and DEL.
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\N{REPLACEMENT CHARACTER}")
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -77,9 +79,18 @@ def _is_ours(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """Return an error's text as one line; with the name of its type where nobody foresaw it."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     foreseen = isinstance(error, Ending | OSError | ValueError) and _is_ours(error)
     return text if text and foreseen else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def printable(text: str) -> str:
+    """Return a text that moves no cursor and rings no bell: control characters become U+FFFD.
+
+    Names of files, messages of other processes and what a model writes may hold any of them. Line
+    ends and tabs stay; lone surrogates, which no terminal can be sent, become question marks.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,7 +137,8 @@ def run_main(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = main(sys.argv[1:])
     except Ending as ending:
         asked = ending.code in (STOPPED, 130)
-        print(ending if asked else f"error: {ending}", file=sys.stdout if asked else sys.stderr)
+        text = printable(str(ending))
+        print(text if asked else f"error: {text}", file=sys.stdout if asked else sys.stderr)
         code = ending.code
     except KeyboardInterrupt:  # before training listens to signals, or the second one
         print("error: interrupted; what was saved before stays", file=sys.stderr)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from spectral_dist.command_line import Parser, run_main
+from spectral_dist.command_line import Parser, printable, run_main
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,12 +26,14 @@ def main(argv: Sequence[str]) -> int:
         temperature=flags.temperature,
         seed=flags.seed,
     )
-    sys.stdout.write(flags.prompt)
+    # In a file the text is what it is; a terminal would act on control characters.
+    shown = printable if sys.stdout.isatty() else str
+    sys.stdout.write(shown(flags.prompt))
     times, sizes = [], []
     for piece in pieces:
         times.append(time.perf_counter())
         sizes.append(len(piece.encode()))
-        sys.stdout.write(piece)
+        sys.stdout.write(shown(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
     if len(times) > 2:  # those before may have compiled

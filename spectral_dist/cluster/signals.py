@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from spectral_dist.command_line import STOPPED, Ending
+from spectral_dist.command_line import STOPPED, Ending, printable
 
 # Ctrl-C; a scheduler's choices; a terminal that is closed.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -32,7 +32,7 @@ def leave(message: str, code: int) -> None:
     # A stop is no error, so it goes to standard output.
     stream = sys.stdout if code in (0, STOPPED, 130) else sys.stderr
     with contextlib.suppress(OSError, ValueError):
-        stream.write(message + "\n")
+        stream.write(printable(message) + "\n")
     for each in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             each.flush()  # `os._exit` does not

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from spectral_dist.command_line import printable
 from spectral_dist.training.metrics import (
     ExtrapolationRow,
     Record,
@@ -157,11 +158,11 @@ class Console:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        self._print(text)
+        self._print(printable(text))
 
     def warn(self, text: str) -> None:
         """Print one warning."""
-        self._print(f"warning: {text}", style="yellow")
+        self._print(f"warning: {printable(text)}", style="yellow")
 
     def show_tables(self, metrics: Mapping[str, float]) -> None:
         """Print two tables, if `metrics` has them: bits per byte by dataset, and extrapolation."""
@@ -318,11 +319,8 @@ def _name(name: str) -> str:
 
 
 def _printable(text: str | bytes) -> str:
-    """Return text without control characters."""
-    # A model in training writes any byte, escape sequences that change the terminal included.
-    decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    decoded = decoded.encode("utf-8", "replace").decode("utf-8")  # without lone surrogates
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in decoded)
+    """Return what a model wrote without control characters; invalid UTF-8 is replaced."""
+    return printable(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
 def _dataset_table(datasets: Mapping[str, float], mean: float | None) -> Table:

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spectral_dist.command_line import FAULT, STOPPED, Ending, error_code, one_line, run_main
+from spectral_dist.command_line import (
+    FAULT,
+    STOPPED,
+    Ending,
+    error_code,
+    one_line,
+    printable,
+    run_main,
+)
 from spectral_dist.flags import configs_folder, load_config
 from spectral_dist.settings import LIST_FLAGS, SETTINGS, Config, from_flat
 
@@ -249,6 +257,18 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_may_be_started_again(
     monkeypatch.setenv("SPECTRAL_DIST_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="NCCL"):
         run_main(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ağaç\u00a0\u200bçiçek\t🌳\n", "ağaç\u00a0\u200bçiçek\t🌳\n"),
+        ("\x1b[31mred\x07\x08\x7f\x9b2J\r", "\ufffd[31mred\ufffd\ufffd\ufffd\ufffd2J\ufffd"),
+        ("name\udcff.txt", "name?.txt"),
+    ],
+)
+def test_no_text_commands_the_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
 
 
 # ---- help ----
