@@ -21,6 +21,7 @@ from spectral_dist.data.phases import phases_of
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.flags import configs_folder
+from spectral_dist.mesh import unused_gpu
 from spectral_dist.settings import (
     AUTO_MESH,
     Config,
@@ -187,5 +188,9 @@ def compile_step(
         # The outputs need no memory of their own: they take over the donated arguments.
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         need = f", {total / 2**30:.2f} GiB a device"
-    report(f"{count:,} parameters; training step compiled in {seconds:.1f} s{need}")
+    kind = mesh.devices.flat[0].device_kind
+    where = f"{mesh.size} x {kind}"
+    if remark := unused_gpu(kind):
+        report(remark)
+    report(f"{count:,} parameters on {where}; training step compiled in {seconds:.1f} s{need}")
     return compiled

@@ -4,6 +4,7 @@ Works by the recurrent form: memory and time for each byte do not depend on how 
 Loads JAX only once the flags are read. Read `main` first.
 """
 
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     )
     # In a file the text is what it is; a terminal would act on control characters.
     shown = printable if sys.stdout.isatty() else str
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an encoding may lack a letter
     sys.stdout.write(shown(flags.prompt))
     times, sizes = [], []
     for piece in pieces:

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from spectral_dist.compilation_cache import keep_compilations
 from spectral_dist.data.tokenizers import Tokenizer, find_tokenizer
-from spectral_dist.mesh import make_mesh
+from spectral_dist.mesh import attached_devices, make_mesh
 from spectral_dist.model.lm import State
 from spectral_dist.model.sampling import sample
 from spectral_dist.params import Params
@@ -111,7 +111,7 @@ def load_run(
         settings = MeshConfig(mesh=mesh, sequence_parallel=sequence_parallel)
         shape = settings.shape
         # One device out of many is what a notebook wants; any other shape must use all of them.
-        devices = jax.devices()[:1] if shape == (1, 1, 1) else None
+        devices = attached_devices()[:1] if shape == (1, 1, 1) else None
         mesh = make_mesh(shape, devices, settings.axes)
     keep_compilations("auto", warnings.warn)
     folder = _run_folder(run, checkpoint_dir)

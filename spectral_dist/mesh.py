@@ -6,7 +6,9 @@ all-reduces over `data`. Knows nothing of the model. Read `RULES`, then `partiti
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -65,7 +67,7 @@ def make_mesh(
     Raises:
       ValueError: if the product of the sizes is not the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = attached_devices() if devices is None else devices
     if math.prod(shape) != len(devices):
         text = "x".join(map(str, shape))
         raise ValueError(
@@ -75,6 +77,37 @@ def make_mesh(
     # Auto: the compiler chooses shardings between our constraints. Neighbours in the list share a
     # host, so the last mesh axis gets the fastest links.
     return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def attached_devices() -> list[Any]:
+    """Return the devices that JAX finds, of all processes.
+
+    Raises:
+      ValueError: if JAX_PLATFORMS names devices that are not here.
+    """
+    try:
+        return jax.devices()
+    # The first is what JAX raises for an unknown platform, the second for one without a device.
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        if not wanted:
+            raise
+        reason = " ".join(str(error).split()) or "there is no such device, or no plugin for it"
+        raise ValueError(f"JAX_PLATFORMS={wanted}: {reason}") from error
+
+
+_NVIDIA = Path("/dev/nvidiactl")  # is there where NVIDIA's driver is
+
+
+def unused_gpu(device_kind: str) -> str:
+    """Return a warning if the CPU stands in for a GPU that this host has; else an empty text."""
+    asked_for = os.environ.get("JAX_PLATFORMS", "") == "cpu"
+    if device_kind != "cpu" or asked_for or not _NVIDIA.exists():
+        return ""
+    return (
+        "warning: training on the CPU, although this host has an NVIDIA GPU: pip install"
+        " 'jax[cuda12]' brings JAX's support for it; JAX_PLATFORMS=cpu says that it is meant"
+    )
 
 
 def partition_spec(

@@ -58,8 +58,10 @@ def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> l
     data = loaded.config.data
     datasets = loaded.config.datasets
     own = [dataset.paths[0] for dataset in datasets]
-    paths = data_paths.split(",") if data_paths is not None else own
-    if not all(paths):
+    asked = [path.strip() for path in (data_paths or "").split(",")]
+    # As in training: blanks around a comma and one at the end are no part of a path.
+    paths = [path for path in asked if path] if data_paths is not None else own
+    if not paths:
         raise ValueError(f"data_paths={data_paths!r}: must be files joined by commas")
     files = prepare(
         paths,

@@ -96,7 +96,7 @@ def prepare(
     Raises:
       ValueError: names the file and what is wrong with it, in one line.
     """
-    inputs = [Path(path) for path in paths]
+    inputs = [Path(path).expanduser() for path in paths]
     made_by = TOKENIZERS[tokenizer]
     # All of them before any work: a mistake in the last path must not cost an hour first.
     for path in inputs:

@@ -36,7 +36,8 @@ def whole(program: Any) -> Any:
 def test_a_run_from_text_to_report_and_the_same_command_again(whole: Any) -> None:
     program, out = whole
     folder = program.run_folder("whole")
-    for part in ("parameters; training step compiled", "Validation", "Extrapolation", "Sample"):
+    compiled = "parameters on 1 x cpu; training step compiled"
+    for part in (compiled, "Validation", "Extrapolation", "Sample"):
         assert part in out
 
     # the folder

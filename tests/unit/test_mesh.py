@@ -1,5 +1,8 @@
 """The mesh, and where the rules put every dimension."""
 
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +121,40 @@ def test_a_mesh_that_is_not_all_devices_is_refused(shape: tuple[int, int, int]) 
     assert "x".join(map(str, shape)) in message
     assert "8 are attached" in message
     assert "--mesh=1x8x1" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AssertionError(), "there is no such device, or no plugin for it"),
+        (RuntimeError("Unable to initialize\n backend"), "Unable to initialize backend"),
+    ],
+)
+def test_a_platform_that_is_not_here_is_named(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def fails() -> list[Any]:
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fails)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(ValueError, match=f"^JAX_PLATFORMS=cuda: {reason}$"):
+        mesh_module.attached_devices()
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(type(error)):  # nobody asked for it: the machine's fault
+        mesh_module.attached_devices()
+
+
+def test_the_cpu_in_place_of_a_gpu_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mesh_module, "_NVIDIA", tmp_path)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert mesh_module.unused_gpu("cpu").startswith("warning: training on the CPU, although")
+    assert mesh_module.unused_gpu("NVIDIA L4") == ""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert mesh_module.unused_gpu("cpu") == ""
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(mesh_module, "_NVIDIA", tmp_path / "none")
+    assert mesh_module.unused_gpu("cpu") == ""
 
 
 def test_sharding_is_the_rule_on_the_mesh() -> None:

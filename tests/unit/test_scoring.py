@@ -32,5 +32,7 @@ def test_what_was_trained_on_is_left_out(text: Path) -> None:
 
 
 def test_other_texts_are_named_by_commas(text: Path) -> None:
+    for given in (f"{text},", f" {text} , {text},"):
+        assert {f.name for f in open_texts(loaded(text, []), given, Console(0))} <= {"a", "a_2"}
     with pytest.raises(ValueError, match="data_paths=',': must be files joined by commas"):
         open_texts(loaded(text, []), ",", Console(0))

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from spectral_dist.mesh import attached_devices
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.hardware import GPU_NAMES, Gpu, find_gpu
 from spectral_dist.planning.memory import GIB
@@ -127,7 +128,7 @@ def attached(devices: list[Any] | None = None) -> Cluster:
     Args:
       devices: all devices of all processes (default: JAX's).
     """
-    devices = jax.devices() if devices is None else devices
+    devices = attached_devices() if devices is None else devices
     hosts = len({device.process_index for device in devices})
     gpus = (find_gpu(name) for name in GPU_NAMES)
     gpu = next((gpu for gpu in gpus if gpu.device_kind == devices[0].device_kind), None)
