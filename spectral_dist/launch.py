@@ -160,7 +160,9 @@ class Processes:
         self._asked: list[int] = []
         self._ready = False
         for number in FORWARDED:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            # nohup has it ignored, to have a run outlive its terminal.
+            ignored = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if not ignored:
                 signal.signal(number, self._forward)
         tie = _tied_to_this_process()
         for rank, environment in enumerate(environments):

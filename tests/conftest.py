@@ -32,10 +32,14 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 _caches = tempfile.TemporaryDirectory(prefix="spectral_dist_caches_")
 os.environ["XDG_CACHE_HOME"] = _caches.name
 
+# Whoever started the tests may have SIGHUP ignored, as nohup does: their programs would inherit it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 import jax  # noqa: E402 - reads the environment when it is imported
 from jaxtyping import install_import_hook  # noqa: E402
 from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
+from spectral_dist.cluster.signals import SIGNALS  # noqa: E402
 from tests import warm  # noqa: E402
 from tests.processor_time import ProcessorTime  # noqa: E402
 
@@ -108,7 +112,7 @@ def same_environment() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def same_signals() -> Iterator[None]:
     """Undo what a test did to the signals, which the programs of later tests inherit."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = SIGNALS
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):

@@ -7,8 +7,11 @@ import yaml
 
 from tests.end_to_end.conftest import Program
 
-# One head: no tensor, so that there are few ways to run it.
-FLAGS = ["--mesh=auto", "--run_name=chosen", "--head_dim=32", "--num_kv_heads=1", "--batch_size=2"]
+# One head and one layer: no tensor and no loop over blocks, so that there are few ways to run it.
+_FLAGS = (
+    "--mesh=auto --run_name=chosen --head_dim=32 --num_kv_heads=1 --batch_size=2 --num_layers=1"
+)
+FLAGS = _FLAGS.split()
 
 
 @pytest.mark.slow

@@ -5,21 +5,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from spectral_dist.cluster.signals import SIGNALS, StopSignal, exit_code
 from spectral_dist.command_line import STOPPED, Ending
 from tests.waiting import finish
-
-
-@pytest.fixture(autouse=True)
-def terminal() -> Iterator[None]:
-    """A terminal of its own: whoever started the tests may have had SIGHUP ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 def test_a_closed_terminal_stops_a_run_but_not_under_nohup() -> None:
