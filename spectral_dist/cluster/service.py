@@ -209,6 +209,9 @@ def main(argv: Sequence[str]) -> int:
     """
     host, port, count = listening_address(argv[0]), int(argv[1]), int(argv[2])
     secret = sys.stdin.readline().strip()  # not on the command line, which every user can read
+    if not secret:  # everybody knows an empty one
+        sys.stdout.write("the secret of the run did not arrive\n")
+        return 2
     # Signals reach the whole process group. Process 0 handles them, and needs this service for it.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -109,6 +109,17 @@ def test_a_port_that_is_taken_is_named(port: int) -> None:
     assert done.stdout == f"cannot listen on port {port}: Address already in use\n"
 
 
+def test_a_service_without_a_secret_does_not_start() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "spectral_dist.cluster.service", "127.0.0.1", "0", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        input="\n",
+    )
+    assert (done.returncode, done.stdout) == (2, "the secret of the run did not arrive\n")
+
+
 def test_free_ports_differ() -> None:
     assert free_port() > 0
 
