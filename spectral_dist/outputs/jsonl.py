@@ -7,6 +7,7 @@ Owns the file: its lines, what a resumed run drops from it, and what happens if 
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from io import FileIO
@@ -63,11 +64,11 @@ class MetricsFile:
             file = self._open()  # tries again after a failure
             # A line that a full disk cut short must not run into this one.
             line = b"\n" + line if self._torn else line
-            self._torn = True
             # One system call for the line: readers that follow the file see whole lines.
-            if file.write(line) != len(line):
+            written = file.write(line) or 0
+            self._torn = 0 < written < len(line) or (self._torn and not written)
+            if written != len(line):
                 raise OSError("the line was written in part (is the disk full?)")
-            self._torn = False
         except OSError as error:
             self._failed(error)
 
@@ -81,6 +82,11 @@ class MetricsFile:
                 self._failed(error)
 
     def _open(self) -> FileIO:
+        if self._file is not None and os.fstat(self._file.fileno()).st_nlink == 0:
+            self._warn(f"{self._path} was deleted; what it held is lost, and a new one is begun")
+            self._file.close()
+            self._file = None
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered: a buffer would write a failed line again later, after its successors.
         if self._file is None:
             self._file = FileIO(self._path, "a")

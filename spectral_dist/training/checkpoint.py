@@ -308,14 +308,16 @@ class Checkpoints:
             self._warn(f"{reason}; checkpoints are saved all the same, under their steps")
         self._links_failed = bool(reason)
 
+    def validation(self, step: int) -> float | None:
+        """Return the bits per byte that were saved with a checkpoint; None if there are none."""
+        with contextlib.suppress(Unreadable):
+            return read_manifest(self.folder / str(step))["validation"]
+        return None
+
     def best(self) -> int | None:
         """Return the step of the best checkpoint by validation; None if none was validated."""
-        scores: dict[int, float] = {}
-        for step in self.steps():
-            with contextlib.suppress(Unreadable):
-                validation = read_manifest(self.folder / str(step))["validation"]
-                if validation is not None:
-                    scores[step] = validation
+        found = {step: self.validation(step) for step in self.steps()}
+        scores = {step: value for step, value in found.items() if value is not None}
         return min(reversed(scores), key=scores.__getitem__) if scores else None
 
     def _kept(self) -> list[int]:

@@ -4,6 +4,7 @@ Owns when each of these happens, and the figures (MFU, memory) that are added to
 training loop does not know of it, and the outputs only receive records. Read `Milestones.reach`.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -105,7 +106,16 @@ class Milestones:
             self.save(progress, validation)
 
     def finish(self, progress: Progress) -> None:
-        """Evaluate and save after the last step; a preempted evaluation is left out."""
+        """Evaluate and save after the last step; a preempted evaluation is left out.
+
+        Where no step was left to train and the last one is evaluated, it is measured again for the
+        caller, and not recorded a second time.
+        """
+        known = self._checkpoints.validation(progress.step) is not None
+        if progress.step == self._first[0] and known:
+            with contextlib.suppress(Interrupted):
+                self.measured = self.measure(progress.state.params)
+            return
         self.save(progress, self.evaluate(progress))
 
     def evaluate(self, progress: Progress) -> float | None:

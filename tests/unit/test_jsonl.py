@@ -1,13 +1,18 @@
+import errno
+import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from spectral_dist.outputs import jsonl
 from spectral_dist.outputs.jsonl import MetricsFile, read_metrics
 from spectral_dist.training.metrics import Record
 
@@ -171,3 +176,39 @@ def test_damaged_lines_are_passed_over(tmp_path: Path, line: bytes) -> None:
 def test_unreadable_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.jsonl.*No such file"):
         read_metrics(tmp_path / "absent.jsonl")
+
+
+def test_a_file_that_is_deleted_meanwhile_comes_back_and_it_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    metrics = MetricsFile(path, warn=said.append)
+    metrics.write(record(1))
+    shutil.rmtree(path.parent)
+    for step in (2, 3):
+        metrics.write(record(step))
+    metrics.close()
+    assert steps(path) == [2, 3]
+    assert said == [f"{path} was deleted; what it held is lost, and a new one is begun"]
+
+
+def test_a_write_that_fails_whole_leaves_no_blank_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [False, True, True, False]
+
+    class Disk(io.FileIO):
+        def write(self, line: Any) -> int:
+            if full.pop(0):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(line)
+
+    monkeypatch.setattr(jsonl, "FileIO", Disk)
+    said: list[str] = []
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", warn=said.append)
+    for step in range(1, 5):
+        metrics.write(record(step))
+    metrics.close()
+    lines = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
+    assert [bool(line) for line in lines] == [True, True, False]
+    assert len(said) == 1

@@ -35,7 +35,8 @@ class Heard:
         self.saved: list[tuple[int, int, float | None]] = []
         self.written: list[Record] = []
         self.wait_seconds = 0.0
-        self.validation = 2.5
+        self.loss = 2.5
+        self.stored: float | None = None
         files = [TokenFile("a", Path("a.bin"), np.zeros(9, np.uint8), 1, "", 5)]
         me = cast(Any, self)
         config = load_config(FLAGS.split())
@@ -48,10 +49,13 @@ class Heard:
     def by_dataset(self, params: Any) -> dict[str, float]:
         if self.stopping:
             raise Interrupted
-        return {"val/bits_per_byte": self.validation}
+        return {"val/bits_per_byte": self.loss}
 
     def steps(self) -> list[int]:
         return [step for step, *_ in self.saved]
+
+    def validation(self, step: int) -> float | None:
+        return self.stored
 
     def best(self) -> int | None:
         return min(self.steps(), default=None)
@@ -136,7 +140,7 @@ def test_a_figure_of_ones_own_joins_every_record() -> None:
 
 def test_a_state_without_a_finite_loss_is_not_saved() -> None:
     heard = Heard()
-    heard.validation = math.nan
+    heard.loss = math.nan
     with pytest.raises(
         ValueError, match=r"^val/bits_per_byte=nan after step 4: .*no checkpoint yet"
     ):
@@ -146,11 +150,22 @@ def test_a_state_without_a_finite_loss_is_not_saved() -> None:
     heard = Heard()
     for step in (5, 10):
         heard.milestones.reach(progress(step))
-    heard.validation = math.inf
+    heard.loss = math.inf
     words = r"of steps 5, 10, the best by validation is 5: without those after it the run goes on"
     with pytest.raises(ValueError, match=words):
         heard.milestones.finish(progress(12))
     assert [step for step, *_ in heard.saved] == [5, 10]
+
+
+def test_a_complete_run_is_not_recorded_again() -> None:
+    heard = Heard(first=(12, 72))
+    heard.stored = 2.5
+    heard.milestones.finish(progress(12))
+    assert (heard.written, heard.saved) == ([], [])
+    assert heard.milestones.measured["val/bits_per_byte"] == 2.5
+    heard.stored = None  # preempted before its last evaluation
+    heard.milestones.finish(progress(12))
+    assert [record.step for record in heard.written] == [12]
 
 
 def test_the_time_of_a_step_that_still_runs_counts(monkeypatch: pytest.MonkeyPatch) -> None:
