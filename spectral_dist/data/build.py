@@ -167,13 +167,21 @@ def bin_state(text_file: Path, tokenizer: Tokenizer = BYTES) -> BinState:
 
     Raises:
       OSError: if the text file cannot be read.
+      ValueError: if a file that is not ours has the name of the .bin.
     """
     binary = bin_path(text_file, tokenizer)
+    described = manifest_path(binary).exists()
+    if binary.exists() and not described:
+        # A build writes the manifest first: without one the file is somebody else's.
+        raise ValueError(
+            f"data_paths: {text_file}: {binary} is in the way: there is no"
+            f" {manifest_path(binary).name} beside it, so it is not from here and is not replaced;"
+            " move it away, or rename the text"
+        )
     try:
         manifest = read_manifest(binary, tokenizer)
     except ValueError as error:
-        fresh = not binary.exists() and not manifest_path(binary).exists()
-        return BinState(None, "" if fresh else str(error))
+        return BinState(None, str(error) if described else "")
     stat = text_file.stat()
     if stat.st_size != manifest.source_bytes:
         return BinState(None, "the text has changed")
@@ -195,7 +203,7 @@ def build(
     progress: Callable[[int], None] = lambda done: None,
     tokenizer: Tokenizer = BYTES,
 ) -> Manifest:
-    """Tokenize a text file: write its .bin and then the manifest.
+    """Tokenize a text file: write its manifest and then its .bin.
 
     Args:
       text_file: the text file.
@@ -232,16 +240,17 @@ def build(
                 after = os.fstat(stream.fileno())
                 if (after.st_size, after.st_mtime_ns) != (facts.source_bytes, before.st_mtime_ns):
                     raise changed
-        manifest = Manifest(
-            **dataclasses.asdict(facts),
-            format_version=FORMAT_VERSION,
-            dtype=tokenizer.dtype.name,
-            tokenizer=tokenizer.fingerprint,
-            source_mtime_ns=before.st_mtime_ns,
-            blocks_crc32=crc,
-        )
-        # Last: a .bin without its manifest is built again, so a kill in between does no harm.
-        _write_manifest(manifest, binary)
+                manifest = Manifest(
+                    **dataclasses.asdict(facts),
+                    format_version=FORMAT_VERSION,
+                    dtype=tokenizer.dtype.name,
+                    tokenizer=tokenizer.fingerprint,
+                    source_mtime_ns=before.st_mtime_ns,
+                    blocks_crc32=crc,
+                )
+                # Before the .bin has its name: a kill in between leaves a manifest without it, or
+                # with an older one, and it is built again; a .bin without a manifest is not ours.
+                _write_manifest(manifest, binary)
     except OSError as error:
         raise ValueError(f"data_paths: {text_file}: {_os_reason(error, binary)}") from error
     except ValueError as error:

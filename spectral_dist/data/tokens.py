@@ -96,16 +96,19 @@ def prepare(
     Raises:
       ValueError: names the file and what is wrong with it, in one line.
     """
-    inputs = [Path(path).expanduser() for path in paths]
+    # Not Path.expanduser, which fails where "~x" is no user's folder.
+    given = [Path(os.path.expanduser(path)) for path in paths]
     made_by = TOKENIZERS[tokenizer]
     # All of them before any work: a mistake in the last path must not cost an hour first.
-    for path in inputs:
+    for path in given:
         _check_readable(path, made_by)
+    inputs = _same_files(given, report)
     if names is None:
-        given = name_datasets([DatasetConfig(paths=(path,)) for path in paths])
-        names = [str(dataset.name) for dataset in given]
+        datasets = name_datasets([DatasetConfig(paths=(path,)) for path in paths])
+        names = [str(dataset.name) for dataset in datasets]
     # Each once: two datasets may name the same text file.
     texts = [path for path in dict.fromkeys(inputs) if path.suffix != ".bin"]
+    _check_outputs(texts, made_by)
     manifests, missing = _up_to_date(texts, made_by, report)
     if missing:
         # One process builds, of this run or another; the others wait, and then find the .bin up to
@@ -129,6 +132,26 @@ def prepare(
         _split(file, path, validation_fraction, min_tokens, report)
         for file, path in zip(files, inputs, strict=True)
     ]
+
+
+def _same_files(paths: Sequence[Path], report: Report) -> list[Path]:
+    """Return the paths, with one spelling for each file; say which file comes more than once."""
+    first: dict[Path, Path] = {}
+    found = [first.setdefault(path.resolve(), path) for path in paths]
+    for path in dict.fromkeys(found):
+        if (times := found.count(path)) > 1:
+            report(f"{path}: is named {times} times, so its text has the share of all of them")
+    return found
+
+
+def _check_outputs(texts: Sequence[Path], tokenizer: Tokenizer) -> None:
+    """Raise ValueError if two text files would become the same .bin."""
+    made: dict[Path, Path] = {}
+    for text in texts:
+        other = made.setdefault(bin_path(text, tokenizer).resolve(), text)
+        if other != text:
+            binary = bin_path(text, tokenizer).name
+            raise ValueError(f"data_paths: {other} and {text}: both become {binary}; rename one")
 
 
 def _up_to_date(

@@ -108,7 +108,6 @@ def change_manifest(name: str, value: Any) -> Callable[[Path], None]:
         (cut_tokens, "bytes where its manifest says"),
         (zero_tokens, "content does not match"),
         (lambda source: bin_path(source).unlink(), "it is missing"),
-        (lambda source: manifest_path(bin_path(source)).unlink(), "manifest is missing"),
         (lambda source: manifest_path(bin_path(source)).write_text('{"for'), "cannot be read"),
         (lambda source: manifest_path(bin_path(source)).write_bytes(b"\xff\0"), "cannot be read"),
         (lambda source: manifest_path(bin_path(source)).write_text("[]"), "damaged"),
@@ -202,3 +201,30 @@ def test_the_worker_tells_of_its_manifest_or_its_error(source: Path) -> None:
     assert Manifest(**outputs[0]["manifest"]) == read_manifest(bin_path(source))
     assert bin_state(source).manifest is not None
     assert len(entries(source.parent)) == 3
+
+
+def test_a_file_that_is_not_ours_is_never_replaced(source: Path) -> None:
+    binary = bin_path(source)
+    binary.write_bytes(b"another program's")
+    words = rf"^data_paths: {source}: {binary} is in the way: there is no {binary.name}\.json "
+    with pytest.raises(ValueError, match=words):
+        bin_state(source)
+    assert binary.read_bytes() == b"another program's"
+
+
+def test_a_kill_before_the_tokens_have_their_name_leaves_what_is_built_again(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    build(source)
+    source.write_text(source.read_text() + "more\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(source)
+    assert bin_state(source).manifest is None  # and not: a file that is not ours
+    build(source)
+    assert bin_state(source).manifest is not None

@@ -86,7 +86,7 @@ def test_equal_stems_get_numbers_and_one_text_twice_is_built_once(tmp_path: Path
     third = write(tmp_path / "a_2.md")
     files, lines = run(first, second, third, first)
     assert [file.name for file in files] == ["a", "a_2", "a_2_2", "a_3"]
-    assert len(lines) == 3
+    assert len(lines) == 4  # and that it is named twice
     assert files[2].path == tmp_path / "a_2.md.bin"
 
 
@@ -192,3 +192,42 @@ def test_a_share_that_cannot_be_met_is_reported(tmp_path: Path) -> None:
     (file,), lines = run(path, share=0.01)
     assert file.validation.tobytes().count(0) == 1
     assert "is held out, not 1.00%" in lines[-1]
+
+
+def test_one_file_under_two_names_is_built_once_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "x.txt"
+    text.write_text("bir iki uc\n<|endoftext|>\n" * 200, encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to(text)
+    said: list[str] = []
+    paths = ["x.txt", str(text), "link.txt"]
+    files = prepare(paths, validation_fraction=0.1, min_tokens=10, report=said.append)
+    assert len(files) == 3
+    assert len({file.path.resolve() for file in files}) == 1
+    assert "x.txt: is named 3 times, so its text has the share of all of them" in said
+    assert not any("waiting" in line for line in said)
+
+
+def test_two_texts_that_would_become_one_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("foo", "foo.txt"):
+        (tmp_path / name).write_text("bir iki uc\n" * 200, encoding="utf-8")
+    words = r"^data_paths: foo\.txt and foo: both become foo\.bin; rename one$"
+    with pytest.raises(ValueError, match=words):
+        prepare(["foo.txt", "foo"], validation_fraction=0.1, min_tokens=10, report=lambda s: None)
+    assert not (tmp_path / "foo.bin").exists()
+
+
+def test_a_home_folder_may_be_written_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("bir iki uc\n" * 200, encoding="utf-8")
+    (file,) = prepare(["~/a.txt"], validation_fraction=0.1, min_tokens=10, report=lambda s: None)
+    assert file.path == tmp_path / "a.bin"
+    with pytest.raises(ValueError, match=r"^data_paths: ~nobody-here/a\.txt: no such file"):
+        prepare(["~nobody-here/a.txt"], validation_fraction=0.1, min_tokens=10)
