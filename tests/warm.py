@@ -100,7 +100,7 @@ def stop_server() -> None:
         _server[1].close()
         before = _of_children()
         _server[0].wait()
-        # Its forks were counted one by one: without this the last test would be charged all of them.
+        # Its forks were counted one by one: the last test would be charged all of them again.
         WarmProcess.all_cpu_seconds -= _of_children() - before
         _server = None
 
