@@ -79,24 +79,25 @@ def make_mesh(
     return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+_NVIDIA = Path("/dev/nvidiactl")  # is there where NVIDIA's driver is
+
+
 def attached_devices() -> list[Any]:
     """Return the devices that JAX finds, of all processes.
 
     Raises:
-      ValueError: if JAX_PLATFORMS names devices that are not here.
+      ValueError: if JAX_PLATFORMS names devices that this host does not have. Where a driver is
+        there and finds no device the error stays JAX's own: it is the machine's fault.
     """
     try:
         return jax.devices()
     # The first is what JAX raises for an unknown platform, the second for one without a device.
     except (RuntimeError, AssertionError) as error:
         wanted = os.environ.get("JAX_PLATFORMS", "")
-        if not wanted:
+        if not wanted or _NVIDIA.exists():
             raise
         reason = " ".join(str(error).split()) or "there is no such device, or no plugin for it"
         raise ValueError(f"JAX_PLATFORMS={wanted}: {reason}") from error
-
-
-_NVIDIA = Path("/dev/nvidiactl")  # is there where NVIDIA's driver is
 
 
 def unused_gpu(device_kind: str) -> str:

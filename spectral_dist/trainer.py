@@ -274,7 +274,7 @@ class Trainer:
         They are not added to the records, which hold the evaluations that `eval_every` plans.
         """
         # Excluded from the throughput, or tokens per second would drop in the next record.
-        with self._working(), self._throughput.excluded():
+        with self._working(), self._milestones.untimed(self._progress):
             return self._milestones.measure(self.params)
 
     def generate(
@@ -286,7 +286,7 @@ class Trainer:
         seed: int = 0,
     ) -> str:
         """Return the text that the model generates after a prompt; see `Generator.text`."""
-        with self._working(), self._throughput.excluded():
+        with self._working(), self._milestones.untimed(self._progress):
             run = LoadedRun(self.config, self.params, self.step, {}, self.mesh)
             return Generator(run).text(
                 prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed

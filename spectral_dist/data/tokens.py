@@ -116,14 +116,7 @@ def prepare(
         with build_lock(missing, report, made_by):
             found, missing = _up_to_date(missing, made_by, report)
             manifests |= found | _build_all(missing, tokenizer, processes, report)
-    for path in inputs:
-        if path.suffix == ".bin":
-            try:
-                manifests[path] = read_manifest(path, made_by)
-            except ValueError as error:
-                raise ValueError(
-                    f"data_paths: {path}: {error}; give the text to build it again"
-                ) from error
+    manifests |= {path: _given(path, made_by) for path in inputs if path.suffix == ".bin"}
     files = [
         _open(name, path, manifests[path], made_by)
         for name, path in zip(names, inputs, strict=True)
@@ -132,6 +125,16 @@ def prepare(
         _split(file, path, validation_fraction, min_tokens, report)
         for file, path in zip(files, inputs, strict=True)
     ]
+
+
+def _given(binary: Path, tokenizer: Tokenizer) -> Manifest:
+    """Return the manifest of a .bin that the user names himself."""
+    try:
+        return read_manifest(binary, tokenizer)
+    except ValueError as error:
+        raise ValueError(
+            f"data_paths: {binary}: {error}; give the text to build it again"
+        ) from error
 
 
 def _same_files(paths: Sequence[Path], report: Report) -> list[Path]:

@@ -96,8 +96,13 @@ def say_end(stop: signal.Signals | None, step: int, saved: Saved, console: Conso
     if saved.failed:
         text = f"{saved.failed} checkpoint{'s' * (saved.failed > 1)} could not be saved"
         if step not in saved.steps:
-            start = f"step {saved.steps[-1]}" if saved.steps else "the beginning"
-            text += f", step {step} among them: the same command continues from {start}"
+            # Where nothing was ever saved the folder still holds the metrics of these steps, and a
+            # run does not begin anew beside work.
+            text += f", step {step} among them: " + (
+                f"the same command continues from step {saved.steps[-1]}"
+                if saved.steps
+                else "there is none, and another --run_name begins anew"
+            )
         console.warn(f"{text}; see above")
     if stop is not None:
         return exit_code(stop)

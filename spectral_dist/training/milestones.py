@@ -6,7 +6,7 @@ training loop does not know of it, and the outputs only receive records. Read `M
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -126,9 +126,7 @@ class Milestones:
         Raises:
           ValueError: if the loss on held-out text is not finite: the parameters are of no use.
         """
-        # The step still runs on the devices: its time is training time.
-        jax.block_until_ready(progress.state)
-        with self.throughput.excluded():
+        with self.untimed(progress):
             try:
                 self.measured = self.measure(progress.state.params)
             except Interrupted:
@@ -139,6 +137,13 @@ class Milestones:
         if validation is not None and not math.isfinite(validation):
             raise ValueError(self._diverged(progress.step, validation))
         return validation
+
+    @contextlib.contextmanager
+    def untimed(self, progress: Progress) -> Iterator[None]:
+        """Stop the throughput's clock, once the step has ended on the devices."""
+        jax.block_until_ready(progress.state)
+        with self.throughput.excluded():
+            yield
 
     def _diverged(self, step: int, validation: float) -> str:
         """Return what to say of parameters without a finite loss, which are never saved."""

@@ -253,8 +253,8 @@ def test_a_disk_too_full_for_checkpoints_stops_no_training(
         assert f"warning: checkpoint {step} could not be saved" in done.stdout
     assert "step 6/6  loss" in done.stdout
     assert done.stdout.splitlines()[-1] == (
-        "warning: 3 checkpoints could not be saved, step 6 among them: the same command continues"
-        " from the beginning; see above"
+        "warning: 3 checkpoints could not be saved, step 6 among them: there is none, and another"
+        " --run_name begins anew; see above"
     )
     assert os.listdir(folder) == ["base"]
 

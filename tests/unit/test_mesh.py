@@ -131,14 +131,18 @@ def test_a_mesh_that_is_not_all_devices_is_refused(shape: tuple[int, int, int]) 
     ],
 )
 def test_a_platform_that_is_not_here_is_named(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, reason: str
 ) -> None:
     def fails() -> list[Any]:
         raise error
 
     monkeypatch.setattr(jax, "devices", fails)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(mesh_module, "_NVIDIA", tmp_path / "none")
     with pytest.raises(ValueError, match=f"^JAX_PLATFORMS=cuda: {reason}$"):
+        mesh_module.attached_devices()
+    monkeypatch.setattr(mesh_module, "_NVIDIA", tmp_path)  # a driver, but no device: a fault
+    with pytest.raises(type(error)):
         mesh_module.attached_devices()
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(type(error)):  # nobody asked for it: the machine's fault

@@ -23,7 +23,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     [
         (None, 9, Saved(FOLDER, [3, 9], 0), 0, ""),
         (None, 9, Saved(FOLDER, [3], 1), UNSAVED, "step 9 among them: the same command continues"),
-        (None, 9, Saved(FOLDER, [], 1), UNSAVED, "continues from the beginning; see above"),
+        (None, 9, Saved(FOLDER, [], 1), UNSAVED, "another --run_name begins anew; see above"),
         (None, 9, Saved(FOLDER, [9], 2), 0, "2 checkpoints could not be saved; see above"),
         (signal.SIGTERM, 7, Saved(FOLDER, [7], 0), STOPPED, "stopped by SIGTERM: saved step 7 in"),
         (signal.SIGTERM, 7, Saved(FOLDER, [3], 1), STOPPED, "step 7 could NOT be saved in"),
