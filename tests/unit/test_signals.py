@@ -14,6 +14,7 @@ from tests.waiting import finish
 
 
 def test_a_closed_terminal_stops_a_run_but_not_under_nohup() -> None:
+    assert {signal.SIGHUP, signal.SIGUSR2} <= set(SIGNALS)
     assert exit_code(signal.SIGHUP) == exit_code(signal.SIGUSR2) == STOPPED
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     with StopSignal() as stop:
