@@ -29,7 +29,9 @@ def make_parser() -> Parser:
         "--checkpoint_dir", default="checkpoints", help="folder of the runs (default: checkpoints)"
     )
     parser.add_argument(
-        "--checkpoint", default="checkpoint_0", help="checkpoint_0 (latest), checkpoint_1 or a step"
+        "--checkpoint",
+        default="checkpoint_0",
+        help="checkpoint_0 (latest), checkpoint_1, best (by validation) or a step",
     )
     parser.add_argument("--data_paths", help="texts, joined by commas (default: the run's own)")
     parser.add_argument("--lengths", help="context lengths, multiples of seq_len, such as 1,2,4")

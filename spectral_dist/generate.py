@@ -51,7 +51,9 @@ def make_parser() -> Parser:
     parser.add_argument("--run_name", required=True, help="run to load")
     parser.add_argument("--checkpoint_dir", default="checkpoints")
     parser.add_argument(
-        "--checkpoint", default="checkpoint_0", help="checkpoint_0 (latest), checkpoint_1 or a step"
+        "--checkpoint",
+        default="checkpoint_0",
+        help="checkpoint_0 (latest), checkpoint_1, best (by validation) or a step",
     )
     parser.add_argument("--prompt", default="", help="text to continue")
     parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes")

@@ -28,7 +28,6 @@ from spectral_dist.model.sampling import sample
 from spectral_dist.params import Params
 from spectral_dist.settings import Config, MeshConfig
 from spectral_dist.training.checkpoint import Checkpoints
-from spectral_dist.training.checkpoint_folder import resolve
 from spectral_dist.training.resume import stored_config
 from spectral_dist.training.state import abstract_state, model_spec
 
@@ -99,7 +98,7 @@ def load_run(
     Args:
       run: the name of the run, or the path of its folder.
       checkpoint_dir: the folder of all runs, used if `run` is a name.
-      checkpoint: checkpoint_0 (latest), checkpoint_1 (previous) or a step.
+      checkpoint: checkpoint_0 (latest), checkpoint_1 (previous), best (by validation) or a step.
       mesh: the mesh to load it onto, which need not be the one of training: a `Mesh`, or its
         shape as DATAxFSDPxTENSOR; by default the first device.
       sequence_parallel: whether the last number of the shape divides time, for long sequences.
@@ -115,18 +114,20 @@ def load_run(
         mesh = make_mesh(shape, devices, settings.axes)
     keep_compilations("auto", warnings.warn)
     folder = _run_folder(run, checkpoint_dir)
-    step = resolve(folder, str(checkpoint))
     # Nothing is saved, so `keep` deletes nothing.
     checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)
     try:
+        step = checkpoints.find(str(checkpoint))
         with jax.set_mesh(mesh):
             description = checkpoints.describe(step)
             # The run's own settings: the arrays have the shapes that these describe.
             config = stored_config(description)
-            state, _ = checkpoints.restore(abstract_state(config, mesh), step)
+            # The moments are twice the size of the parameters, and of no use here.
+            abstract = {"params": abstract_state(config, mesh).params}
+            params = checkpoints.restore_part(abstract, step)["params"]
     finally:
         checkpoints.close()  # ends Orbax's threads
-    return LoadedRun(config, state.params, step, description, mesh)
+    return LoadedRun(config, params, step, description, mesh)
 
 
 def _run_folder(run: str | PathLike[str], checkpoint_dir: str | PathLike[str]) -> Path:
@@ -158,7 +159,7 @@ class Generator:
         Args:
           run: a `LoadedRun`; or a name or path, as for `load_run`.
           checkpoint_dir: the folder of all runs, used if `run` is a name.
-          checkpoint: checkpoint_0 (latest), checkpoint_1 (previous) or a step.
+          checkpoint: as for `load_run`.
 
         Raises:
           ValueError: as `load_run` does.

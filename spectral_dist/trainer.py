@@ -8,7 +8,6 @@ may change.
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -35,18 +34,20 @@ from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.run_folder import locked, write_run_folder
 from spectral_dist.outputs.summary import Saved
+from spectral_dist.outputs.unread import UnreadRecords
 from spectral_dist.outputs.wandb import WandbMirror
 from spectral_dist.params import Params
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.failures import explain
+from spectral_dist.training.init_from import first_state
 from spectral_dist.training.loop import Progress, train
 from spectral_dist.training.metrics import Record
 from spectral_dist.training.milestones import Figure, Milestones
 from spectral_dist.training.profile import profiled
 from spectral_dist.training.resume import resume
-from spectral_dist.training.state import abstract_state, init_state
+from spectral_dist.training.state import abstract_state
 
 
 class Trainer:
@@ -122,15 +123,16 @@ class Trainer:
         if processes.is_coordinator:
             closing.enter_context(locked(self.folder, config, console.note))
         processes.agree("folder", {})  # nobody reads a checkpoint before the folder is locked
-        self._checkpoints = Checkpoints(self.folder, keep=config.run.keep, warn=console.warn)
+        keep = {"keep": config.run.keep, "keep_every": config.run.keep_every}
+        self._checkpoints = Checkpoints(self.folder, **keep, warn=console.warn)
         closing.callback(self._checkpoints.close)
         abstract = abstract_state(config, mesh)
         with stop.interruptible("reading the checkpoint"):
             processes.enter("reading the checkpoint")
             # Before config.yaml is written: a resume that is refused leaves the folder as it was.
             restored = resume(self._checkpoints, abstract, config, self.files, console.note)
+            state, step, sequence = restored or (first_state(config, mesh, console.note), 0, 0)
             write_run_folder(self.folder, config, argv, enabled=processes.is_coordinator)
-            state, step, sequence = restored or (init_state(config, mesh), 0, 0)
         with stop.interruptible("compiling"):
             # The compiler can take minutes, in which a busy processor is the only sign of life.
             processes.enter("compiling", waits=False)
@@ -144,15 +146,7 @@ class Trainer:
             config, self.files, mesh, report=console.note, should_stop=processes.should_stop
         )
 
-        self._unread = _UnreadRecords()
-        outputs: list[Output] = [self._unread, console]
-        if processes.is_coordinator:
-            # In this order: the mirror starts with the file as the resumed run has trimmed it.
-            metrics = MetricsFile(self.folder / "metrics.jsonl", step, warn=console.warn)
-            closing.callback(metrics.close)
-            outputs.append(metrics)
-            mirror = WandbMirror(config, self.folder, resume=step > 0, report=console.note)
-            closing.callback(mirror.close)
+        outputs = self._open_outputs(closing, step)
         console.start(step)
         processes.enter("training")
         self._milestones = Milestones(
@@ -163,6 +157,7 @@ class Trainer:
             outputs,
             (step, sequence),
             figures,
+            processes.should_save,
         )
         self._throughput = self._milestones.throughput
         self._throughput.pause()  # until the caller iterates
@@ -170,6 +165,20 @@ class Trainer:
         self._loop: Iterator[Progress] | None = None  # the training loop, once it has started
         self._until = config.run.steps
         self._stop_requested = threading.Event()  # set by `stop`
+
+    def _open_outputs(self, closing: contextlib.ExitStack, step: int) -> list[Output]:
+        """Open what receives the records, for a start after `step`."""
+        config, console = self.config, self.console
+        self._unread = UnreadRecords()
+        outputs: list[Output] = [self._unread, console]
+        if self._processes.is_coordinator:
+            # In this order: the mirror starts with the file as the resumed run has trimmed it.
+            metrics = MetricsFile(self.folder / "metrics.jsonl", step, warn=console.warn)
+            closing.callback(metrics.close)
+            outputs.append(metrics)
+            mirror = WandbMirror(config, self.folder, resume=step > 0, report=console.note)
+            closing.callback(mirror.close)
+        return outputs
 
     # ---- training ----
 
@@ -375,21 +384,3 @@ class Trainer:
             yield
         except (jax.errors.JaxRuntimeError, MemoryError) as error:  # device's or host's memory
             raise explain(error, config) from error
-
-
-class _UnreadRecords:
-    """The records that the caller has not read yet; an `Output`."""
-
-    def __init__(self) -> None:
-        self._records: deque[Record] = deque()
-
-    def write(self, record: Record) -> None:
-        self._records.append(record)
-
-    def close(self) -> None:
-        """Keep the records: the caller may still read them."""
-
-    def take(self) -> Iterator[Record]:
-        """Yield each record once."""
-        while self._records:
-            yield self._records.popleft()

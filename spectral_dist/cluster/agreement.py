@@ -57,6 +57,8 @@ class Processes:
         self._stop, self._identity, self._control = stop, identity, control
         self._monitor, self._service = monitor, service
         self._stop_at: int | None = None  # the sync point to stop at, once it is known
+        self._saves: list[int] = []  # the sync points of timed saves, the last two
+        self._saved_at = 0  # the last of them that is past
         self._sync_points = 0
 
     @property
@@ -102,14 +104,37 @@ class Processes:
         # here, before it continues, is there when the first process reaches `_stop_at`.
         if self._stop_at is None and self.is_coordinator and self._stop.received is not None:
             self._stop_at = self._sync_points + _SYNC_POINTS_AHEAD
-            self._control.put("stop_at", f"{self._stop_at} {int(self._stop.received)}")
+            self._control.put("planned/stop", f"{self._stop_at} {int(self._stop.received)}")
         elif self._stop_at is None and not self.is_coordinator:
-            sync_point, _, number = self._control.get("stop_at").partition(" ")
+            planned = json.loads(self._control.under("planned"))
+            self._saves = json.loads(planned.get("saves", "[]"))
+            sync_point, _, number = planned.get("stop", "").partition(" ")
             if sync_point:
                 self._stop_at = int(sync_point)
                 # Noted as this process's own signal, so that all leave with one exit code.
                 self._stop.ask(signal.Signals(int(number)))
         return self._stop_at is not None and self._sync_points >= self._stop_at
+
+    def should_save(self, due: bool) -> bool:
+        """Return whether all processes save here because of the time: the same answer in each.
+
+        All call it after each step. The clock of the coordinator decides, and the save comes a few
+        steps later. It costs no collective and no call of its own.
+
+        Args:
+          due: whether the time has come, by the clock of this process.
+        """
+        if self._identity is None:
+            return due
+        if self.is_coordinator and due and self._saves[-1:] <= [self._saved_at]:
+            # One more than for a stop: this is published after the step, and the others have read
+            # it at the sync point before theirs. The last two, for those who are behind.
+            self._saves = [*self._saves[-1:], self._sync_points + _SYNC_POINTS_AHEAD + 1]
+            self._control.put("planned/saves", json.dumps(self._saves))
+        # An evaluation passes many sync points between two steps, so it may be passed by.
+        past = [at for at in self._saves if self._saved_at < at <= self._sync_points]
+        self._saved_at = max([self._saved_at, *past])
+        return bool(past)
 
     def agree(self, what: str, facts: Mapping[str, Any]) -> None:
         """Wait for all processes, and compare the facts of each with those of the coordinator.

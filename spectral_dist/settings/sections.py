@@ -45,6 +45,12 @@ def _steps_to_trace(text: str) -> str:
     return text
 
 
+def _some_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("must name at least one parameter")
+    return names
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
     """The run: its name, its length, how often it reports and saves."""
@@ -62,14 +68,36 @@ class RunConfig:
         0, "seed of the initial parameters and of the order of the data", order=True
     )
     steps: Int = positive(10_000, "length of the run, in optimizer steps", daily=True)
+    # A new run: its optimizer, schedule and data begin at step 0, whatever the other one's did.
+    init_from: Text = setting(
+        "",
+        "start a new run with the parameters of another: a run (its latest checkpoint), or a"
+        " checkpoint of one (RUN/500, RUN/best)",
+        resume="silent",
+    )
+    init_names: Annotated[Texts, AfterValidator(_some_names)] = setting(
+        ("*",),
+        "the parameters that init_from gives, by name: patterns such as embed,groups/*/mlp/*; the"
+        " others start from the seed",
+        resume="silent",
+    )
     log_every: Int = positive(10, "steps between two lines of metrics", resume="silent")
     # A save costs 0.26 s of training, of which it blocks 0.05 s (155 MB of state, two CPU cores).
     save_every: Int = positive(500, "steps between two checkpoints")
+    # Steps alone say little of what a kill costs: 1,000 steps of level 3 take hours.
+    save_minutes: Float = not_negative(
+        15.0,
+        "minutes between two checkpoints, whatever their steps; 0 leaves it to save_every",
+        resume="silent",
+    )
     # At least 2 in practice: if the latest one is damaged, resuming takes the one before it.
     keep: Int = positive(
         2,
         "number of latest checkpoints to keep, beside the one with the best validation",
         resume="silent",
+    )
+    keep_every: Int = not_negative(
+        0, "steps between two checkpoints that are kept for ever; 0 keeps none", resume="silent"
     )
     # A single bad batch is skipped; many in succession mean that training has diverged.
     max_bad_steps: Int = positive(10, "non-finite steps in succession after which the run stops")

@@ -11,15 +11,12 @@ It must not know what a state or a description means, nor who reads its warnings
 
 import contextlib
 import json
-import logging
 import math
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
+from spectral_dist.training import orbax
 from spectral_dist.training.checkpoint_folder import (
+    BEST,
     TEMPORARY,
     clear_leftovers,
     complete_steps,
@@ -53,7 +52,9 @@ from spectral_dist.training.migrations import as_stored, upgrade
 class Checkpoints:
     """The checkpoints of one run. All processes make the same calls, each from one thread."""
 
-    def __init__(self, folder: Path, *, keep: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int, warn: Callable[[str], None], keep_every: int = 0
+    ) -> None:
         """Look at `folder` without changing it.
 
         Args:
@@ -61,15 +62,15 @@ class Checkpoints:
           keep: latest checkpoints kept, at least 1; the best by validation is kept as well.
           warn: takes one line for each failed save and each unreadable checkpoint. For a failed
             save it is called from the background thread, as soon as the failure is known.
+          keep_every: a step that it divides is kept for ever; 0 keeps none.
         """
         if keep < 1:
             raise ValueError(f"keep={keep}: must be at least 1")
-        logging.getLogger("absl").addFilter(_not_from_orbax)
-        _ignore_late_writes()
+        orbax.say_nothing()
         self.folder = Path(os.path.abspath(folder))  # Orbax takes no relative paths
         self.wait_seconds = 0.0  # time that callers of save() were blocked, in seconds
         self.failed_saves = 0
-        self._keep = keep
+        self._keep, self._keep_every = keep, keep_every
         self._warn = warn
         self._ready = False  # whether leftovers of killed processes have been cleared
         self._links_failed = False  # whether that has been said
@@ -87,6 +88,15 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Return the steps of the committed checkpoints, ascending."""
         return complete_steps(self.folder)
+
+    def find(self, name: str) -> int:
+        """Return the step of a checkpoint by name; see `checkpoint_folder.resolve`.
+
+        Raises:
+          ValueError: if there is no such checkpoint; the text lists those that exist.
+        """
+        # The manifests are read only for who asks: there may be many checkpoints on a slow disk.
+        return resolve(self.folder, name, self.best() if name == BEST else None)
 
     def describe(self, step: int) -> dict[str, Any]:
         """Return the description saved with `step` (through JSON: tuples are lists).
@@ -118,6 +128,27 @@ class Checkpoints:
         resolve(self.folder, str(step))
         try:
             return self._read(abstract_state, step, lambda description: None)
+        except Unreadable as reason:
+            raise ValueError(f"checkpoint {self.folder / str(step)}: {reason}") from reason
+
+    def restore_part(self, abstract: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Read some arrays of one checkpoint, such as the parameters without their moments.
+
+        Args:
+          abstract: nested dict of jax.ShapeDtypeStruct with `sharding`; its keys are paths of
+            arrays in the checkpoint.
+          step: a step of `steps()`.
+
+        Returns:
+          The arrays in the structure and sharding of `abstract`.
+
+        Raises:
+          ValueError: as `restore` does.
+        """
+        self.wait()
+        resolve(self.folder, str(step))
+        try:
+            return self._read(abstract, step, lambda description: None, part=True)[0]
         except Unreadable as reason:
             raise ValueError(f"checkpoint {self.folder / str(step)}: {reason}") from reason
 
@@ -218,7 +249,7 @@ class Checkpoints:
         }
         # What JSON cannot hold fails here rather than in the background.
         self._pending = (step, json.loads(json.dumps(fields, allow_nan=False)))
-        self._checkpointer.save(self.folder / str(step), args=_save_args(state))
+        self._checkpointer.save(self.folder / str(step), args=orbax.save_args(state))
         self._thread = threading.Thread(target=self._follow, args=(step,), name="checkpoint")
         self._thread.start()
 
@@ -260,26 +291,35 @@ class Checkpoints:
         write_manifest(folder, fields)
 
     def _read(
-        self, abstract_state: Any, step: int, check: Callable[[dict[str, Any]], None]
+        self,
+        abstract_state: Any,
+        step: int,
+        check: Callable[[dict[str, Any]], None],
+        part: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
-        """Verify and read one checkpoint, with the same outcome on every process."""
+        """Verify and read one checkpoint or a part, with the same outcome on every process."""
         folder = self.folder / str(step)
         manifest = self._commit.on_all(lambda: read_manifest(folder))
         description = upgrade(manifest["description"])
         # Settings before shapes: "hidden_dim was 512" explains more than an array of another shape.
         check(description)
         stored, back = as_stored(abstract_state, manifest["arrays"])
-        compare(folder, manifest["arrays"], array_types(stored))
+        there, wanted = manifest["arrays"], array_types(stored)
+        if part:
+            there = {name: there[name] for name in wanted if name in there}
+        compare(folder, there, wanted)
         # 0.35 s for 400 MB, so one process reads all files and the others wait for its answer.
         self._commit.on_all(
             lambda: verify(folder, manifest["files"]) if jax.process_index() == 0 else None
         )
-        state = self._commit.on_all(lambda: self._read_arrays(folder, stored))
+        state = self._commit.on_all(lambda: self._read_arrays(folder, stored, part))
         return back(state), description
 
-    def _read_arrays(self, folder: Path, abstract_state: Any) -> Any:
+    def _read_arrays(self, folder: Path, abstract_state: Any, part: bool) -> Any:
         try:
-            return self._checkpointer.restore(folder, args=_restore_args(abstract_state))
+            if part:
+                return orbax.read_part(folder, abstract_state)
+            return self._checkpointer.restore(folder, args=orbax.restore_args(abstract_state))
         except (RuntimeError, MemoryError):
             raise  # out of memory, say: the files are whole, and an older checkpoint fails too
         except Exception as error:  # Orbax raises plain Exception among others
@@ -315,44 +355,17 @@ class Checkpoints:
         return None
 
     def best(self) -> int | None:
-        """Return the step of the best checkpoint by validation; None if none was validated."""
+        """Return the step of the checkpoint with the fewest bits per byte on held-out text.
+
+        Of those that are in the folder and were evaluated when they were saved; of equal ones the
+        latest. None if there is none.
+        """
         found = {step: self.validation(step) for step in self.steps()}
         scores = {step: value for step, value in found.items() if value is not None}
         return min(reversed(scores), key=scores.__getitem__) if scores else None
 
     def _kept(self) -> list[int]:
-        """Return the steps to keep, ascending: the last `keep` and the best by validation."""
-        best = self.best()
-        return sorted({*self.steps()[-self._keep :], *(() if best is None else (best,))})
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Drop Orbax's log lines: what a user must know of a save, `warn` says in one line."""
-    return "orbax" not in record.pathname
-
-
-@cache
-def _ignore_late_writes() -> None:
-    """Hide the tracebacks of the writes that a failed save left under way.
-
-    Orbax closes the event loop at the first failure. Every write that ends later finds it closed
-    and prints a traceback on stderr, which would bury our one line.
-    """
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
-
-
-def _save_args(state: Any) -> Any:
-    """Wrap the arrays for Orbax; its argument classes are dataclasses that hide their fields."""
-    arguments: Any = ocp.args.StandardSave
-    return arguments(state)
-
-
-def _restore_args(abstract_state: Any) -> Any:
-    arguments: Any = ocp.args.StandardRestore
-    return arguments(abstract_state)
+        """Return the steps to keep, ascending: the last `keep`, the best and the permanent ones."""
+        best, steps = self.best(), self.steps()
+        permanent = [s for s in steps if self._keep_every and s % self._keep_every == 0]
+        return sorted({*steps[-self._keep :], *permanent, *(() if best is None else (best,))})

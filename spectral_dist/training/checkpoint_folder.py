@@ -15,6 +15,7 @@ from spectral_dist.atomic_file import replace_link
 from spectral_dist.training.manifest import MANIFEST
 
 LINKS = ("checkpoint_0", "checkpoint_1")
+BEST = "best"  # names the checkpoint with the best validation
 TEMPORARY = ".orbax-checkpoint-tmp"  # how Orbax ends the name of a folder not yet committed
 _DELETED = ".deleted"  # ends the name of a checkpoint while its files are deleted
 
@@ -34,14 +35,20 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if _is_step(name))
 
 
-def resolve(folder: Path, name: str) -> int:
-    """Return the step of `name`: checkpoint_0 (latest), checkpoint_1 (previous) or a number.
+def resolve(folder: Path, name: str, best: int | None = None) -> int:
+    """Return the step of `name`: checkpoint_0 (latest), checkpoint_1 (previous), best or a number.
+
+    Args:
+      folder: the run folder.
+      name: the name.
+      best: the step that "best" stands for, if there is one.
 
     Raises:
       ValueError: if there is no such checkpoint; the text lists those that exist.
     """
     steps = complete_steps(folder)
     named = {link: step for link, step in zip(LINKS, reversed(steps), strict=False)}
+    named |= {} if best is None else {BEST: best}
     named |= {str(step): step for step in steps}
     if name not in named:
         existing = ", ".join([*named]) or "none"

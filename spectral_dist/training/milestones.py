@@ -6,6 +6,7 @@ training loop does not know of it, and the outputs only receive records. Read `M
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -68,6 +69,7 @@ class Milestones:
         outputs: Sequence[Output],
         first: tuple[int, int],
         figures: Sequence[Figure] = (),
+        agree_to_save: Callable[[bool], bool] = lambda due: due,
     ) -> None:
         """Start at a step; does nothing yet.
 
@@ -80,12 +82,15 @@ class Milestones:
           first: the step that this start of the run begins at, and the index of its first sequence.
           figures: the caller's own, in addition to MFU and memory. (A new figure of this program is
             added to those two; one of the training step is a metric that the step returns.)
+          agree_to_save: given whether the minutes between two saves are over in this process,
+            returns whether all processes save now; called after every step.
         """
         self._config, self._files, self._first = config, files, first
         self._checkpoints, self._evaluation, self._outputs = checkpoints, evaluation, outputs
         self._figures = (mfu_figure(config), memory_figure, *figures)
         self._counted_wait = 0.0  # seconds of checkpoint waiting that throughput has counted
         self._reached, self._saved = first[0], first[0]
+        self._agree_to_save, self._saved_at = agree_to_save, time.monotonic()
         self.throughput = Throughput()
         self.measured: dict[str, float] = {}
 
@@ -102,8 +107,17 @@ class Milestones:
         if step % self._config.evaluation.eval_every == 0:
             validation = self.evaluate(progress)
         # Evaluated before it is saved: the value decides which checkpoint is kept as the best.
-        if step % run.save_every == 0 and self._healthy(progress):
+        if self._save_is_due(step) and self._healthy(progress):
             self.save(progress, validation)
+
+    def _save_is_due(self, step: int) -> bool:
+        """Return whether a step is saved: by its number, or because the minutes are over."""
+        run = self._config.run
+        minutes = (time.monotonic() - self._saved_at) / 60
+        timed = self._agree_to_save(0 < run.save_minutes <= minutes)
+        return timed or any(
+            every and step % every == 0 for every in (run.save_every, run.keep_every)
+        )
 
     def finish(self, progress: Progress) -> None:
         """Evaluate and save after the last step; a preempted evaluation is left out.
@@ -182,7 +196,7 @@ class Milestones:
         next_sequence = sequence + (progress.step - step) * data.batch_size * data.accum_steps
         description = describe(self._config, self._files, next_sequence)
         self._checkpoints.save(progress.step, progress.state, description, validation=validation)
-        self._saved = progress.step
+        self._saved, self._saved_at = progress.step, time.monotonic()
         waited = self._checkpoints.wait_seconds
         self.throughput.add(0, 0, checkpoint_wait=waited - self._counted_wait)
         self._counted_wait = waited

@@ -22,7 +22,8 @@ STOP = json.dumps({"number": 1, "sync_points": 1, "progress": 1, "phase": "x", "
 CALLS = (
     ("put", "ended/1", END),
     ("put", "ended/0", END),
-    ("put", "stop_at", "1 15"),
+    ("put", "planned/stop", "1 15"),
+    ("put", "planned/saves", "[1]"),
     ("heartbeat", "0", STOP),
     ("heartbeat", "99", STOP),
     ("report", "1", "{}"),

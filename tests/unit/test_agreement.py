@@ -79,6 +79,32 @@ def test_all_stop_at_the_same_sync_point(seed: int) -> None:
     assert all(one._stop.received is signal.SIGUSR1 for one in processes)
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_all_save_at_the_same_steps(seed: int) -> None:
+    """As above, in any order; only the clock of the coordinator counts."""
+    draw = random.Random(seed)
+    processes = together(draw.randint(2, 4))
+    passed = [0] * len(processes)
+    saved: list[list[int]] = [[] for _ in processes]
+    while min(passed) < 40:
+        ready = [i for i, p in enumerate(passed) if p < 40 and p - min(passed) < 2]
+        index = draw.choice(ready)
+        assert not processes[index].should_stop()
+        # Every fourth sync point is a batch of an evaluation, after which no step is saved.
+        if passed[index] % 4:
+            due = draw.random() < 0.1
+            if processes[index].should_save(due):
+                saved[index].append(passed[index])
+        passed[index] += 1
+    assert all(one == saved[0] for one in saved)
+
+
+def test_a_process_alone_saves_by_its_own_clock() -> None:
+    alone = Processes(StopSignal())
+    assert alone.should_save(True)
+    assert not alone.should_save(False)
+
+
 def test_what_differs_is_named_everywhere() -> None:
     processes = together(3)
     errors: list[str] = []

@@ -74,7 +74,9 @@ def warnings() -> list[str]:
 @pytest.fixture
 def open_folder(tmp_path: Path, warnings: list[str]) -> Callable[..., Checkpoints]:
     """Return a function that opens the run's folder anew, as another process would."""
-    return lambda keep=2: Checkpoints(tmp_path / "run", keep=keep, warn=warnings.append)
+    return lambda keep=2, keep_every=0: Checkpoints(
+        tmp_path / "run", keep=keep, keep_every=keep_every, warn=warnings.append
+    )
 
 
 def save_all(checkpoints: Checkpoints, values: dict[int, float | None]) -> None:
@@ -154,6 +156,42 @@ def test_the_last_ones_and_the_best_are_kept_also_after_a_restart(
     assert links(folder) == ["9"]
     assert sorted(os.listdir(folder)) == ["9", "checkpoint_0"]
     assert warnings == []
+
+
+def test_permanent_ones_stay(open_folder: Callable[..., Checkpoints]) -> None:
+    save_all(open_folder(keep_every=3), dict.fromkeys(range(1, 9)))
+    assert open_folder().steps() == [3, 6, 7, 8]
+
+
+def test_the_best_has_a_name(open_folder: Callable[..., Checkpoints]) -> None:
+    save_all(open_folder(), {1: 2.0, 2: 1.5, 3: 1.5, 4: None, 5: None})
+    found = open_folder()
+    assert (found.find("best"), found.find("checkpoint_0"), found.find("4")) == (3, 5, 4)
+    with pytest.raises(ValueError, match="there: checkpoint_0, checkpoint_1, 3, 4, 5"):
+        found.find("6")
+
+
+def test_none_is_the_best_without_an_evaluation(open_folder: Callable[..., Checkpoints]) -> None:
+    save_all(open_folder(), {1: None})
+    with pytest.raises(ValueError, match=r"'best' is not in .*; there: checkpoint_0, 1"):
+        open_folder().find("best")
+
+
+def test_a_part_is_read_alone(open_folder: Callable[..., Checkpoints]) -> None:
+    state = {"params": {"a": jnp.arange(4.0), "b": jnp.ones(3)}, "opt_state": jnp.zeros(1000)}
+    saved = open_folder()
+    saved.save(1, state, {})
+    saved.close()
+    wanted = {"params": {"a": abstract(state)["params"]["a"]}}
+    found = open_folder().restore_part(wanted, 1)
+    assert_same(found, {"params": {"a": state["params"]["a"]}})
+    other = {"params": {"a": abstract({"a": jnp.zeros(5)})["a"]}}
+    with pytest.raises(
+        ValueError, match=r"params/a is float32\[4\], but this run has float32\[5\]"
+    ):
+        open_folder().restore_part(other, 1)
+    with pytest.raises(ValueError, match="params/c is not there"):
+        open_folder().restore_part({"params": {"c": wanted["params"]["a"]}}, 1)
 
 
 def test_saving_an_existing_step_changes_nothing(open_folder: Callable[..., Checkpoints]) -> None:

@@ -215,7 +215,10 @@ POSITIVE = [
     *("eval_windows", "extrapolation_windows", "tau_min", "tau_max", "lr", "adam_eps"),
     *("clip_norm", "start_timeout", "hang_timeout"),
 ]
-NOT_NEGATIVE = ["seed", "chunk_size", "weight_decay", "z_loss", "warmup_steps"]
+NOT_NEGATIVE = [
+    *("seed", "chunk_size", "weight_decay", "z_loss", "warmup_steps", "save_minutes"),
+    "keep_every",
+]
 SHARES = ["beta1", "beta2", "final_lr_fraction", "decay_fraction", "validation_fraction"]
 
 
@@ -223,6 +226,7 @@ def test_every_number_has_a_range() -> None:
     numbers = {n for n, s in SETTINGS.items() if s.traits.flag != "" and s.field.metadata}
     texts = {"run_name", "checkpoint_dir", "compilation_cache", "mesh", "layer_pattern"}
     texts |= {"wandb_project", "eval_lengths", "sequence_parallel", "profile"}
+    texts |= {"init_from", "init_names"}
     assert set(POSITIVE) | set(NOT_NEGATIVE) | set(SHARES) == numbers - texts
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ class Heard:
         first: tuple[int, int] = (0, 0),
         stopping: bool = False,
         figures: Sequence[Figure] = (),
+        flags: str = FLAGS,
     ) -> None:
         self.stopping = stopping
         self.saved: list[tuple[int, int, float | None]] = []
@@ -39,8 +41,13 @@ class Heard:
         self.stored: float | None = None
         files = [TokenFile("a", Path("a.bin"), np.zeros(9, np.uint8), 1, "", 5)]
         me = cast(Any, self)
-        config = load_config(FLAGS.split())
-        self.milestones = Milestones(config, files, me, me, [me], first, figures)
+        config = load_config(flags.split())
+        self.due: list[bool] = []
+        self.milestones = Milestones(config, files, me, me, [me], first, figures, self.agree)
+
+    def agree(self, due: bool) -> bool:
+        self.due.append(due)
+        return due
 
     def save(self, step: int, state: Any, description: Any, *, validation: float | None) -> None:
         del state
@@ -83,6 +90,22 @@ def test_evaluations_and_checkpoints_fall_due() -> None:
     assert heard.saved[2:] == [(12, 72, 2.5)]
     assert heard.written[-1].metrics == {"val/bits_per_byte": 2.5, "extrapolation/2x/success": 1.0}
     assert heard.milestones.measured == heard.written[-1].metrics
+
+
+def test_a_save_falls_due_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    heard = Heard(flags=f"{FLAGS} --save_minutes 2 --keep_every 7")
+    for step in range(1, 12):
+        now[0] += 50.0
+        heard.milestones.reach(progress(step))
+    # 3 and 10 by the clock, 5 by save_every, 7 by keep_every: each starts the minutes anew.
+    assert heard.steps() == [3, 5, 7, 10]
+    assert heard.due == [step in (3, 10) for step in range(1, 12)]
+    never = Heard(flags=f"{FLAGS} --save_minutes 0")
+    now[0] += 1e9
+    never.milestones.reach(progress(1))
+    assert never.saved == []
 
 
 def test_a_stopping_run_saves_and_measures_nothing() -> None:

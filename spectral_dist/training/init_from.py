@@ -1,0 +1,125 @@
+"""The first state of a run: from the seed, or with parameters of another run (`--init_from`).
+
+Owns where those parameters are looked for, and which of them are taken. Step, opt_state and the
+order of the data begin anew in either case. Read `first_state`.
+"""
+
+import dataclasses
+import fnmatch
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from spectral_dist.settings import Config
+from spectral_dist.training.checkpoint import Checkpoints
+from spectral_dist.training.checkpoint_folder import complete_steps
+from spectral_dist.training.manifest import array_types, read_manifest
+from spectral_dist.training.state import TrainState, abstract_state, init_state
+
+
+def first_state(config: Config, mesh: Mesh, report: Callable[[str], None]) -> TrainState:
+    """Return the state before the first step, on the mesh.
+
+    Args:
+      config: the settings.
+      mesh: the devices; it need not be like the one that the other run was trained on.
+      report: takes a line that says what was taken from where.
+
+    Raises:
+      ValueError: if `init_from` cannot be found or read, or a parameter that `init_names` chooses
+        is not there or has another shape.
+    """
+    state = init_state(config, mesh)
+    if not config.run.init_from:
+        return state
+    checkpoints, step = _find(config)
+    try:
+        names = _chosen(config, array_types(state.params), _stored(checkpoints.folder / str(step)))
+        abstract = _nested(names, abstract_state(config, mesh).params)
+        found = checkpoints.restore_part({"params": abstract}, step)["params"]
+    finally:
+        checkpoints.close()
+    report(
+        f"init_from: {len(names)} of {len(array_types(state.params))} parameters are those of step"
+        f" {step} in {checkpoints.folder}; optimizer and data begin anew"
+    )
+    return dataclasses.replace(state, params=_merged(state.params, found))
+
+
+def _find(config: Config) -> tuple[Checkpoints, int]:
+    """Return the checkpoints that `init_from` names, and the step."""
+    given, runs = config.run.init_from, Path(config.run.checkpoint_dir)
+    path = Path(given).expanduser()
+    # A plain word is the name of a run, as for generate and evaluate.
+    folder = path if os.sep in given else runs / given
+    name = "checkpoint_0"
+    if not complete_steps(folder) and complete_steps(folder.parent):
+        folder, name = folder.parent, folder.name
+    if not complete_steps(folder):
+        raise ValueError(
+            f"init_from={given!r}: {folder} is no run with checkpoints; give a run, its name in"
+            f" {runs}, or a checkpoint of one, such as RUN/500 or RUN/best"
+        )
+    checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)  # it never saves
+    try:
+        return checkpoints, checkpoints.find(name)
+    except ValueError as error:
+        checkpoints.close()
+        raise ValueError(f"init_from={given!r}: {error}") from error
+
+
+def _stored(folder: Path) -> dict[str, str]:
+    """Return name and type of each parameter of a checkpoint."""
+    arrays = read_manifest(folder)["arrays"]
+    prefix = "params/"
+    return {n.removeprefix(prefix): kind for n, kind in arrays.items() if n.startswith(prefix)}
+
+
+def _chosen(config: Config, here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    """Return the names of the parameters to take.
+
+    Raises:
+      ValueError: if a pattern chooses none, or one of them is missing or of another shape.
+    """
+    given, patterns = config.run.init_from, config.run.init_names
+    for pattern in patterns:
+        if not fnmatch.filter(here, pattern):
+            raise ValueError(
+                f"init_names={pattern!r}: no parameter has such a name; there are {', '.join(here)}"
+            )
+    names = [n for n in here if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    # All of them means the same model: what the other one has besides would be lost unseen.
+    extra = [n for n in there if n not in here] if len(names) == len(here) else []
+    for name in [*names, *extra]:
+        if here.get(name) != there.get(name):
+            raise ValueError(
+                f"init_from={given!r}: the parameter {name} is {there.get(name, 'not there')}, but"
+                f" {here.get(name, 'not')} in this model; --init_names takes some of them"
+            )
+    return names
+
+
+def _nested(names: list[str], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a nested dict that the names choose."""
+    found: dict[str, Any] = {}
+    for name in names:
+        inner: Any = tree
+        here, (*parents, last) = found, name.split("/")
+        for parent in parents:
+            inner, here = inner[parent], here.setdefault(parent, {})
+        here[last] = inner[last]
+    return found
+
+
+def _merged(tree: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a nested dict with some of its leaves replaced by those of another."""
+
+    def items() -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            new = part.get(name, value)
+            yield name, _merged(value, new) if isinstance(value, Mapping) and name in part else new
+
+    return dict(items())
