@@ -157,7 +157,7 @@ class Trainer:
             outputs,
             (step, sequence),
             figures,
-            processes.should_save,
+            processes,
         )
         self._throughput = self._milestones.throughput
         self._throughput.pause()  # until the caller iterates
@@ -318,7 +318,8 @@ class Trainer:
     def saved(self) -> Saved:
         """Wait for the save in flight; return the checkpoints of the run."""
         checkpoints = self._checkpoints
-        checkpoints.wait()
+        with self._processes.phase("saving a checkpoint"):
+            checkpoints.wait()
         return Saved(checkpoints.folder, checkpoints.steps(), checkpoints.failed_saves)
 
     # ---- the end ----

@@ -12,18 +12,22 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 from spectral_dist.cluster.heartbeat import UNREACHABLE, HeartbeatMonitor, connect
 from spectral_dist.cluster.identity import Identity
+from spectral_dist.cluster.relay import Relay
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.command_line import Ending, error_code, one_line
 
 _POLL_SECONDS = 0.1
 # No process can be this many sync points ahead of the coordinator (see `should_stop`).
 _SYNC_POINTS_AHEAD = 2
+# How many hang_timeouts a phase may take without progress; any other phase one. A full state on a
+# slow disk takes longer than a step, and the disk says nothing meanwhile.
+_PATIENCE = {"saving a checkpoint": 6.0, "reading the checkpoint": 6.0, "preparing text": 3.0}
 # How long the end of a run waits for the other processes.
 _END_SECONDS = 10.0
 
@@ -43,6 +47,7 @@ class Processes:
         control: Any = None,
         monitor: HeartbeatMonitor | None = None,
         service: "subprocess.Popen[str] | None" = None,
+        relay: Relay | None = None,
     ) -> None:
         """Take over what `start.start_processes` made; nothing but `stop` for a single process.
 
@@ -52,10 +57,11 @@ class Processes:
           control: a client of the control service, for the main thread.
           monitor: the heartbeat monitor, started.
           service: the process of the control service, in the coordinator.
+          relay: between JAX and its service.
         """
         self.index, self.count = (0, 1) if identity is None else (identity.index, identity.count)
         self._stop, self._identity, self._control = stop, identity, control
-        self._monitor, self._service = monitor, service
+        self._monitor, self._service, self._relay = monitor, service, relay
         self._stop_at: int | None = None  # the sync point to stop at, once it is known
         self._saves: list[int] = []  # the sync points of timed saves, the last two
         self._saved_at = 0  # the last of them that is past
@@ -75,8 +81,21 @@ class Processes:
         """
         if self._monitor is not None:
             self._monitor.busy_is_progress = not waits
-            self._monitor.phase = phase
+            self._monitor.phase, self._monitor.patience = phase, _PATIENCE.get(phase, 1.0)
             self._monitor.sync_points += 1
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Be in a phase for the length of a block, and then in the one before."""
+        if self._monitor is None:
+            yield
+            return
+        before = self._monitor.phase
+        self.enter(name)
+        try:
+            yield
+        finally:
+            self.enter(before)
 
     def note_progress(self) -> None:
         """Report progress in a long phase, so that it does not count as a hang; from any thread.
@@ -210,6 +229,8 @@ class Processes:
         assert self._identity is not None
         message = one_line(error)
         publish_end(self._identity, message, code)
+        if self._relay is not None:
+            self._relay.close()
         # Python waits for its threads at the end, and the runtime's may wait for lost processes for
         # ever. This timer ends the process then.
         timer = threading.Timer(_END_SECONDS, os._exit, [code])
@@ -229,6 +250,8 @@ class Processes:
                 if word == "gone":
                     self._monitor.close()
                     jax_service.disconnect()
+                    if self._relay is not None:
+                        self._relay.close()
                 self._control.put(f"{word}/{self.index}", "1")
                 until = time.monotonic() + _END_SECONDS
                 while len(json.loads(self._control.under(word))) < self.count:

@@ -37,6 +37,9 @@ _SILENT_SECONDS = 100.0
 # The limit after a collective has broken: then some process is probably lost, and worth naming.
 _SUSPECT_SECONDS = 4.0
 
+# How long a service that refuses connections counts as one that is busy.
+_REFUSED_SECONDS = 4.0
+
 # What a call of the control service raises if the service cannot be reached.
 UNREACHABLE = (OSError, http.client.HTTPException, xmlrpc.client.Error)
 
@@ -86,6 +89,7 @@ class HeartbeatMonitor:
         stop: StopSignal,
         hang_timeout: float,
         leave: Callable[[str, int], None],
+        on_fault: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare to watch all processes; `start` begins.
@@ -96,12 +100,15 @@ class HeartbeatMonitor:
           stop: signal handlers of this process; a signal in another process is passed on to it.
           hang_timeout: seconds without progress in any process after which the run has hung.
           leave: ends this process, given a message and an exit code.
+          on_fault: called before this process leaves because of a fault here or elsewhere.
           clock: returns monotonic seconds.
         """
-        self._identity, self._stop, self._leave, self._clock = identity, stop, leave, clock
+        self._identity, self._stop, self._clock = identity, stop, clock
+        self._leave_now, self._on_fault = leave, on_fault
         self.hang_timeout = hang_timeout
         self.silent_after = min(hang_timeout, _SILENT_SECONDS)
         self.sync_points, self.progress, self.phase = 0, 0, "start"
+        self.patience = 1.0  # of the phase, in hang_timeouts
         # True in phases without collectives. In a collective, a process that waits for others may
         # use a whole core, so there a busy processor shows no progress.
         self.busy_is_progress = False
@@ -172,6 +179,7 @@ class HeartbeatMonitor:
             "sync_points": self.sync_points,
             "progress": self.progress,
             "phase": self.phase,
+            "patience": self.patience,
             "stop_signal": 0 if requested is None else int(requested),
         }
 
@@ -214,25 +222,35 @@ class HeartbeatMonitor:
             names = ", ".join(map(self.name, silent))
             seconds = self._now - min(self._seen[i].heard for i in silent)
             self._leave(f"{names}: no heartbeat for {seconds:.0f} s", FAULT)
-        if self._now - self._progressed > self.hang_timeout:
-            passed = {i: seen.heartbeat.get("sync_points", 0) for i, seen in self._seen.items()}
-            # The others wait for these in a collective, and so have passed one sync point more.
-            behind = [i for i, count in passed.items() if count == min(passed.values())]
+        passed = {i: seen.heartbeat.get("sync_points", 0) for i, seen in self._seen.items()}
+        # The others wait for these in a collective, and so have passed one sync point more.
+        behind = [i for i, count in passed.items() if count == min(passed.values())]
+        # So it is the phase of these that says how long a wait may be.
+        patience = max(self._seen[i].heartbeat.get("patience", 1.0) for i in behind)
+        if self._now - self._progressed > patience * self.hang_timeout:
             names = ", ".join(
                 f"{self.name(i)} in {self._seen[i].heartbeat.get('phase', 'start')}" for i in behind
             )
+            times = "" if patience == 1 else f"{patience:g} times "
             self._leave(
-                f"{names}: no process has made progress for hang_timeout={self.hang_timeout:g} s,"
-                f" and {'this one is' if len(behind) == 1 else 'these are'} furthest behind",
+                f"{names}: no process has made progress for {times}hang_timeout="
+                f"{self.hang_timeout:g} s, and {'this one is' if len(behind) == 1 else 'these are'}"
+                " furthest behind",
                 FAULT,
             )
 
+    def _leave(self, message: str, code: int) -> None:
+        """End this process; where the machine failed, it is first recorded where each thread is."""
+        if code == FAULT:
+            self._on_fault()
+        self._leave_now(message, code)
+
     def _judge_service(self, error: Exception) -> None:
-        # The service runs on the host of process 0: if it cannot be reached, that host or the
-        # network is lost.
-        if self._clock() - self._now > self.silent_after:
+        # The service runs on the host of process 0. One that refuses has ended; one that does not
+        # answer may be on a host or a network that comes back.
+        refused = isinstance(error, ConnectionRefusedError)
+        if self._clock() - self._now > (_REFUSED_SECONDS if refused else self.silent_after):
+            what = "has ended" if refused else f"cannot be reached: {error}"
             self._leave(
-                f"{self.name(0)}: its control service at {self._identity.address} cannot be"
-                f" reached: {error}",
-                FAULT,
+                f"{self.name(0)}: its control service at {self._identity.address} {what}", FAULT
             )

@@ -37,7 +37,7 @@ def connect(address: str, index: int, count: int, timeout: int) -> None:
     this process if another one does not connect.
 
     Args:
-      address: host:port of the service.
+      address: of the service, or of a relay to it: host:port or unix:PATH.
       index: index of this process.
       count: number of processes.
       timeout: seconds to wait for the service.

@@ -19,10 +19,12 @@ from typing import Any
 
 from spectral_dist.cluster.agreement import Processes, publish_end
 from spectral_dist.cluster.heartbeat import UNREACHABLE, HeartbeatMonitor, connect
-from spectral_dist.cluster.identity import Identity, find_identity, join_address
+from spectral_dist.cluster.identity import Identity, find_identity
+from spectral_dist.cluster.relay import Relay
 from spectral_dist.cluster.secret import find_secret, leave_secret, remove_secret
 from spectral_dist.cluster.signals import StopSignal, leave
 from spectral_dist.command_line import FAULT, STOPPED, Ending
+from spectral_dist.fault_log import FaultLog
 
 _POLL_SECONDS = 0.1
 # Between two tries to start the service. An earlier run may hold the port for a while.
@@ -59,17 +61,20 @@ def start_processes(
         finally:
             if identity.index == 0:
                 remove_secret(folder, identity.job)
-        _join_jax_service(identity, int(control.get("jax_port")), int(start_timeout))
+        relay = Relay(identity.host, int(control.get("jax_port")))
+        _join_jax_service(identity, relay, int(start_timeout))
 
     # From here on, no process ends without telling the others why.
     def leave_all(message: str, code: int) -> None:
         publish_end(identity, message, code)
+        relay.close()
         leave(message if code in (STOPPED, 130) else f"error: {message}", code)
 
     stop.leave = leave_all
-    monitor = HeartbeatMonitor(identity, hosts, stop, hang_timeout, leave_all)
+    log = FaultLog(folder, identity.index)
+    monitor = HeartbeatMonitor(identity, hosts, stop, hang_timeout, leave_all, log.write_stacks)
     monitor.start()
-    return Processes(stop, identity, control, monitor, service)
+    return Processes(stop, identity, control, monitor, service, relay)
 
 
 def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Popen[str]":
@@ -192,7 +197,7 @@ def _who_is_missing(identity: Identity, here: Mapping[str, str], start_timeout: 
     return f"{word} {', '.join(missing)} of {identity.count} {have} not reported in {limit}"
 
 
-def _join_jax_service(identity: Identity, port: int, timeout: int) -> None:
+def _join_jax_service(identity: Identity, relay: Relay, timeout: int) -> None:
     """Connect JAX to the other processes, and tell it which GPUs of this host to use."""
     import jax  # only now, so that all can report in before a slow disk has loaded it
 
@@ -201,5 +206,4 @@ def _join_jax_service(identity: Identity, port: int, timeout: int) -> None:
     if identity.local_devices is not None:
         visible = ",".join(map(str, identity.local_devices))
         jax.config.update("jax_cuda_visible_devices", visible)
-    address = join_address(identity.host, port)
-    jax_service.connect(address, identity.index, identity.count, timeout)
+    jax_service.connect(relay.address, identity.index, identity.count, timeout)

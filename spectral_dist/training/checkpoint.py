@@ -48,6 +48,8 @@ from spectral_dist.training.manifest import (
 )
 from spectral_dist.training.migrations import as_stored, upgrade
 
+_SLOW_SECONDS = 30.0  # a wait for a save that is worth a word
+
 
 class Checkpoints:
     """The checkpoints of one run. All processes make the same calls, each from one thread."""
@@ -226,10 +228,18 @@ class Checkpoints:
             self.wait_seconds += time.perf_counter() - start
 
     def wait(self) -> None:
-        """Wait for the save in flight, if there is one."""
-        if self._thread is not None:
+        """Wait for the save in flight, if there is one; say so if that takes long."""
+        if self._thread is None:
+            return
+        self._thread.join(_SLOW_SECONDS)
+        if self._thread.is_alive():
+            assert self._pending is not None
+            self._warn(
+                f"training waits for checkpoint {self._pending[0]}, which has not been written for"
+                f" {_SLOW_SECONDS:g} s: {self.folder} is slow"
+            )
             self._thread.join()
-            self._thread = None
+        self._thread = None
 
     def close(self) -> None:
         """Wait for the save in flight and release Orbax's threads."""

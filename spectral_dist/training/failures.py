@@ -5,13 +5,11 @@ Knows no device. Read `explain`, then `recorded`.
 
 import re
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 
 from spectral_dist.command_line import FAULT, Ending, error_code, one_line
+from spectral_dist.fault_log import FaultLog
 from spectral_dist.settings import Config
-
-FAULTS = "faults.log"  # in the run folder
 
 # gRPC uses the same code for a message that is too long; that is not about memory.
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED(?!: (?:Received|Sent) message)|[Oo]ut of memory")
@@ -63,11 +61,9 @@ def recorded(error: Exception, folder: Path, process: int) -> Exception:
     """
     if error_code(error) != FAULT or isinstance(error, Ending):
         return error
-    trace = "".join(traceback.format_exception(error))
+    log = FaultLog(folder, process)
     try:
-        with (folder / FAULTS).open("a", encoding="utf-8") as file:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            file.write(f"---- {now}, process {process}\n{trace}")
+        log.write("".join(traceback.format_exception(error)))
     except OSError:  # the folder may be what failed
         return error
-    return Ending(f"{one_line(error)}; its traceback is in {folder / FAULTS}", FAULT)
+    return Ending(f"{one_line(error)}; its traceback is in {log.path}", FAULT)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
+from spectral_dist.cluster.agreement import Processes
+from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.model.flops import flops_per_token
 from spectral_dist.outputs import Output
@@ -69,7 +71,7 @@ class Milestones:
         outputs: Sequence[Output],
         first: tuple[int, int],
         figures: Sequence[Figure] = (),
-        agree_to_save: Callable[[bool], bool] = lambda due: due,
+        processes: Processes | None = None,
     ) -> None:
         """Start at a step; does nothing yet.
 
@@ -82,15 +84,14 @@ class Milestones:
           first: the step that this start of the run begins at, and the index of its first sequence.
           figures: the caller's own, in addition to MFU and memory. (A new figure of this program is
             added to those two; one of the training step is a metric that the step returns.)
-          agree_to_save: given whether the minutes between two saves are over in this process,
-            returns whether all processes save now; called after every step.
+          processes: the processes of the run, which agree when to save by the clock.
         """
         self._config, self._files, self._first = config, files, first
         self._checkpoints, self._evaluation, self._outputs = checkpoints, evaluation, outputs
         self._figures = (mfu_figure(config), memory_figure, *figures)
         self._counted_wait = 0.0  # seconds of checkpoint waiting that throughput has counted
         self._reached, self._saved = first[0], first[0]
-        self._agree_to_save, self._saved_at = agree_to_save, time.monotonic()
+        self._processes, self._saved_at = processes or Processes(StopSignal()), time.monotonic()
         self.throughput = Throughput()
         self.measured: dict[str, float] = {}
 
@@ -114,7 +115,7 @@ class Milestones:
         """Return whether a step is saved: by its number, or because the minutes are over."""
         run = self._config.run
         minutes = (time.monotonic() - self._saved_at) / 60
-        timed = self._agree_to_save(0 < run.save_minutes <= minutes)
+        timed = self._processes.should_save(0 < run.save_minutes <= minutes)
         return timed or any(
             every and step % every == 0 for every in (run.save_every, run.keep_every)
         )
@@ -140,7 +141,7 @@ class Milestones:
         Raises:
           ValueError: if the loss on held-out text is not finite: the parameters are of no use.
         """
-        with self.untimed(progress):
+        with self.untimed(progress), self._processes.phase("evaluating"):
             try:
                 self.measured = self.measure(progress.state.params)
             except Interrupted:
@@ -195,7 +196,10 @@ class Milestones:
         # Counted on from where this start began: an earlier one may have had another batch size.
         next_sequence = sequence + (progress.step - step) * data.batch_size * data.accum_steps
         description = describe(self._config, self._files, next_sequence)
-        self._checkpoints.save(progress.step, progress.state, description, validation=validation)
+        with self._processes.phase("saving a checkpoint"):
+            self._checkpoints.save(
+                progress.step, progress.state, description, validation=validation
+            )
         self._saved, self._saved_at = progress.step, time.monotonic()
         waited = self._checkpoints.wait_seconds
         self.throughput.add(0, 0, checkpoint_wait=waited - self._counted_wait)

@@ -1,5 +1,6 @@
 """A process that dies, stands still, hangs or never comes: the others end and say which it was."""
 
+import os
 import re
 import shutil
 import signal
@@ -49,6 +50,19 @@ def killed(local: Local) -> None:
     run.wait_until_gone()
 
 
+def service_killed(local: Local) -> None:
+    """The control service is killed, and JAX's with it: both processes say so."""
+    run = local.start(*FLAGS, "--run_name", "service", processes=2)
+    run.wait_for(" 10/100000")
+    services = [p for p in run.left() if p not in [rank.process.pid for rank in run.ranks]]
+    commands = {p: Path(f"/proc/{p}/cmdline").read_bytes() for p in services}
+    (service,) = [p for p, line in commands.items() if b"cluster.service" in line]
+    os.kill(service, signal.SIGKILL)
+    ended(run, run.wait(), "process 0 of 2", 0, 1)
+    assert all("its control service" in rank.err for rank in run.ranks), run.told()
+    run.wait_until_gone()
+
+
 def stopped(local: Local) -> None:
     """SIGSTOP: silent. When it goes on, it finds the others gone and ends too."""
     run = local.start(*FLAGS, "--run_name", "stopped", processes=2)
@@ -74,6 +88,8 @@ def hung(local: Local) -> None:
     assert "process 0 of 2" not in run.ranks[0].err.partition("no process has made progress")[0], (
         run.told()
     )
+    log = (local.run_folder("hung") / "faults.log").read_text()
+    assert "_hang" in log.partition(", process 1: no progress")[2], log
     run.wait_until_gone()
 
 
@@ -129,7 +145,7 @@ def other_text(local: Local) -> None:
     disagree(local, Own(folder=folder), "text: short=", "text")
 
 
-FAULTS = [killed, stopped, hung, never_came, lead_never_came]
+FAULTS = [killed, service_killed, stopped, hung, never_came, lead_never_came]
 DISAGREEMENTS = [other_settings, other_code, other_text]
 
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from spectral_dist.training import checkpoint
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.checkpoint_folder import resolve
+from spectral_dist.training.manifest import write_manifest
 
 Save = Callable[..., None]
 
@@ -192,6 +194,23 @@ def test_a_part_is_read_alone(open_folder: Callable[..., Checkpoints]) -> None:
         open_folder().restore_part(other, 1)
     with pytest.raises(ValueError, match="params/c is not there"):
         open_folder().restore_part({"params": {"c": wanted["params"]["a"]}}, 1)
+
+
+def test_a_slow_save_is_waited_for_and_named(
+    open_folder: Callable[..., Checkpoints], warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(
+        checkpoint, "write_manifest", lambda *given: (time.sleep(0.5), write_manifest(*given))
+    )
+    saved = open_folder()
+    saved.save(7, make_state(), {})
+    saved.wait()
+    assert saved.steps() == [7]
+    assert [text.partition(":")[0] for text in warnings] == [
+        "training waits for checkpoint 7, which has not been written for 0.1 s"
+    ]
+    saved.close()
 
 
 def test_saving_an_existing_step_changes_nothing(open_folder: Callable[..., Checkpoints]) -> None:

@@ -21,6 +21,7 @@ class Seen:
     def __init__(self, hang_timeout: float = 10.0) -> None:
         self.now = 1000.0
         self.left: list[tuple[str, int]] = []
+        self.stacks: list[float] = []
         self.stop = StopSignal()
         self.heartbeats = {i: self.heartbeat() for i in HOSTS}
         self.monitor = HeartbeatMonitor(
@@ -29,6 +30,7 @@ class Seen:
             self.stop,
             hang_timeout,
             lambda message, code: self.left.append((message, code)),
+            lambda: self.stacks.append(self.now),
             clock=lambda: self.now,
         )
 
@@ -83,6 +85,32 @@ def test_those_that_are_behind_have_hung(seen: Seen) -> None:
         "process 1 of 3 (b) in training: no process has made progress for hang_timeout=10 s, and"
     )
     assert seen.left == [(f"{words} this one is furthest behind", FAULT)]
+    assert seen.stacks == [seen.now]
+
+
+def test_the_phase_of_those_behind_says_how_long_a_wait_may_be(seen: Seen) -> None:
+    for index, sync_points in ((0, 7), (1, 6), (2, 7)):
+        seen.heartbeats[index] |= {"sync_points": sync_points}
+    seen.heartbeats[1] |= {"phase": "saving a checkpoint", "patience": 3.0}
+    for _ in range(31):
+        seen.second()
+    assert seen.left == []
+    seen.second()
+    words = "in saving a checkpoint: no process has made progress for 3 times hang_timeout=10 s"
+    assert words in seen.left[0][0]
+
+
+def test_a_service_that_refuses_has_ended(seen: Seen) -> None:
+    seen.second()
+    for error, seconds in ((ConnectionRefusedError(111, "refused"), 4), (TimeoutError(), 10)):
+        seen.left.clear()
+        start = seen.now = seen.monitor._now
+        while not seen.left:
+            seen.now += 1
+            seen.monitor._judge_service(error)
+        assert seen.now - start == seconds + 1
+        assert seen.left[0][1] == FAULT
+    assert seen.left[0][0].startswith("process 0 of 3 (a): its control service at coordinator:1")
 
 
 def test_a_process_that_slept_itself_blames_nobody(seen: Seen) -> None:
@@ -100,6 +128,7 @@ def test_one_that_ended_takes_the_others_with_it_and_its_code(seen: Seen) -> Non
     assert seen.left == []
     seen.second(ended={2: {"message": "data_paths: a.txt: is empty", "code": 2}})
     assert seen.left == [("process 2 of 3 (c) ended: data_paths: a.txt: is empty", 2)]
+    assert seen.stacks == []  # no fault of the machine
 
 
 def test_a_signal_there_asks_for_a_stop_here(seen: Seen) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,11 +44,16 @@ class Heard:
         me = cast(Any, self)
         config = load_config(flags.split())
         self.due: list[bool] = []
-        self.milestones = Milestones(config, files, me, me, [me], first, figures, self.agree)
+        self.phases: list[str] = []
+        self.milestones = Milestones(config, files, me, me, [me], first, figures, me)
 
-    def agree(self, due: bool) -> bool:
+    def should_save(self, due: bool) -> bool:
         self.due.append(due)
         return due
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        self.phases.append(name)
+        return nullcontext()
 
     def save(self, step: int, state: Any, description: Any, *, validation: float | None) -> None:
         del state
