@@ -18,7 +18,6 @@ from typing import Any
 
 from spectral_dist.cluster.heartbeat import UNREACHABLE, HeartbeatMonitor, connect
 from spectral_dist.cluster.identity import Identity
-from spectral_dist.cluster.relay import Relay
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.command_line import Ending, error_code, one_line
 
@@ -47,7 +46,6 @@ class Processes:
         control: Any = None,
         monitor: HeartbeatMonitor | None = None,
         service: "subprocess.Popen[str] | None" = None,
-        relay: Relay | None = None,
     ) -> None:
         """Take over what `start.start_processes` made; nothing but `stop` for a single process.
 
@@ -57,11 +55,10 @@ class Processes:
           control: a client of the control service, for the main thread.
           monitor: the heartbeat monitor, started.
           service: the process of the control service, in the coordinator.
-          relay: between JAX and its service.
         """
         self.index, self.count = (0, 1) if identity is None else (identity.index, identity.count)
         self._stop, self._identity, self._control = stop, identity, control
-        self._monitor, self._service, self._relay = monitor, service, relay
+        self._monitor, self._service = monitor, service
         self._stop_at: int | None = None  # the sync point to stop at, once it is known
         self._saves: list[int] = []  # the sync points of timed saves, the last two
         self._saved_at = 0  # the last of them that is past
@@ -229,8 +226,6 @@ class Processes:
         assert self._identity is not None
         message = one_line(error)
         publish_end(self._identity, message, code)
-        if self._relay is not None:
-            self._relay.close()
         # Python waits for its threads at the end, and the runtime's may wait for lost processes for
         # ever. This timer ends the process then.
         timer = threading.Timer(_END_SECONDS, os._exit, [code])
@@ -250,8 +245,6 @@ class Processes:
                 if word == "gone":
                     self._monitor.close()
                     jax_service.disconnect()
-                    if self._relay is not None:
-                        self._relay.close()
                 self._control.put(f"{word}/{self.index}", "1")
                 until = time.monotonic() + _END_SECONDS
                 while len(json.loads(self._control.under(word))) < self.count:

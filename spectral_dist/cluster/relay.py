@@ -43,7 +43,7 @@ class Relay:
         return f"unix:{self._path}"
 
     def close(self) -> None:
-        """Delete the socket's file; connections stay until the process ends."""
+        """Delete the socket's file, once JAX has connected; the connection stays."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _accept(self) -> None:

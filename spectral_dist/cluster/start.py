@@ -62,19 +62,21 @@ def start_processes(
             if identity.index == 0:
                 remove_secret(folder, identity.job)
         relay = Relay(identity.host, int(control.get("jax_port")))
-        _join_jax_service(identity, relay, int(start_timeout))
+        try:
+            _join_jax_service(identity, relay, int(start_timeout))
+        finally:
+            relay.close()  # one connection is all that JAX makes
 
     # From here on, no process ends without telling the others why.
     def leave_all(message: str, code: int) -> None:
         publish_end(identity, message, code)
-        relay.close()
         leave(message if code in (STOPPED, 130) else f"error: {message}", code)
 
     stop.leave = leave_all
     log = FaultLog(folder, identity.index)
     monitor = HeartbeatMonitor(identity, hosts, stop, hang_timeout, leave_all, log.write_stacks)
     monitor.start()
-    return Processes(stop, identity, control, monitor, service, relay)
+    return Processes(stop, identity, control, monitor, service)
 
 
 def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Popen[str]":
