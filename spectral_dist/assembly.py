@@ -120,6 +120,7 @@ def open_datasets(
         tokenizer=config.data.tokenizer,
         validation_fraction=config.data.validation_fraction,
         min_tokens=config.data.seq_len + 1,  # the inputs and the targets, shifted by one
+        allow_replaced=config.data.allow_replaced,
         report=report_progress,
     )
     processes.note_progress()

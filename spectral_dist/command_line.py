@@ -93,6 +93,13 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
 
 
+def say(text: str) -> None:
+    """Print a line; do nothing where nobody reads any more, as after `| head`."""
+    # What was begun is finished: a build of an hour must not be lost for a closed pipe.
+    with contextlib.suppress(BrokenPipeError):
+        print(printable(text), flush=True)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with its errors raised as ValueError: one clear line."""
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectral_dist.command_line import Parser, run_main
+from spectral_dist.prepare import add_allow_replaced
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,6 +47,7 @@ def make_parser() -> Parser:
         choices=("true", "false"),
         help="the last number of mesh divides the time of each sequence, for long contexts",
     )
+    add_allow_replaced(parser)
     parser.add_argument("--json", help="file to write every figure to")
     return parser
 

@@ -3,10 +3,9 @@
 Training does the same on its first start; this does it without a device. Read `main`.
 """
 
-import sys
 from collections.abc import Sequence
 
-from spectral_dist.command_line import Parser, run_main
+from spectral_dist.command_line import Parser, run_main, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,11 +25,18 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"validation_fraction={fraction}: must be above 0 and below 1")
     from spectral_dist.data.tokens import prepare  # loads numpy
 
-    files = prepare(paths, validation_fraction=fraction, min_tokens=1, processes=options.processes)
+    files = prepare(
+        paths,
+        validation_fraction=fraction,
+        min_tokens=1,
+        processes=options.processes,
+        allow_replaced=options.allow_replaced == "true",
+        report=say,
+    )
     for file in files:
-        sys.stdout.write(
+        say(
             f"{file.name}: {len(file.tokens):,} tokens in {file.documents:,} documents,"
-            f" {len(file.validation):,} held out; sha256 {file.sha256[:12]}; {file.path}\n"
+            f" {len(file.validation):,} held out; sha256 {file.sha256[:12]}; {file.path}"
         )
     return 0
 
@@ -52,7 +58,20 @@ def make_parser() -> Parser:
         default=0.01,
         help="share of each text held out, for the figures printed here (default: 0.01)",
     )
+    add_allow_replaced(parser)
     return parser
+
+
+def add_allow_replaced(parser: Parser) -> None:
+    """Add the flag of the setting `allow_replaced` to a command that reads texts."""
+    parser.add_argument(
+        "--allow_replaced",
+        nargs="?",
+        const="true",
+        default="false",
+        choices=("true", "false"),
+        help="take texts of which more than a thousandth is no UTF-8",
+    )
 
 
 if __name__ == "__main__":

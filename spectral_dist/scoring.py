@@ -14,8 +14,9 @@ import jax
 
 from spectral_dist.atomic_file import write_text
 from spectral_dist.data.tokens import TokenFile, prepare
+from spectral_dist.data.trained import recognise
 from spectral_dist.inference import LoadedRun, load_run
-from spectral_dist.outputs.console import Console
+from spectral_dist.outputs.console import MEANS, Console
 from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.evaluation import Evaluation
 
@@ -37,8 +38,9 @@ def score(flags: Namespace) -> None:
         mesh=flags.mesh,
         sequence_parallel=flags.sequence_parallel == "true",
     )
-    files = open_texts(loaded, flags.data_paths, console)
-    config = _config(loaded.config, flags, files)
+    files = open_texts(loaded, flags.data_paths, console, flags.allow_replaced == "true")
+    own = flags.data_paths is None
+    config = _config(loaded.config, flags, None if own else files)
     with jax.set_mesh(loaded.mesh):
         evaluation = Evaluation(config, files, loaded.mesh, report=console.note)
         measured = evaluation.by_dataset(loaded.params) | evaluation.extrapolation(loaded.params)
@@ -48,12 +50,17 @@ def score(flags: Namespace) -> None:
             f" of {config.data.seq_len + 1} tokens"
         )
     console.note(f"{flags.run_name} at step {loaded.step}, windows of {config.data.seq_len} tokens")
-    console.show_tables(measured)
+    if not own and "val/bits_per_byte" in measured:
+        # The weights are those of the mixture, which other texts are no part of.
+        measured[MEANS["mean of the texts"]] = measured.pop("val/bits_per_byte")
+    console.show_tables(measured, "Validation" if own else "The texts given")
     if flags.json:
         _write_json(Path(flags.json), loaded, flags, measured)
 
 
-def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> list[TokenFile]:
+def open_texts(
+    loaded: LoadedRun, data_paths: str | None, console: Console, allow_replaced: bool = False
+) -> list[TokenFile]:
     """Return the texts to score, each reduced to what the run did not train on."""
     data = loaded.config.data
     datasets = loaded.config.datasets
@@ -69,22 +76,54 @@ def open_texts(loaded: LoadedRun, data_paths: str | None, console: Console) -> l
         tokenizer=data.tokenizer,
         validation_fraction=data.validation_fraction,
         min_tokens=1,
+        allow_replaced=data.allow_replaced or allow_replaced,
         report=console.note,
     )
-    trained_on = {stored["sha256"]: stored["split"] for stored in loaded.description["datasets"]}
-    return [dataclasses.replace(file, split=trained_on.get(file.sha256, 0)) for file in files]
+    return [
+        dataclasses.replace(file, split=_split(loaded, file, path, console))
+        for file, path in zip(files, paths, strict=True)
+    ]
 
 
-def _config(config: Config, flags: Namespace, files: Sequence[TokenFile]) -> Config:
-    """Return the run's settings with what this evaluation asks for in their place."""
+def _split(loaded: LoadedRun, file: TokenFile, path: str, console: Console) -> int:
+    """Return the index of the first token of a text that the run was not trained on.
+
+    Says what is known of a text that is like none of the run's, and yet holds some of it.
+    """
+    datasets = loaded.description["datasets"]
+    for stored in datasets:
+        if stored["sha256"] == file.sha256:
+            return stored["split"]
+    overlap = recognise(file.tokens, datasets, file.tokenizer)
+    if overlap.split:
+        console.note(
+            f"{path}: begins with a text that the run was trained on: scored from token"
+            f" {overlap.split:,} of {len(file.tokens):,} on"
+        )
+    elif overlap.documents:
+        console.warn(
+            f"{path}: holds {overlap.documents} of {overlap.sampled} documents sampled from what"
+            " the run was trained on: its figure is in part one of training, and no validation"
+        )
+    return overlap.split
+
+
+def _config(config: Config, flags: Namespace, files: Sequence[TokenFile] | None) -> Config:
+    """Return the run's settings with what this evaluation asks for in their place.
+
+    Args:
+      config: of the run.
+      flags: of `evaluate.make_parser`.
+      files: other texts than the run's own.
+    """
     wanted: dict[str, Any] = {"batch_size": flags.batch_size}
     if flags.lengths is not None:
         wanted["eval_lengths"] = flags.lengths
     if flags.windows is not None:
         wanted |= {"eval_windows": flags.windows, "extrapolation_windows": flags.windows}
-    datasets = [{"name": f.name, "paths": [str(f.path)], "weight": 1 / len(files)} for f in files]
-    wanted |= {"mesh": flags.mesh, "sequence_parallel": flags.sequence_parallel}
-    wanted |= {"datasets": datasets, "phases": []}
+    if files is not None:
+        wanted["datasets"] = [{"name": f.name, "paths": [str(f.path)], "weight": 1} for f in files]
+    wanted |= {"mesh": flags.mesh, "sequence_parallel": flags.sequence_parallel, "phases": []}
     return resolve(from_flat(config.flat() | wanted))
 
 

@@ -52,6 +52,14 @@ class Manifest(TextFacts):
     tokenizer: str = BYTES.fingerprint
 
 
+# What manifests of earlier versions do not have, and its value then.
+_LATER: dict[str, Any] = {
+    "tokenizer": BYTES.fingerprint,
+    "near_separators": 0,
+    "first_near_line": None,
+}
+
+
 def bin_path(path: Path, tokenizer: Tokenizer = BYTES) -> Path:
     """Return the path of a text file's .bin: beside it, in place of .txt or after another suffix.
 
@@ -131,8 +139,7 @@ def _parse_manifest(binary: Path) -> Manifest:
         raise ValueError("its manifest is damaged")
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(f"its format version is {values['format_version']}, not {FORMAT_VERSION}")
-    # Manifests of the byte tokenizer name none: they are older than the choice of a tokenizer.
-    values.setdefault("tokenizer", BYTES.fingerprint)
+    values = _LATER | values
     declared: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Manifest)}
     if values.keys() != declared.keys() or not all(
         isinstance(values[name], kind) for name, kind in declared.items()
@@ -266,9 +273,9 @@ def _os_reason(error: OSError, binary: Path) -> str:
 
 
 def _write_manifest(manifest: Manifest, binary: Path) -> None:
-    values = dataclasses.asdict(manifest)
-    if manifest.tokenizer == BYTES.fingerprint:
-        del values["tokenizer"]  # so that earlier versions can read it
+    # What says nothing is left out, so that earlier versions can read it.
+    every = dataclasses.asdict(manifest)
+    values = {name: value for name, value in every.items() if _LATER.get(name, ...) != value}
     write_text(manifest_path(binary), json.dumps(values, indent=2) + "\n")
 
 

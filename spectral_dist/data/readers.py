@@ -13,6 +13,8 @@ The rules of plain text (docs/formats.md holds them, too):
 - The end of the text ends the last document, unless the text ends with a separator.
 - Each of several separators in a row ends a document, an empty one, so that the round trip is
   exact.
+- The words of a separator inside a longer line, a blank after them included, are counted, with the
+  first line: they may be meant as a separator, and the model would learn them.
 - NUL bytes and invalid UTF-8 are replaced by U+FFFD; their number and the first line are reported.
 
 Knows nothing of tokens and imports no JAX. Read `read_txt` first, then its inverse `write_txt`.
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from spectral_dist.data.encodings import looks_like
 
 SEPARATOR = b"<|endoftext|>"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
@@ -42,6 +46,8 @@ class ReaderFacts:
       nul_bytes: NUL bytes replaced by U+FFFD.
       invalid_sequences: invalid pieces of UTF-8 replaced by U+FFFD, one for each replacement.
       first_replaced_line: the line (from 1) of the first replacement, or None.
+      near_separators: separators that are not a line of their own, and so are ordinary text.
+      first_near_line: the line (from 1) of the first of them, or None.
       crlf_separators: separators ended by carriage return and line feed, the last one aside.
       ending: how the last document ends: "" at the end of the text, else the separator with its
         line ending.
@@ -51,6 +57,8 @@ class ReaderFacts:
     nul_bytes: int = 0
     invalid_sequences: int = 0
     first_replaced_line: int | None = None
+    near_separators: int = 0
+    first_near_line: int | None = None
     crlf_separators: int = 0
     ending: str = ""
 
@@ -81,12 +89,14 @@ def read_txt(source: BinaryIO, block_bytes: int) -> Blocks:
         carry = rest
     ending = text.finish(carry)
     yield from text.drain()
-    replaced = text.first_replaced
+    replaced, near = text.first_replaced, text.first_near
     return ReaderFacts(
         documents=text.documents,
         nul_bytes=text.nul_bytes,
         invalid_sequences=text.invalid,
         first_replaced_line=None if replaced is None else _line_of(source, replaced),
+        near_separators=text.near,
+        first_near_line=None if near is None else _line_of(source, near[0]) + near[1],
         crlf_separators=text.crlf,
         ending=ending,
     )
@@ -135,6 +145,9 @@ class _PlainText:
         self.nul_bytes = 0
         self.invalid = 0
         self.first_replaced: int | None = None  # its offset in the file, in bytes
+        self.near = 0
+        # A block's offset in the file, and the lines of it before the first near separator.
+        self.first_near: tuple[int, int] | None = None
 
     def take(self, block: bytes) -> bytes:
         """Read as much of the block as can be decided; return the rest, for the next block."""
@@ -171,11 +184,14 @@ class _PlainText:
         if not block:
             return
         self._tail = (self._tail + block[-2:])[-2:]
-        clean = self._clean(block)
+        offset, clean = self._done, self._clean(block)
         started = self._at_line_start
         self._at_line_start = block.endswith(b"\n")
-        pieces, crlf = _split_documents(clean, started)
+        pieces, crlf, near = _split_documents(clean, started)
         self.crlf += crlf
+        if near and self.first_near is None:
+            self.first_near = offset, clean.count(b"\n", 0, near[0])
+        self.near += len(near)
         self._give(pieces)
 
     def _give(self, pieces: list[bytes]) -> None:
@@ -203,15 +219,18 @@ class _PlainText:
         return block
 
 
-def _split_documents(block: bytes, at_line_start: bool) -> tuple[list[bytes], int]:
+def _split_documents(block: bytes, at_line_start: bool) -> tuple[list[bytes], int, list[int]]:
     """Split a block at its separator lines.
 
     Returns:
-      The pieces; how many separators ended with carriage return and line feed.
+      The pieces; how many separators ended with carriage return and line feed; where those begin
+      that are no line of their own.
     """
     first, *parts = block.split(SEPARATOR)
     pieces: list[bytes] = []
     open_piece, crlf = [first], 0
+    near: list[int] = []
+    position = len(first)
     # A separator must stand at the start of a line: after a line feed or another separator.
     starts_line = first.endswith(b"\n") or (at_line_start and not first)
     for part in parts:
@@ -225,9 +244,11 @@ def _split_documents(block: bytes, at_line_start: bool) -> tuple[list[bytes], in
         else:
             open_piece += (SEPARATOR, part)  # inside a longer line: ordinary text
             starts_line = part.endswith(b"\n")
+            near.append(position)
+        position += len(SEPARATOR) + len(part)
     # Without a separator this is the block itself, not a copy.
     pieces.append(open_piece[0] if len(open_piece) == 1 else b"".join(open_piece))
-    return pieces, crlf
+    return pieces, crlf, near
 
 
 def _character_cut(block: bytes) -> int:
@@ -266,7 +287,9 @@ def _check_is_text(block: bytes) -> None:
     bad = nul_bytes + len(block) - len(text)
     # The end of the block may cut a character: up to three bytes that are not wrong.
     if bad - 3 > BINARY_SHARE * len(block):
+        guess = looks_like(block)
+        remedy = f"it looks like {guess}" if guess else "convert it to UTF-8 text first"
         raise ValueError(
             f"does not look like text: {bad / len(block):.0%} of its first {len(block):,} bytes are"
-            " NUL or not UTF-8; convert it to UTF-8 text first"
+            f" NUL or not UTF-8; {remedy}"
         )

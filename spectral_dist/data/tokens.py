@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from spectral_dist.data.build import (
     build_lock,
     read_manifest,
 )
+from spectral_dist.data.remarks import remark
 from spectral_dist.data.split import split_point
 from spectral_dist.data.tokenizers import BYTES, TOKENIZERS, Tokenizer
+from spectral_dist.data.trained import sketch
 from spectral_dist.settings.datasets import name_datasets
 from spectral_dist.settings.sections import DatasetConfig
 from spectral_dist.subprocesses import ModuleProcess
@@ -60,6 +62,11 @@ class TokenFile:
     split: int
     tokenizer: Tokenizer = BYTES
 
+    @cached_property
+    def sketch(self) -> dict[str, Any]:
+        """What `trained.recognise` knows the trained part by; made once."""
+        return sketch(self.tokens, self.split, self.tokenizer)
+
     @property
     def train(self) -> np.ndarray:
         """The tokens to train on: [split], a view."""
@@ -79,6 +86,7 @@ def prepare(
     names: Sequence[str] | None = None,
     tokenizer: str = "bytes",
     processes: int | None = None,
+    allow_replaced: bool = False,
     report: Report = print,
 ) -> list[TokenFile]:
     """Return the datasets of a run; tokenize each text file whose .bin is not up to date.
@@ -91,6 +99,7 @@ def prepare(
       names: of the datasets (default: those of the files, without the suffix).
       tokenizer: its name in `TOKENIZERS`.
       processes: largest number of text files tokenized at a time (default: the number of cores).
+      allow_replaced: whether more than a thousandth of a text may be no UTF-8.
       report: takes one line for the user at a time.
 
     Raises:
@@ -117,6 +126,8 @@ def prepare(
             found, missing = _up_to_date(missing, made_by, report)
             manifests |= found | _build_all(missing, tokenizer, processes, report)
     manifests |= {path: _given(path, made_by) for path in inputs if path.suffix == ".bin"}
+    for path in dict.fromkeys(inputs):
+        remark(path, manifests[path], allow_replaced, report)
     files = [
         _open(name, path, manifests[path], made_by)
         for name, path in zip(names, inputs, strict=True)
@@ -228,12 +239,6 @@ class _Progress:
             f"{self._path}: {_size(manifest.source_bytes)} in {seconds:.1f} s ({rate:.0f} MB/s),"
             f" {manifest.documents:,} documents -> {self._binary}"
         )
-        if manifest.nul_bytes or manifest.invalid_sequences:
-            self._report(
-                f"{self._path}: {manifest.nul_bytes:,} NUL bytes and"
-                f" {manifest.invalid_sequences:,} pieces of invalid UTF-8 replaced by U+FFFD, the"
-                f" first in line {manifest.first_replaced_line:,}"
-            )
 
 
 def _size(count: int) -> str:

@@ -32,6 +32,11 @@ from spectral_dist.training.metrics import (
 SMOOTHING = 0.3
 
 
+# The rows under a table of datasets: what each is called, and its metric.
+MEANS = {
+    "mean by weight": "val/bits_per_byte",
+    "mean of the texts": "val_of_texts/bits_per_byte",
+}
 # The figures of a training line, in order: metric, format, factor before printing.
 COLUMNS = (
     ("train/loss", "loss {:6.4f}", 1.0),
@@ -164,11 +169,16 @@ class Console:
         """Print one warning."""
         self._print(f"warning: {printable(text)}", style="yellow")
 
-    def show_tables(self, metrics: Mapping[str, float]) -> None:
-        """Print two tables, if `metrics` has them: bits per byte by dataset, and extrapolation."""
+    def show_tables(self, metrics: Mapping[str, float], title: str = "Validation") -> None:
+        """Print two tables, if `metrics` has them: bits per byte by dataset, and extrapolation.
+
+        Args:
+          metrics: of an evaluation.
+          title: of the first table.
+        """
         datasets, rows = dataset_bits(metrics), extrapolation_rows(metrics)
         if datasets:
-            self._print_table(_dataset_table(datasets, metrics.get("val/bits_per_byte")))
+            self._print_table(_dataset_table(title, datasets, metrics))
         if rows:
             self._print_table(_extrapolation_table(rows))
 
@@ -323,15 +333,18 @@ def _printable(text: str | bytes) -> str:
     return printable(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
-def _dataset_table(datasets: Mapping[str, float], mean: float | None) -> Table:
-    table = Table(title="Validation", title_justify="left", box=rich.box.ASCII2)
+def _dataset_table(
+    title: str, datasets: Mapping[str, float], metrics: Mapping[str, float]
+) -> Table:
+    table = Table(title=title, title_justify="left", box=rich.box.ASCII2)
     table.add_column("dataset", overflow="fold")
     table.add_column("bits/byte", justify="right")
     for name, value in datasets.items():
         table.add_row(Text(_name(name)), _number(value))
-    if mean is not None:
-        table.add_section()
-        table.add_row("mean by weight", _number(mean))
+    for name, metric in MEANS.items():
+        if metric in metrics:
+            table.add_section()
+            table.add_row(name, _number(metrics[metric]))
     return table
 
 

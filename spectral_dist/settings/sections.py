@@ -198,6 +198,11 @@ class DataConfig:
         daily=True,
         compiled=True,
     )
+    allow_replaced: Bool = setting(
+        False,
+        "train also where more than a thousandth of a text is no UTF-8, with U+FFFD in its place",
+        resume="silent",
+    )
     prefetch_steps: Int = positive(
         2, "batches prepared ahead of the devices, in steps", resume="silent", compiled=True
     )

@@ -30,7 +30,13 @@ def describe(config: Config, files: Sequence[TokenFile], next_sequence: int) -> 
     """
     # The SHA-256 and not the path: the same text in another folder is the same data.
     datasets = [
-        {"name": f.name, "tokens": len(f.tokens), "split": f.split, "sha256": f.sha256}
+        {
+            "name": f.name,
+            "tokens": len(f.tokens),
+            "split": f.split,
+            "sha256": f.sha256,
+            "sketch": f.sketch,
+        }
         for f in files
     ]
     found = {"config": config.flat(), "datasets": datasets, "next_sequence": next_sequence}

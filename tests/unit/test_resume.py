@@ -59,7 +59,7 @@ def test_a_description_gives_its_settings_back() -> None:
     assert stored_config(description) == config
     assert description["next_sequence"] == 7
     wanted = {"name": "b", "tokens": 10, "sha256": "bb", "split": 8}
-    assert description["datasets"][1] == wanted
+    assert description["datasets"][1] == wanted | {"sketch": FILES[1].sketch}
 
 
 def test_without_a_checkpoint_the_run_is_new() -> None:

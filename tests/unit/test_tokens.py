@@ -113,6 +113,8 @@ def test_replaced_bytes_and_rebuilds_are_reported(tmp_path: Path) -> None:
     _, lines = run(path)
     assert "1 NUL bytes and 1 pieces of invalid UTF-8" in lines[1]
     assert f"line {path.read_bytes().count(bytes([10]))}" in lines[1]
+    _, again = run(path)  # nothing is built, and it is said all the same
+    assert again == lines[1:]
     write(path)
     _, lines = run(path)
     assert "building a.bin again: the text has changed" in lines[0]

@@ -1,0 +1,70 @@
+"""What a user should know of a text each time it is used: replaced bytes, near separators.
+
+Said at every start and not only when the text is built, because it changes what the model learns.
+Imports no JAX. Read `remark`.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from spectral_dist.data.build import Manifest
+from spectral_dist.data.encodings import looks_like
+from spectral_dist.data.readers import SEPARATOR
+
+ALLOWED_SHARE = 0.001  # of a text's bytes that may be replaced
+_SAMPLE_BYTES = 1 << 20  # from each end of a text, to guess its encoding
+
+
+def remark(
+    path: Path, manifest: Manifest, allow_replaced: bool, report: Callable[[str], None]
+) -> None:
+    """Report what is odd about a text that was tokenized.
+
+    Args:
+      path: the text file, or a .bin.
+      manifest: of its .bin.
+      allow_replaced: whether more than `ALLOWED_SHARE` of it may be replaced by U+FFFD.
+      report: takes one line for each remark.
+
+    Raises:
+      ValueError: if too much was replaced; names the encoding that it looks like.
+    """
+    count = manifest.nul_bytes + manifest.invalid_sequences
+    if count:
+        kinds = {
+            "NUL bytes": manifest.nul_bytes,
+            "pieces of invalid UTF-8": manifest.invalid_sequences,
+        }
+        what = " and ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
+        share = count / manifest.source_bytes
+        text = (
+            f"{what} ({share:.2%} of its bytes, the first in line {manifest.first_replaced_line:,})"
+        )
+        guess = _guess(path)
+        if share > ALLOWED_SHARE and not allow_replaced:
+            raise ValueError(
+                f"data_paths: {path}: {text}{f'; it looks like {guess}' if guess else ''};"
+                " --allow_replaced true trains on U+FFFD in their place"
+            )
+        report(
+            f"{path}: {text} are replaced by U+FFFD{f'; it looks like {guess}' if guess else ''}"
+        )
+    if manifest.near_separators:
+        report(
+            f"{path}: {SEPARATOR.decode()} stands {manifest.near_separators:,} times inside a line,"
+            f" the first in line {manifest.first_near_line:,}: there it is text like any other; a"
+            " document ends where it is a line of its own, without blanks"
+        )
+
+
+def _guess(path: Path) -> str:
+    """Return what a text file looks like, by its beginning and its end; "" if it is not known."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if path.suffix == ".bin":  # tokens: what was replaced is gone
+            return ""
+        if guess := looks_like(file.read(_SAMPLE_BYTES)):
+            return guess
+        file.seek(max(path.stat().st_size - _SAMPLE_BYTES, 0))
+        return looks_like(file.read(_SAMPLE_BYTES))
+    return ""
