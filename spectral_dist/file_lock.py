@@ -5,6 +5,7 @@ Owns the lock file, the note in it about its holder, and the wait for it. Read `
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import math
@@ -17,6 +18,8 @@ from pathlib import Path
 
 _LOOK_SECONDS = 0.2  # between two tries; a waiting kernel call could not report who holds the lock
 _REPORT_SECONDS = 2.0  # between two calls of `waiting`
+# What a file system without locks answers: Lustre without its option flock, some FUSE mounts.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,17 @@ class FileLock:
         self._descriptor = descriptor
         return True
 
+    def renew(self) -> bool:
+        """Take the lock anew, where its file was deleted; return whether it is held now.
+
+        Raises:
+          OSError: as `take` does.
+        """
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+        return self.take()
+
     def holder(self) -> Holder:
         """Return the holder; "?" for what the lock file does not say."""
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -91,8 +105,10 @@ class FileLock:
 
 
 @contextlib.contextmanager
-def held(path: Path, waiting: Callable[[Holder], None], *, job: str = "") -> Iterator[None]:
+def held(path: Path, waiting: Callable[[Holder], None], *, job: str = "") -> Iterator[FileLock]:
     """Hold a lock for the length of the block, waiting for it if another process holds it.
+
+    Yields the lock.
 
     Args:
       path: the lock file.
@@ -110,6 +126,6 @@ def held(path: Path, waiting: Callable[[Holder], None], *, job: str = "") -> Ite
             reported = time.monotonic()
         time.sleep(_LOOK_SECONDS)
     try:
-        yield
+        yield lock
     finally:
         lock.release()

@@ -9,6 +9,7 @@ may change.
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs import Output
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.jsonl import MetricsFile
-from spectral_dist.outputs.run_folder import locked, write_run_folder
+from spectral_dist.outputs.run_folder import locked, restore, write_run_folder
 from spectral_dist.outputs.summary import Saved
 from spectral_dist.outputs.unread import UnreadRecords
 from spectral_dist.outputs.wandb import WandbMirror
@@ -121,7 +122,8 @@ class Trainer:
         config, mesh, console = self.config, self.mesh, self.console
         processes, stop = self._processes, self._stop
         if processes.is_coordinator:
-            closing.enter_context(locked(self.folder, config, console.note))
+            lock = closing.enter_context(locked(self.folder, config, console.note))
+            self._restore_folder = partial(restore, self.folder, config, argv, lock)
         processes.agree("folder", {})  # nobody reads a checkpoint before the folder is locked
         keep = {"keep": config.run.keep, "keep_every": config.run.keep_every}
         self._checkpoints = Checkpoints(self.folder, **keep, warn=console.warn)
@@ -173,7 +175,8 @@ class Trainer:
         outputs: list[Output] = [self._unread, console]
         if self._processes.is_coordinator:
             # In this order: the mirror starts with the file as the resumed run has trimmed it.
-            metrics = MetricsFile(self.folder / "metrics.jsonl", step, warn=console.warn)
+            path, on_loss = self.folder / "metrics.jsonl", self._restore_folder
+            metrics = MetricsFile(path, step, warn=console.warn, on_loss=on_loss)
             closing.callback(metrics.close)
             outputs.append(metrics)
             mirror = WandbMirror(config, self.folder, resume=step > 0, report=console.note)

@@ -32,6 +32,7 @@ class MetricsFile:
         resume_step: int = 0,
         *,
         warn: Callable[[str], None] = warn_on_stderr,
+        on_loss: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Open the file, dropping the records that a resumed run will write again.
@@ -40,9 +41,11 @@ class MetricsFile:
           path: metrics.jsonl, in an existing folder.
           resume_step: completed steps of the restored state; 0 begins a new file.
           warn: called with one line at the first write that fails.
+          on_loss: called when the file was deleted, once its folder is there again; it may raise
+            OSError or ValueError.
           clock: returns unix seconds.
         """
-        self._path = path
+        self._path, self._on_loss = path, on_loss
         self._warn = warn
         self._clock = clock
         self._warned = False
@@ -87,10 +90,17 @@ class MetricsFile:
             self._file.close()
             self._file = None
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._restore()
         # Unbuffered: a buffer would write a failed line again later, after its successors.
         if self._file is None:
             self._file = FileIO(self._path, "a")
         return self._file
+
+    def _restore(self) -> None:
+        try:
+            self._on_loss()
+        except (OSError, ValueError) as error:
+            self._warn(f"{self._path.parent}: not all of it could be written again: {error}")
 
     def _failed(self, error: OSError) -> None:
         if not self._warned:

@@ -18,10 +18,11 @@ from typing import Any
 import jax
 
 from spectral_dist.atomic_file import write_text
-from spectral_dist.file_lock import Holder, held
+from spectral_dist.file_lock import NO_LOCKS, FileLock, Holder, held
 from spectral_dist.settings import Config
 from spectral_dist.settings.files import to_yaml
 
+LOCK = ".lock"
 # What decides the numbers of a run, beside its settings; a missing one is noted as null.
 _PACKAGES = (
     "spectral-dist",
@@ -60,10 +61,13 @@ def write_run_folder(
 
 
 @contextlib.contextmanager
-def locked(folder: Path, config: Config, report: Callable[[str], None]) -> Iterator[None]:
+def locked(
+    folder: Path, config: Config, report: Callable[[str], None]
+) -> Iterator[FileLock | None]:
     """Lock the run folder, so that no other process trains in it.
 
-    If a process of the same SLURM job holds it, wait for at most start_timeout.
+    If a process of the same SLURM job holds it, wait for at most start_timeout. Yields the lock,
+    or None with `--lock false`.
 
     Args:
       folder: the run folder; created if missing.
@@ -90,12 +94,35 @@ def locked(folder: Path, config: Config, report: Callable[[str], None]) -> Itera
         reported = True
 
     with contextlib.ExitStack() as holding:
+        lock = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            holding.enter_context(held(folder / ".lock", wait, job=job))
+            if config.run.lock:
+                lock = holding.enter_context(held(folder / LOCK, wait, job=job))
+            else:
+                report(f"lock=false: nothing keeps another process from training in {folder}")
         except OSError as error:
+            if error.errno in NO_LOCKS:
+                (folder / LOCK).unlink(missing_ok=True)
+                raise ValueError(
+                    f"checkpoint_dir={config.run.checkpoint_dir!r}: {folder} is on a file system"
+                    f" without locks ({error.strerror}), which keep two runs out of one folder;"
+                    " --lock false trains without one"
+                ) from error
             raise _unwritable(config, folder, error) from error
-        yield
+        yield lock
+
+
+def restore(folder: Path, config: Config, argv: Sequence[str], lock: FileLock | None) -> None:
+    """Write the files of a run folder again that was deleted while the run trains.
+
+    Raises:
+      OSError: if it cannot be locked.
+      ValueError: if it cannot be written.
+    """
+    write_run_folder(folder, config, argv)
+    if lock is not None:
+        lock.renew()
 
 
 def _unwritable(config: Config, folder: Path, error: OSError) -> ValueError:

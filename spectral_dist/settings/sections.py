@@ -99,6 +99,11 @@ class RunConfig:
     keep_every: Int = not_negative(
         0, "steps between two checkpoints that are kept for ever; 0 keeps none", resume="silent"
     )
+    lock: Bool = setting(
+        True,
+        "lock the run folder against a second run; false where its file system has no locks",
+        resume="silent",
+    )
     # A single bad batch is skipped; many in succession mean that training has diverged.
     max_bad_steps: Int = positive(10, "non-finite steps in succession after which the run stops")
     compilation_cache: Text = setting(

@@ -1,6 +1,9 @@
 """What a notebook does: train, stop, go on, look, load, write; and what it leaves behind."""
 
+import errno
+import fcntl
 import json
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 from spectral_dist.api import Generator, LoadedRun, Record, load_run
 from spectral_dist.data.tokenizers import BYTES
+from spectral_dist.file_lock import FileLock
 from spectral_dist.inference import _characters, check_sampling
 from spectral_dist.trainer import Trainer
 from spectral_dist.training.state import TrainState
@@ -127,6 +131,34 @@ def test_a_figure_of_ones_own_is_in_every_output(
     line = json.loads((folder / "figure" / "metrics.jsonl").read_text().splitlines()[0])
     assert line["train/doubled"] == first["train/doubled"]
     assert f"doubled {first['train/doubled']:.4g}" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_written_again(folder: Path) -> None:
+    with make(folder, "deleted", save_every=2) as trainer:
+        trainer.run_until(2)
+        trainer.saved()
+        shutil.rmtree(trainer.folder)
+        list(trainer)
+        lock = FileLock(trainer.folder / ".lock")
+        assert not lock.take()  # no second run gets in
+        lock.release()
+    there = {path.name for path in (folder / "deleted").iterdir()}
+    assert there >= {"config.yaml", "environment.json", "metrics.jsonl", str(STEPS)}
+    assert ".lock" not in there
+
+
+def test_a_file_system_without_locks_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ValueError, match=r"without locks \(Function not.*--lock false"):
+        make(folder, "lockless")
+    assert not list((folder / "lockless").iterdir())
+    make(folder, "lockless", lock=False, verbose=True)._release()
+    assert "lock=false: nothing keeps another process" in capsys.readouterr().out
 
 
 def test_a_step_that_fails_leaves_the_checkpoints_alone(folder: Path) -> None:
