@@ -50,7 +50,7 @@ class TrainSequences:
           ValueError: if a dataset is too short or too long.
         """
         self._seq_len, self._dtype = seq_len, files[0].tokenizer.dtype
-        self._tokens = [file.train for file in files]
+        self._files, self._tokens = files, [file.train for file in files]
         self._descriptors = [self._descriptor(file) for file in files]
         # A dataset of weight 0 in all phases may be too short for a window: it is left out.
         used = [any(weights[i] > 0 for _, weights in phases) for i in range(len(files))]
@@ -100,7 +100,11 @@ class TrainSequences:
         Returns:
           tokens [R, T + 1] of the tokenizer's dtype: the inputs are all but the last, the targets
           all but the first.
+
+        Raises:
+          ValueError: if a .bin has been cut short since it was opened.
         """
+        self._check_sizes()
         size = self._seq_len + 1
         item = self._dtype.itemsize
         tokens = np.empty((len(indices), size), self._dtype)
@@ -116,6 +120,18 @@ class TrainSequences:
         for row, (dataset, start) in zip(tokens, places, strict=True):
             row[:] = self._tokens[dataset][start : start + size]
         return tokens
+
+    def _check_sizes(self) -> None:
+        # A microsecond. Touching a mapped page beyond the end of its file would end the process by
+        # a bus error, without a word.
+        for descriptor, file in zip(self._descriptors, self._files, strict=True):
+            wanted = len(file.tokens) * self._dtype.itemsize
+            if descriptor is not None and (size := os.fstat(descriptor).st_size) < wanted:
+                raise ValueError(
+                    f"data_paths: {file.path}: was cut short from {wanted:,} to {size:,} bytes"
+                    " while it was read; the same command builds it again and goes on from the"
+                    " last checkpoint"
+                )
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the dataset of each sequence and where it begins in the training part; int64 [R].

@@ -41,7 +41,9 @@ class _Common:
     )
     # For "wsd" only; "cosine" decays from the end of the warm-up.
     decay_fraction: Float = share(0.2, "share of the steps that wsd decays over, at the end")
-    final_lr_fraction: Float = share(0.1, "last learning rate, as a share of the peak")
+    final_lr_fraction: Float = setting(
+        0.1, "learning rate of the last step, as a share of the peak; 1 holds it", ge=0, le=1
+    )
     weight_decay: Float = not_negative(
         0.1, "decoupled decay of the matrices on the residual stream", compiled=True
     )

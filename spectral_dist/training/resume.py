@@ -6,6 +6,7 @@ the changes are reported. Read `resume`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from spectral_dist.settings import SETTINGS, Config, from_flat, resolve
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.checkpoint_folder import unread_work
 from spectral_dist.training.migrations import FORMAT
+from spectral_dist.training.schedule import learning_rate
 from spectral_dist.training.state import TrainState
 
 
@@ -197,12 +199,22 @@ def resume(
         check_fresh(checkpoints.folder, config)
         return None
     state, description = found
-    step = int(state.step)
+    step, before = int(state.step), stored_config(description)
+    if step > config.run.steps:
+        raise ValueError(
+            f"steps={config.run.steps}: run_name={config.run.run_name!r} has completed {step} steps"
+            " already; give more, or another --run_name"
+        )
     report(f"resumed from step {step} in {checkpoints.folder}")
-    changed = changes(stored_config(description), config)
+    changed = changes(before, config)
     if changed:
         shown = ", ".join(f"{k} {_short(a)} -> {_short(b)}" for k, (a, b) in changed.items())
         report(f"changed since then: {shown}")
+    # A run that is made longer jumps to another place of its schedule.
+    old, new = (float(learning_rate(one)(step)) for one in (before, config))
+    asked = "lr" in changed or step == config.run.steps
+    if not asked and not math.isclose(old, new, rel_tol=0.01):
+        report(f"the learning rate of the next step is {new:.3g}, and was to be {old:.3g}")
     # next_sequence is an index into the order of the data. In another order it still skips as many
     # sequences, but not the same ones.
     hashes = [dataset["sha256"] for dataset in description["datasets"]]

@@ -16,7 +16,7 @@ def learning_rate(config: Config) -> Callable[[Any], Any]:
     """Return the schedule: number of completed steps -> learning rate of the next step.
 
     Linear warm-up to the peak, then a cosine over the rest or (wsd) a plateau and a linear decay
-    over the last share of the run, down to final_lr_fraction of the peak.
+    over the last share of the run, down to final_lr_fraction of the peak in the last step.
     """
     settings, steps = config.optimizer, config.run.steps
     peak, last = settings.lr, settings.lr * settings.final_lr_fraction
@@ -24,14 +24,14 @@ def learning_rate(config: Config) -> Callable[[Any], Any]:
     assert warmup is not None
     # The warm-up starts at 1 / warmup and not at 0, which would waste the first gradient.
     rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
+    # The last step comes after steps - 1 completed ones.
+    rest = max(steps - 1 - warmup, 1)
     if settings.schedule == "cosine":
-        fall = optax.cosine_decay_schedule(
-            peak, max(steps - warmup, 1), alpha=settings.final_lr_fraction
-        )
+        fall = optax.cosine_decay_schedule(peak, rest, alpha=settings.final_lr_fraction)
         return optax.join_schedules([rise, fall], [warmup])
     # The decay starts after the warm-up, however large its share of the run.
-    decay = min(max(round(steps * settings.decay_fraction), 1), max(steps - warmup, 1))
+    decay = min(max(round(steps * settings.decay_fraction), 1), rest)
     fall = optax.linear_schedule(peak, last, decay)
     return optax.join_schedules(
-        [rise, optax.constant_schedule(peak), fall], [warmup, max(steps - decay, warmup)]
+        [rise, optax.constant_schedule(peak), fall], [warmup, max(steps - 1 - decay, warmup)]
     )

@@ -217,9 +217,9 @@ POSITIVE = [
 ]
 NOT_NEGATIVE = [
     *("seed", "chunk_size", "weight_decay", "z_loss", "warmup_steps", "save_minutes"),
-    "keep_every",
+    *("keep_every", "final_lr_fraction"),
 ]
-SHARES = ["beta1", "beta2", "final_lr_fraction", "decay_fraction", "validation_fraction"]
+SHARES = ["beta1", "beta2", "decay_fraction", "validation_fraction"]
 
 
 def test_every_number_has_a_range() -> None:

@@ -1,7 +1,9 @@
 """Rows and batches: every window once an epoch, shares exact, the same on any mesh."""
 
+import dataclasses
 import hashlib
 import itertools
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -393,3 +395,14 @@ def test_long_windows_do_not_share_targets() -> None:
     windows = long_windows(source("a", 3, held_out), 8, 1000)
     targets = windows[:, 1:].ravel().tolist()
     assert len(set(targets)) == len(targets) == 96
+
+
+def test_a_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(FILES[0].tokens.tobytes())
+    file = dataclasses.replace(FILES[0], path=path)
+    rows = TrainSequences([file], [(0, (1,))], T, seed=0)
+    rows.read([0])
+    os.truncate(path, 100)
+    with pytest.raises(ValueError, match=r"a\.bin: was cut short from 334 to 100 bytes while"):
+        rows.read([1])

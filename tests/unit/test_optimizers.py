@@ -59,20 +59,30 @@ def test_a_run_that_is_all_warm_up_ends_at_the_peak(name: str, steps: int) -> No
 
 
 def test_the_cosine_is_half_way_in_the_middle_and_ends_at_its_fraction() -> None:
-    rate = schedule(steps=110, warmup_steps=10)
+    rate = schedule(steps=111, warmup_steps=10)
     assert rate(10) == pytest.approx(PEAK, rel=1e-6)
     assert rate(60) == pytest.approx(PEAK * (1 + 0.25) / 2, rel=1e-6)
-    assert rate(110) == pytest.approx(PEAK / 4, rel=1e-6)
+    assert rate(109) > PEAK / 4 * 1.0001
+    assert rate(110) == pytest.approx(PEAK / 4, rel=1e-6)  # of the last step
     rates = [rate(step) for step in range(10, 111, 5)]
     assert rates == sorted(rates, reverse=True)
 
 
 def test_wsd_holds_the_peak_and_then_falls_in_a_line() -> None:
     rate = schedule(steps=100, warmup_steps=10, schedule="wsd", decay_fraction=0.2)
-    np.testing.assert_allclose([rate(step) for step in range(10, 81)], PEAK, rtol=1e-6)
-    falling = [rate(step) for step in range(80, 101)]
+    np.testing.assert_allclose([rate(step) for step in range(10, 80)], PEAK, rtol=1e-6)
+    falling = [rate(step) for step in range(79, 100)]
     expected = PEAK * (1 - 0.75 * np.arange(21) / 20)
     np.testing.assert_allclose(falling, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd"])
+@pytest.mark.parametrize("steps", [3, 10, 1000])
+def test_the_last_step_has_the_last_rate(name: str, steps: int) -> None:
+    rate = schedule(steps=steps, warmup_steps=1, schedule=name)
+    assert rate(steps - 1) == pytest.approx(PEAK / 4, rel=1e-6)
+    held = schedule(steps=steps, warmup_steps=1, schedule=name, final_lr_fraction=1)
+    assert held(steps - 1) == pytest.approx(PEAK, rel=1e-6)
 
 
 def test_wsd_decay_never_begins_within_the_warm_up() -> None:

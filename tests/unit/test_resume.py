@@ -109,6 +109,19 @@ def test_another_order_of_the_data_is_told(flags: list[str]) -> None:
     assert told[2].startswith("the order of the data is another one")
 
 
+def test_a_longer_run_tells_the_jump_of_its_learning_rate() -> None:
+    _, told = resumed(load_config([*BASE, "--steps", "400"]))
+    assert told[1].startswith("changed since then: steps 100 -> 400")
+    assert told[2] == "the learning rate of the next step is 0.000994, and was to be 0.000726"
+    _, same = resumed(load_config([*BASE, "--lr", "0.001001"]))
+    assert len(same) == 2
+
+
+def test_fewer_steps_than_are_done_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^steps=39: run_name=.* has completed 40 steps already"):
+        resumed(load_config([*BASE, "--steps", "39", "--warmup_steps", "3"]))
+
+
 def test_another_text_is_told() -> None:
     _, told = resumed(load_config(BASE), [FILES[0], file("b", "cc")])
     assert len(told) == 2
