@@ -34,6 +34,7 @@ from spectral_dist.outputs import Output
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.run_folder import locked, restore, write_run_folder
+from spectral_dist.outputs.store import StoreMirror, fetch
 from spectral_dist.outputs.summary import Saved
 from spectral_dist.outputs.unread import UnreadRecords
 from spectral_dist.outputs.wandb import WandbMirror
@@ -41,7 +42,7 @@ from spectral_dist.params import Params
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation
-from spectral_dist.training.failures import explain
+from spectral_dist.training.failures import explaining
 from spectral_dist.training.init_from import first_state
 from spectral_dist.training.loop import Progress, train
 from spectral_dist.training.metrics import Record
@@ -105,7 +106,7 @@ class Trainer:
             self.console = console = Console(config.run.steps, enabled=verbose)
             closing.callback(console.close)
             keep_compilations(config.run.compilation_cache, console.warn)
-            with self._explaining(config):
+            with explaining(config):
                 config = settle_mesh(config, self._stop, self._processes, console.note)
                 self.mesh = make_mesh(config.mesh.shape, devices, config.mesh.axes)
                 config, self.files = open_datasets(config, console.note, self._processes)
@@ -121,13 +122,7 @@ class Trainer:
         """Open the run folder, make the state, the compiled step, the batches and the outputs."""
         config, mesh, console = self.config, self.mesh, self.console
         processes, stop = self._processes, self._stop
-        if processes.is_coordinator:
-            lock = closing.enter_context(locked(self.folder, config, console.note))
-            self._restore_folder = partial(restore, self.folder, config, argv, lock)
-        processes.agree("folder", {})  # nobody reads a checkpoint before the folder is locked
-        keep = {"keep": config.run.keep, "keep_every": config.run.keep_every}
-        self._checkpoints = Checkpoints(self.folder, **keep, warn=console.warn)
-        closing.callback(self._checkpoints.close)
+        self._open_folder(closing, argv)
         abstract = abstract_state(config, mesh)
         with stop.interruptible("reading the checkpoint"):
             processes.enter("reading the checkpoint")
@@ -167,6 +162,22 @@ class Trainer:
         self._loop: Iterator[Progress] | None = None  # the training loop, once it has started
         self._until = config.run.steps
         self._stop_requested = threading.Event()  # set by `stop`
+
+    def _open_folder(self, closing: contextlib.ExitStack, argv: Sequence[str]) -> None:
+        """Lock the run folder, fetch what the run's store has, and look at the checkpoints."""
+        config, processes, console = self.config, self._processes, self.console
+        processes.enter("reading the store")
+        if processes.is_coordinator:
+            lock = closing.enter_context(locked(self.folder, config, console.note))
+            self._restore_folder = partial(restore, self.folder, config, argv, lock)
+            fetch(config, self.folder, console.note, processes.note_progress)
+            # Before the checkpoints: closed after them, it finds the last one committed.
+            store = StoreMirror(config, self.folder, report=console.note, warn=console.warn)
+            closing.callback(store.close)
+        processes.agree("folder", {})  # nobody reads a checkpoint before the folder is locked
+        keep = {"keep": config.run.keep, "keep_every": config.run.keep_every}
+        self._checkpoints = Checkpoints(self.folder, **keep, warn=console.warn)
+        closing.callback(self._checkpoints.close)
 
     def _open_outputs(self, closing: contextlib.ExitStack, step: int) -> list[Output]:
         """Open what receives the records, for a start after `step`."""
@@ -377,14 +388,5 @@ class Trainer:
             what = "is closed" if self._closed else "has failed"
             raise ValueError(f"this Trainer {what}; a new one resumes from the latest checkpoint")
         # Never across a `yield` to the caller: the mesh would be set in the caller's own code too.
-        with self._explaining(self.config), jax.set_mesh(self.mesh):
+        with explaining(self.config), jax.set_mesh(self.mesh):
             yield
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _explaining(config: Config) -> Iterator[None]:
-        """Turn an error of JAX's runtime, such as out of memory, into one line for the user."""
-        try:
-            yield
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:  # device's or host's memory
-            raise explain(error, config) from error

@@ -26,7 +26,12 @@ _POLL_SECONDS = 0.1
 _SYNC_POINTS_AHEAD = 2
 # How many hang_timeouts a phase may take without progress; any other phase one. A full state on a
 # slow disk takes longer than a step, and the disk says nothing meanwhile.
-_PATIENCE = {"saving a checkpoint": 6.0, "reading the checkpoint": 6.0, "preparing text": 3.0}
+_PATIENCE = {
+    "saving a checkpoint": 6.0,
+    "reading the checkpoint": 6.0,
+    "preparing text": 3.0,
+    "reading the store": 6.0,
+}
 # How long the end of a run waits for the other processes.
 _END_SECONDS = 10.0
 

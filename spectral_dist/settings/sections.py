@@ -45,6 +45,12 @@ def _steps_to_trace(text: str) -> str:
     return text
 
 
+def _url_or_nothing(url: str) -> str:
+    if url and not re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", url):
+        raise ValueError("must be a URL such as s3://bucket/runs")
+    return url
+
+
 def _some_names(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         raise ValueError("must name at least one parameter")
@@ -94,6 +100,12 @@ class RunConfig:
     keep: Int = positive(
         2,
         "number of latest checkpoints to keep, beside the one with the best validation",
+        resume="silent",
+    )
+    store: Annotated[Text, AfterValidator(_url_or_nothing)] = setting(
+        "",
+        "URL under which the checkpoints are copied as well, and fetched from at a start, such as"
+        " s3://bucket/runs or gs://bucket/runs",
         resume="silent",
     )
     keep_every: Int = not_negative(

@@ -28,9 +28,11 @@ from spectral_dist.training import orbax
 from spectral_dist.training.checkpoint_folder import (
     BEST,
     TEMPORARY,
+    best_step,
     clear_leftovers,
     complete_steps,
     delete,
+    kept_steps,
     move_links,
     put_aside,
     resolve,
@@ -370,12 +372,11 @@ class Checkpoints:
         Of those that are in the folder and were evaluated when they were saved; of equal ones the
         latest. None if there is none.
         """
-        found = {step: self.validation(step) for step in self.steps()}
-        scores = {step: value for step, value in found.items() if value is not None}
-        return min(reversed(scores), key=scores.__getitem__) if scores else None
+        return best_step(self._validations())
 
     def _kept(self) -> list[int]:
-        """Return the steps to keep, ascending: the last `keep`, the best and the permanent ones."""
-        best, steps = self.best(), self.steps()
-        permanent = [s for s in steps if self._keep_every and s % self._keep_every == 0]
-        return sorted({*steps[-self._keep :], *permanent, *(() if best is None else (best,))})
+        """Return the steps to keep, ascending."""
+        return kept_steps(self._validations(), self._keep, self._keep_every)
+
+    def _validations(self) -> dict[int, float | None]:
+        return {step: self.validation(step) for step in self.steps()}

@@ -9,6 +9,7 @@ people, which no reader of ours follows. Knows nothing of what a checkpoint hold
 import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from spectral_dist.atomic_file import replace_link
@@ -20,7 +21,8 @@ TEMPORARY = ".orbax-checkpoint-tmp"  # how Orbax ends the name of a folder not y
 _DELETED = ".deleted"  # ends the name of a checkpoint while its files are deleted
 
 
-def _is_step(name: str) -> bool:
+def is_step(name: str) -> bool:
+    """Return whether the name of a folder is that of a checkpoint."""
     # Only "12" is a step: "012" or a digit of another script would name the same one twice.
     return name.isascii() and name.isdigit() and str(int(name)) == name
 
@@ -32,7 +34,7 @@ def complete_steps(folder: Path) -> list[int]:
         names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(name) for name in names if _is_step(name))
+    return sorted(int(name) for name in names if is_step(name))
 
 
 def resolve(folder: Path, name: str, best: int | None = None) -> int:
@@ -56,6 +58,29 @@ def resolve(folder: Path, name: str, best: int | None = None) -> int:
     return named[name]
 
 
+def best_step(validations: Mapping[int, float | None]) -> int | None:
+    """Return the step with the fewest bits per byte, of equal ones the latest.
+
+    Args:
+      validations: by step, ascending; None where it was not measured.
+    """
+    scores = {step: value for step, value in validations.items() if value is not None}
+    return min(reversed(scores), key=scores.__getitem__) if scores else None
+
+
+def kept_steps(validations: Mapping[int, float | None], keep: int, keep_every: int) -> list[int]:
+    """Return the steps to keep, ascending: the last `keep`, the best, and the permanent ones.
+
+    Args:
+      validations: bits per byte by step, ascending; None where it was not measured.
+      keep: how many of the latest, at least 1.
+      keep_every: a step that it divides is permanent; 0 makes none so.
+    """
+    steps, best = list(validations), best_step(validations)
+    permanent = [step for step in steps if keep_every and step % keep_every == 0]
+    return sorted({*steps[-keep:], *permanent, *(() if best is None else (best,))})
+
+
 def unread_work(folder: Path) -> str:
     """Return what in a folder without a complete step looks like one all the same; "" if nothing.
 
@@ -68,7 +93,7 @@ def unread_work(folder: Path) -> str:
     for entry in entries:
         if entry.name.endswith(_DELETED) or TEMPORARY in entry.name:
             continue  # of a killed process: never committed, or on its way out
-        named = _is_step(entry.name) or entry.name in LINKS
+        named = is_step(entry.name) or entry.name in LINKS
         if named and entry.is_symlink() and not entry.is_dir():
             return f"{entry.name} is a link to {os.readlink(entry.path)}, which is not there"
         with contextlib.suppress(OSError):  # a folder that may not be read

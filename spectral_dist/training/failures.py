@@ -3,9 +3,13 @@
 Knows no device. Read `explain`, then `recorded`.
 """
 
+import contextlib
 import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+
+import jax
 
 from spectral_dist.command_line import FAULT, Ending, error_code, one_line
 from spectral_dist.fault_log import FaultLog
@@ -46,6 +50,15 @@ def explain(error: BaseException, config: Config) -> BaseException:
         f"out of memory on {where}{asked}. Checkpoints are safe. Change, in this order:"
         f" {'; '.join(flags)}. python -m spectral_dist.dryrun shows before the start what fits"
     )
+
+
+@contextlib.contextmanager
+def explaining(config: Config) -> Iterator[None]:
+    """Turn an error of JAX's runtime in a block, such as out of memory, into one line."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:  # device's or host's memory
+        raise explain(error, config) from error
 
 
 def recorded(error: Exception, folder: Path, process: int) -> Exception:

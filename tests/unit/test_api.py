@@ -18,6 +18,7 @@ from spectral_dist.api import Generator, LoadedRun, Record, load_run
 from spectral_dist.data.tokenizers import BYTES
 from spectral_dist.file_lock import FileLock
 from spectral_dist.inference import _characters, check_sampling
+from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.trainer import Trainer
 from spectral_dist.training.state import TrainState
 from tests.end_to_end.conftest import write_text
@@ -159,6 +160,18 @@ def test_a_file_system_without_locks_is_named(
     assert not list((folder / "lockless").iterdir())
     make(folder, "lockless", lock=False, verbose=True)._release()
     assert "lock=false: nothing keeps another process" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_from_its_store_on_another_disk(
+    folder: Path, straight: dict[int, float]
+) -> None:
+    with make(folder, "stored", store=f"file://{folder}/store") as trainer:
+        trainer.run_until(4)
+    shutil.rmtree(folder / "stored")
+    with make(folder, "stored", store=f"file://{folder}/store") as trainer:
+        assert trainer.step == 4
+        assert losses(list(trainer)) == {step: straight[step] for step in (5, 6)}
+    assert sorted(losses(read_metrics(folder / "stored" / "metrics.jsonl"))) == [*range(1, 7)]
 
 
 def test_a_step_that_fails_leaves_the_checkpoints_alone(folder: Path) -> None:
