@@ -20,7 +20,7 @@ from spectral_dist.data.mixture import Batch, TrainSequences, token_batches
 from spectral_dist.data.phases import phases_of
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile, prepare
-from spectral_dist.flags import configs_folder
+from spectral_dist.flags import configs_folder, find_config
 from spectral_dist.mesh import unused_gpu
 from spectral_dist.settings import (
     AUTO_MESH,
@@ -52,7 +52,7 @@ def make_config(config: Config | str | PathLike[str] | None, settings: Mapping[s
     elif config is None and not {"data_paths", "datasets"}.isdisjoint(layer):
         base = {}
     else:
-        base = read_yaml(Path(configs_folder() / "demo.yaml" if config is None else config))
+        base = read_yaml(configs_folder() / "demo.yaml" if config is None else find_config(config))
     return resolve(from_layers([base, layer]))
 
 

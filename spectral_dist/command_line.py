@@ -9,9 +9,12 @@ import argparse
 import contextlib
 import errno
 import os
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 # Exit codes beside 0 and 130 (Ctrl-C). A scheduler may start again what ends with 74, 75 or 76.
@@ -91,6 +94,23 @@ def printable(text: str) -> str:
     ends and tabs stay; lone surrogates, which no terminal can be sent, become question marks.
     """
     return text.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
+
+
+def invocation(command: str) -> str:
+    """Return how this program's user starts one of its commands, for a hint that can be pasted.
+
+    Args:
+      command: a name in `__main__.COMMANDS`.
+    """
+    if Path(sys.argv[0]).name == "spectral-dist":
+        return f"{sys.argv[0]} {command}"
+    # The interpreter by the name that finds it from here: an environment may not be active.
+    python = Path(sys.executable)
+    if shutil.which(python.name) == sys.executable:
+        shown = python.name
+    else:
+        shown = str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python)
+    return f"{shlex.quote(shown)} -m spectral_dist.{command}"
 
 
 def say(text: str) -> None:

@@ -5,9 +5,11 @@ Imports no JAX. Read `load_config`.
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,8 @@ def load_config(argv: Sequence[str], program: str = "spectral_dist.train") -> Co
     path, printed = flags.pop("config", None), flags.pop("print_config")
     # Naming your own text means your own run: the demo's tiny model must not come with it.
     if path is None and not any(name.startswith(("data_paths", "datasets")) for name in flags):
-        path = str(configs_folder() / "demo.yaml")
-    file = read_yaml(Path(path)) if path is not None else {}
+        path = configs_folder() / "demo.yaml"
+    file = read_yaml(find_config(path)) if path is not None else {}
     config = resolve(from_layers([file, flags]))
     if printed:
         sys.stdout.write(to_yaml(config))
@@ -57,6 +59,26 @@ def configs_folder() -> Path:
     """The folder of the shipped YAML files, in a checkout or in an installed package."""
     beside = Path(__file__).parent / "configs"  # where the wheel puts them
     return beside if beside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def find_config(name: str | PathLike[str]) -> Path:
+    """Return the settings file of a name: a path, or a shipped preset such as level1.
+
+    Raises:
+      ValueError: if there is neither; lists the presets.
+    """
+    path = Path(os.path.expanduser(name))
+    presets = {file.stem: file for file in sorted(configs_folder().glob("*.yaml"))}
+    # The shipped file under its path in a checkout, too, from wherever a wheel is used.
+    shipped = presets.get(path.stem if path.parent in (Path(), Path("configs")) else "")
+    if path.exists() or (shipped is None and path.suffix):
+        return path  # one that is not there is named by who reads it
+    if shipped is None:
+        raise ValueError(
+            f"config={os.fspath(name)!r}: no such file, and no preset; there are"
+            f" {', '.join(presets)}"
+        )
+    return shipped
 
 
 def _list_flags(argv: Sequence[str]) -> list[str]:
@@ -81,7 +103,9 @@ def make_parser(program: str = "spectral_dist.train", list_flags: Sequence[str] 
         " A setting in a section may be named by its path, too: --mixers.spectral.num_poles 32.",
     )
     daily = parser.add_argument_group("daily use")
-    daily.add_argument("--config", metavar="FILE", help="YAML file of these settings")
+    daily.add_argument(
+        "--config", metavar="FILE", help="YAML file of these settings, or a preset such as level1"
+    )
     for name, text in LIST_FLAGS.items():
         daily.add_argument(f"--{name}", metavar=name.upper(), help=text)
     for setting in SETTINGS.values():

@@ -8,6 +8,7 @@ import io
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from spectral_dist.command_line import Parser, printable, run_main
 
@@ -15,6 +16,7 @@ from spectral_dist.command_line import Parser, printable, run_main
 def main(argv: Sequence[str]) -> int:
     """Stream what the model writes after a prompt; return the exit code."""
     flags = make_parser().read(argv)
+    prompt = _prompt(flags.prompt, flags.prompt_file)
     from spectral_dist.inference import Generator, check_sampling  # loads JAX
 
     check_sampling(flags.max_new_tokens, flags.temperature, flags.seed)
@@ -22,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         flags.run_name, checkpoint_dir=flags.checkpoint_dir, checkpoint=flags.checkpoint
     )
     pieces = generator.stream(
-        flags.prompt,
+        prompt,
         max_new_tokens=flags.max_new_tokens,
         temperature=flags.temperature,
         seed=flags.seed,
@@ -31,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     shown = printable if sys.stdout.isatty() else str
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an encoding may lack a letter
-    sys.stdout.write(shown(flags.prompt))
+    sys.stdout.write(shown(prompt))
     times, sizes = [], []
     for piece in pieces:
         times.append(time.perf_counter())
@@ -45,6 +47,24 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _prompt(text: str, file: str | None) -> str:
+    """Return the prompt: of the command line, of a file, or (-) of standard input.
+
+    Raises:
+      ValueError: if both are given, or the file cannot be read.
+    """
+    if file is None:
+        # The bytes that were typed, which a locale without UTF-8 has hidden in lone surrogates.
+        return text.encode(errors="surrogateescape").decode(errors="replace")
+    if text:
+        raise ValueError(f"prompt_file={file!r}: give either this or --prompt")
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"prompt_file={file!r}: cannot be read: {error.strerror}") from error
+    return content.decode(errors="replace")
+
+
 def make_parser() -> Parser:
     """Return the parser of this command's flags."""
     parser = Parser(prog="python -m spectral_dist.generate", description=main.__doc__)
@@ -56,6 +76,7 @@ def make_parser() -> Parser:
         help="checkpoint_0 (latest), checkpoint_1, best (by validation) or a step",
     )
     parser.add_argument("--prompt", default="", help="text to continue")
+    parser.add_argument("--prompt_file", help="file with the text to continue; - reads stdin")
     parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")

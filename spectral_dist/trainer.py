@@ -33,7 +33,8 @@ from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs import Output
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.jsonl import MetricsFile
-from spectral_dist.outputs.run_folder import locked, restore, write_run_folder
+from spectral_dist.outputs.run_folder import environment, locked, restore, write_run_folder
+from spectral_dist.outputs.starts import started
 from spectral_dist.outputs.store import StoreMirror, fetch
 from spectral_dist.outputs.summary import Saved
 from spectral_dist.outputs.unread import UnreadRecords
@@ -143,7 +144,8 @@ class Trainer:
             config, self.files, mesh, report=console.note, should_stop=processes.should_stop
         )
 
-        outputs = self._open_outputs(closing, step)
+        self._progress = Progress(step, state, None)
+        outputs = self._open_outputs(closing, argv)
         console.start(step)
         processes.enter("training")
         self._milestones = Milestones(
@@ -158,7 +160,6 @@ class Trainer:
         )
         self._throughput = self._milestones.throughput
         self._throughput.pause()  # until the caller iterates
-        self._progress = Progress(step, state, None)
         self._loop: Iterator[Progress] | None = None  # the training loop, once it has started
         self._until = config.run.steps
         self._stop_requested = threading.Event()  # set by `stop`
@@ -179,12 +180,16 @@ class Trainer:
         self._checkpoints = Checkpoints(self.folder, **keep, warn=console.warn)
         closing.callback(self._checkpoints.close)
 
-    def _open_outputs(self, closing: contextlib.ExitStack, step: int) -> list[Output]:
-        """Open what receives the records, for a start after `step`."""
-        config, console = self.config, self.console
+    def _open_outputs(self, closing: contextlib.ExitStack, argv: Sequence[str]) -> list[Output]:
+        """Record this start, and open what receives the records."""
+        config, console, step = self.config, self.console, self.step
         self._unread = UnreadRecords()
         outputs: list[Output] = [self._unread, console]
         if self._processes.is_coordinator:
+            start = started(
+                config, self.folder, step, environment(argv), lambda: self.step, console.warn
+            )
+            closing.enter_context(start)
             # In this order: the mirror starts with the file as the resumed run has trimmed it.
             path, on_loss = self.folder / "metrics.jsonl", self._restore_folder
             metrics = MetricsFile(path, step, warn=console.warn, on_loss=on_loss)
@@ -346,9 +351,9 @@ class Trainer:
                 self._milestones.save_if_unsaved(self._progress)
         self._release()
 
-    def _release(self) -> None:
+    def _release(self, error: BaseException | None = None) -> None:
         self._closed = True
-        self._closing.close()
+        self._closing.__exit__(type(error) if error else None, error, None)
 
     def __enter__(self) -> "Trainer":
         """Return the trainer itself."""
@@ -362,7 +367,7 @@ class Trainer:
     ) -> None:
         """Close; after an error, save nothing."""
         # The error may come from a state that is wrong: the last good checkpoint stays the latest.
-        self.close() if error is None else self._release()
+        self.close() if error is None else self._release(error)
 
     # ---- contexts ----
 

@@ -55,7 +55,7 @@ def write_run_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", to_yaml(config))
-        write_text(folder / "environment.json", json.dumps(_environment(argv), indent=2) + "\n")
+        write_text(folder / "environment.json", json.dumps(environment(argv), indent=2) + "\n")
     except OSError as error:
         raise _unwritable(config, folder, error) from error
 
@@ -146,7 +146,8 @@ def code_version() -> dict[str, str]:
     return found | {"spectral_dist sources": sources.hexdigest()[:16]}
 
 
-def _environment(argv: Sequence[str]) -> dict[str, Any]:
+def environment(argv: Sequence[str]) -> dict[str, Any]:
+    """Return what a start of a run stands on: command, versions, devices, commit."""
     # No environment variables and no host names: run folders are shared, and W&B gets this file.
     versions = {}
     for name in _PACKAGES:

@@ -4,6 +4,7 @@ Owns what is printed after the last step, and the exit code. Read `say_end` firs
 """
 
 import math
+import shlex
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ import jax
 import numpy as np
 
 from spectral_dist.cluster.signals import exit_code
-from spectral_dist.command_line import UNSAVED
+from spectral_dist.command_line import UNSAVED, invocation
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.model.sampling import sample
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.report import write_report
 from spectral_dist.params import Params
-from spectral_dist.settings import Config
+from spectral_dist.settings import SETTINGS, Config
 from spectral_dist.training.state import model_spec
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 64, 400
@@ -50,18 +51,19 @@ def show_sample(config: Config, files: list[TokenFile], params: Params, console:
 
 def show_next_steps(config: Config, folder: Path, console: Console) -> None:
     """Print where the results are, and commands to try next."""
-    name = config.run.run_name
+    name, runs = shlex.quote(config.run.run_name), config.run.checkpoint_dir
+    default = SETTINGS["checkpoint_dir"].field.default
+    run = f"--run_name {name}"
+    run += "" if runs == default else f" --checkpoint_dir {shlex.quote(runs)}"
     console.note(f"results are in {folder}")
     try:
         console.note(f"curves are in {write_report(folder)}")
     except (OSError, ValueError) as error:  # a full disk, for example; training has succeeded
         console.warn(f"the curves could not be drawn: {error}")
     console.note("next, for example:")
-    console.note(f'  python -m spectral_dist.generate --run_name {name} --prompt "Bir "')
-    console.note(f"  python -m spectral_dist.evaluate --run_name {name} --lengths 1,2,4,8")
-    console.note(
-        "  python -m spectral_dist.train --config configs/level1.yaml --data_paths YOUR.txt"
-    )
+    console.note(f'  {invocation("generate")} {run} --prompt "Bir "')
+    console.note(f"  {invocation('evaluate')} {run} --lengths 1,2,4,8")
+    console.note(f"  {invocation('train')} --config level1 --data_paths YOUR.txt")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         threading.Thread(target=_watch, args=watching, daemon=True).start()
     else:
         training_ended.set()  # nothing is appended any more: one pass over the file
-    state = MirrorState.open(folder, flags.sent_at_most, new=flags.new)
+    state = MirrorState.open(folder, config.run.run_name, flags.sent_at_most, new=flags.new)
     mirror(config, state, mode, training_ended, warnings, silent=flags.follow)
     return 1 if warnings.given and not flags.follow else 0
 
@@ -140,28 +140,32 @@ class MirrorState:
 
     Attributes:
       folder: the run folder.
+      run_name: of the settings.
       identity: W&B's id of the run.
       sent: bytes of metrics.jsonl that have been sent.
     """
 
     folder: Path
+    run_name: str
     identity: str
     sent: int
 
     @classmethod
     def open(
-        cls, folder: Path, sent_at_most: int | None = None, *, new: bool = False
+        cls, folder: Path, run_name: str, sent_at_most: int | None = None, *, new: bool = False
     ) -> "MirrorState":
         """Read the state that an earlier mirror of the run has saved.
 
         Args:
           folder: the run folder.
+          run_name: of the settings; it is another one in a branch of a copied run.
           sent_at_most: size of metrics.jsonl, in bytes, before a resumed run appended to it. The
             run has dropped what stood after that, and writes it again.
           new: ignore the earlier state.
         """
-        identity = "" if new else _read(folder / ID_FILE)
-        if not identity.isalnum():
+        identity, _, owner = ("" if new else _read(folder / ID_FILE)).partition("\n")
+        # A branch of a copied run begins curves of its own, with all that it has in common.
+        if not identity.isalnum() or owner not in ("", run_name):
             identity, sent = secrets.token_hex(8), 0
         else:
             # Folders from before SENT_FILE existed have the id alone: all was sent at once then.
@@ -170,7 +174,7 @@ class MirrorState:
             there = metrics.stat().st_size if metrics.exists() else 0
             there = there if sent_at_most is None else min(there, sent_at_most)
             sent = min(int(known), there) if known.isdecimal() else there
-        return cls(folder, identity, sent)
+        return cls(folder, run_name, identity, sent)
 
     def new_records(self) -> Iterator[Record]:
         """Yield the records of all complete lines not sent yet; damaged lines are skipped."""
@@ -188,7 +192,8 @@ class MirrorState:
         """Write the id and the bytes sent to the run folder, for the next mirror of this run."""
         # A full disk loses no metrics: the next mirror would send some of them a second time.
         with contextlib.suppress(OSError):
-            for name, text in ((ID_FILE, self.identity), (SENT_FILE, str(self.sent))):
+            identity = f"{self.identity}\n{self.run_name}"
+            for name, text in ((ID_FILE, identity), (SENT_FILE, str(self.sent))):
                 path = self.folder / name
                 if _read(path) != text:
                     write_text(path, text + "\n")
@@ -196,7 +201,7 @@ class MirrorState:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 

@@ -63,7 +63,7 @@ _OTHERWISE = {
     "micro_batch_size per_device_train_batch_size train_batch_size global_batch_size"
     " device_batch_size per_device_batch_size": "--batch_size counts the sequences of a micro-batch"
     " over all devices",
-    "resume resume_from_checkpoint resume_from init_from load load_checkpoint ckpt_path"
+    "resume resume_from_checkpoint resume_from load load_checkpoint ckpt_path"
     " auto_resume": "the same command with the same --run_name resumes by itself",
     "epochs num_epochs max_epochs num_train_epochs n_epochs": "a run is --steps long; a step sees"
     " batch_size x accum_steps x seq_len tokens",

@@ -118,6 +118,12 @@ class RunConfig:
     )
     # A single bad batch is skipped; many in succession mean that training has diverged.
     max_bad_steps: Int = positive(10, "non-finite steps in succession after which the run stops")
+    # A scheduler would start again for ever what fails each time in the same place.
+    max_failed_starts: Int = not_negative(
+        3,
+        "starts in a row that may fail before the next checkpoint; 0 allows any number",
+        resume="silent",
+    )
     compilation_cache: Text = setting(
         "auto",
         "folder of compiled programs, which a later start need not compile: a path, auto (in the"

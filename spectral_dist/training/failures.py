@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from spectral_dist.command_line import FAULT, Ending, error_code, one_line
+from spectral_dist.command_line import FAULT, Ending, error_code, invocation, one_line
 from spectral_dist.fault_log import FaultLog
 from spectral_dist.settings import Config
 
@@ -48,7 +48,7 @@ def explain(error: BaseException, config: Config) -> BaseException:
     where = "this host" if isinstance(error, MemoryError) else "a device"
     return ValueError(
         f"out of memory on {where}{asked}. Checkpoints are safe. Change, in this order:"
-        f" {'; '.join(flags)}. python -m spectral_dist.dryrun shows before the start what fits"
+        f" {'; '.join(flags)}. {invocation('dryrun')} shows before the start what fits"
     )
 
 

@@ -76,9 +76,22 @@ def test_the_same_seed_writes_the_same_text(start) -> None:
     assert texts[0][1].startswith("ağaç ")
 
 
+def test_a_prompt_of_any_kind_is_the_same_bytes(start, tmp_path: Path) -> None:
+    flags = ("--run_name", "base", "--max_new_tokens", "5")
+    file = tmp_path / "prompt.txt"
+    file.write_text("ağaç ", encoding="utf-8")
+    _, wanted, _ = start(generate.main, *flags, "--prompt", "ağaç ")
+    # As Python decodes what was typed in a locale without UTF-8.
+    hidden = "ağaç ".encode().decode("ascii", "surrogateescape")
+    for given in (("--prompt_file", str(file)), ("--prompt", hidden)):
+        code, out, _ = start(generate.main, *flags, *given)
+        assert (code, out) == (0, wanted)
+
+
 @pytest.mark.parametrize(
     ("main", "flags", "message"),
     [
+        (generate.main, ["--run_name", "base", "--prompt_file", "none.txt"], "'none.txt': cannot"),
         (evaluate.main, ["--run_name", "other"], "run_name='other': no such run"),
         (evaluate.main, ["--run_name", ""], "run_name='': no such run"),
         (evaluate.main, [], "--run_name"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spectral_dist.flags import configs_folder
+from spectral_dist.flags import configs_folder, load_config
 from spectral_dist.settings import (
     AUTO_MESH,
     LIST_FLAGS,
@@ -217,7 +217,7 @@ POSITIVE = [
 ]
 NOT_NEGATIVE = [
     *("seed", "chunk_size", "weight_decay", "z_loss", "warmup_steps", "save_minutes"),
-    *("keep_every", "final_lr_fraction"),
+    *("keep_every", "final_lr_fraction", "max_failed_starts"),
 ]
 SHARES = ["beta1", "beta2", "decay_fraction", "validation_fraction"]
 
@@ -599,3 +599,17 @@ def test_the_phases_are_one_model() -> None:
         for name in ("level1.yaml", "phase1.yaml", "phase2.yaml", "phase3.yaml")
     ]
     assert all(model == models[0] for model in models)
+
+
+def test_a_preset_has_a_name_and_a_file_goes_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("level2", "level2.yaml", "configs/level2.yaml"):
+        assert load_config(["--config", name]).model.hidden_dim == 1024
+    (tmp_path / "level2").write_text("hidden_dim: 128\n")
+    assert load_config(["--config", "level2"]).model.hidden_dim == 128
+    with pytest.raises(ValueError, match=r"config='level7': no such file, and no preset; .*level1"):
+        load_config(["--config", "level7"])
+    with pytest.raises(ValueError, match=r"config='x/level2.yaml': cannot be read"):
+        load_config(["--config", "x/level2.yaml"])

@@ -93,7 +93,7 @@ def send(folder: Path, config: Config = CONFIG, mode: Mode = "offline") -> list[
     """Mirror what is there; return the warnings."""
     warnings, ending = [], threading.Event()
     ending.set()
-    mirror(config, MirrorState.open(folder), mode, ending, Warnings(warnings.append))
+    mirror(config, MirrorState.open(folder, "trial"), mode, ending, Warnings(warnings.append))
     return warnings
 
 
@@ -127,19 +127,31 @@ def test_only_whole_lines_are_read_and_damaged_ones_passed_over(
 def test_a_resumed_run_sends_again_what_it_trains_again(fake: FakeWandb, folder: Path) -> None:
     send(folder)
     size = len((folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])
-    assert MirrorState.open(folder, size).sent == size
-    assert MirrorState.open(folder, 10**6).sent == (folder / "metrics.jsonl").stat().st_size
-    assert MirrorState.open(folder, new=True).sent == 0
+    assert MirrorState.open(folder, "trial", size).sent == size
+    assert (
+        MirrorState.open(folder, "trial", 10**6).sent == (folder / "metrics.jsonl").stat().st_size
+    )
+    assert MirrorState.open(folder, "trial", new=True).sent == 0
 
 
 def test_a_folder_of_an_earlier_version_goes_on_with_its_id(folder: Path) -> None:
     (folder / ID_FILE).write_text("0123456789abcdef\n")
-    state = MirrorState.open(folder, 40)
+    state = MirrorState.open(folder, "trial", 40)
     assert (state.identity, state.sent) == ("0123456789abcdef", 40)
     (folder / ID_FILE).write_text("../not an id\n")
-    state = MirrorState.open(folder)
+    state = MirrorState.open(folder, "trial")
     assert state.identity.isalnum()
     assert state.sent == 0
+
+
+def test_a_branch_of_a_copied_run_begins_curves_of_its_own(folder: Path) -> None:
+    send(folder)
+    original = MirrorState.open(folder, "trial")
+    branch = MirrorState.open(folder, "other")
+    assert original.sent > branch.sent == 0
+    assert original.identity != branch.identity
+    branch.save()
+    assert MirrorState.open(folder, "other").identity == branch.identity
 
 
 def test_run_is_named_placed_and_configured(
@@ -154,7 +166,7 @@ def test_run_is_named_placed_and_configured(
     assert (arguments["project"], arguments["name"]) == ("letters", "trial")
     assert (arguments["mode"], arguments["resume"]) == ("offline", "allow")
     assert arguments["dir"] == str(folder)
-    assert arguments["id"] == (folder / ID_FILE).read_text().strip()
+    assert (folder / ID_FILE).read_text() == f"{arguments['id']}\ntrial\n"
     assert arguments["config"] == {**CONFIG.flat(), "environment": {"processes": 1}}
     settings = arguments["settings"]
     assert settings.init_timeout == 30
@@ -240,4 +252,4 @@ def test_really_offline(folder: Path) -> None:
     files = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 1
     assert b"train/loss" in files[0].read_bytes()
-    assert (folder / ID_FILE).read_text().strip() in files[0].name
+    assert (folder / ID_FILE).read_text().split()[0] in files[0].name
