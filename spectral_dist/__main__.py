@@ -24,6 +24,7 @@ COMMANDS = {
     "launch": ("launch", "start several processes on this host"),
     "report": ("outputs.report.__main__", "draw report.html of a run"),
     "wandb": ("outputs.wandb_mirror", "send the metrics of a run to Weights & Biases"),
+    "export": ("export", "write a trained model for Hugging Face transformers"),
     "store": ("store", "copy checkpoints to or from s3://, gs:// and others"),
     "bench": ("bench", "measure this machine, beside other projects"),
     "schema": ("schema", "the JSON schema of a settings file, for editors"),

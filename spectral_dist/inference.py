@@ -42,6 +42,7 @@ class LoadedRun:
       step: completed steps.
       description: what the checkpoint records of the run: settings, datasets, next sequence.
       mesh: the devices.
+      folder: the run folder, if it came from one.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class LoadedRun:
     step: int
     description: dict[str, Any]
     mesh: Mesh
+    folder: Path | None = None
 
     def model(self, tokens: ArrayLike, state: State = None) -> tuple[jax.Array, State]:
         """Run the model, jitted: return the logits of each next token and the state at the end.
@@ -127,7 +129,7 @@ def load_run(
             params = checkpoints.restore_part(abstract, step)["params"]
     finally:
         checkpoints.close()  # ends Orbax's threads
-    return LoadedRun(config, params, step, description, mesh)
+    return LoadedRun(config, params, step, description, mesh, folder)
 
 
 def _run_folder(run: str | PathLike[str], checkpoint_dir: str | PathLike[str]) -> Path:

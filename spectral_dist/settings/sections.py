@@ -77,8 +77,8 @@ class RunConfig:
     # A new run: its optimizer, schedule and data begin at step 0, whatever the other one's did.
     init_from: Text = setting(
         "",
-        "start a new run with the parameters of another: a run (its latest checkpoint), or a"
-        " checkpoint of one (RUN/500, RUN/best)",
+        "start a new run with the parameters of another: a run (its latest checkpoint), a"
+        " checkpoint of one (RUN/500, RUN/best) or an exported model (a folder)",
         resume="silent",
     )
     init_names: Annotated[Texts, AfterValidator(_some_names)] = setting(

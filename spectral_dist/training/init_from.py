@@ -4,6 +4,7 @@ Owns where those parameters are looked for, and which of them are taken. Step, o
 order of the data begin anew in either case. Read `first_state`.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import os
@@ -11,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
+from spectral_dist.model.exchange import Export, exported_names, is_export
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.checkpoint_folder import complete_steps
@@ -35,24 +38,81 @@ def first_state(config: Config, mesh: Mesh, report: Callable[[str], None]) -> Tr
     state = init_state(config, mesh)
     if not config.run.init_from:
         return state
-    checkpoints, step = _find(config)
-    try:
-        names = _chosen(config, array_types(state.params), _stored(checkpoints.folder / str(step)))
-        abstract = _nested(names, abstract_state(config, mesh).params)
-        found = checkpoints.restore_part({"params": abstract}, step)["params"]
-    finally:
-        checkpoints.close()
-    report(
-        f"init_from: {len(names)} of {len(array_types(state.params))} parameters are those of step"
-        f" {step} in {checkpoints.folder}; optimizer and data begin anew"
-    )
+    here = array_types(state.params)
+    with contextlib.closing(_find(config, list(here))) as source:
+        names = _chosen(config, here, source.types())
+        found = source.read(_nested(names, abstract_state(config, mesh).params))
+        report(
+            f"init_from: {len(names)} of {len(here)} parameters are those of {source};"
+            " optimizer and data begin anew"
+        )
     return dataclasses.replace(state, params=_merged(state.params, found))
 
 
-def _find(config: Config) -> tuple[Checkpoints, int]:
-    """Return the checkpoints that `init_from` names, and the step."""
+class _Run:
+    """The parameters in a checkpoint of another run."""
+
+    def __init__(self, checkpoints: Checkpoints, step: int) -> None:
+        self._checkpoints, self._step = checkpoints, step
+
+    def __str__(self) -> str:
+        return f"step {self._step} in {self._checkpoints.folder}"
+
+    def types(self) -> dict[str, str]:
+        """Return name and type of each parameter."""
+        arrays = read_manifest(self._checkpoints.folder / str(self._step))["arrays"]
+        prefix = "params/"
+        return {n.removeprefix(prefix): kind for n, kind in arrays.items() if n.startswith(prefix)}
+
+    def read(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters that a nested dict of shapes and shardings asks for."""
+        return self._checkpoints.restore_part({"params": abstract}, self._step)["params"]
+
+    def close(self) -> None:
+        self._checkpoints.close()
+
+
+class _Exported:
+    """The parameters of an exported model."""
+
+    def __init__(self, config: Config, folder: Path, ours: list[str]) -> None:
+        pattern = len(config.model.pattern)
+        self._folder, self._export = folder, Export(folder)
+        self._names = exported_names(ours, pattern, config.model.num_layers // pattern)
+
+    def __str__(self) -> str:
+        return f"the model in {self._folder}"
+
+    def types(self) -> dict[str, str]:
+        """Return name and type of each parameter."""
+        shapes = self._export.shapes(self._names)
+        return {name: f"float32[{','.join(map(str, shape))}]" for name, shape in shapes.items()}
+
+    def read(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters that a nested dict of shapes and shardings asks for."""
+
+        def place(path: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            array = self._export.read(self._names, name)
+            return jax.make_array_from_callback(array.shape, wanted.sharding, array.__getitem__)
+
+        return jax.tree_util.tree_map_with_path(place, abstract)
+
+    def close(self) -> None:
+        """Do nothing: files are open only while they are read."""
+
+
+def _find(config: Config, ours: list[str]) -> _Run | _Exported:
+    """Return what `init_from` names.
+
+    Args:
+      config: the settings.
+      ours: the names of this model's parameters.
+    """
     given, runs = config.run.init_from, Path(config.run.checkpoint_dir)
     path = Path(given).expanduser()
+    if is_export(path):
+        return _Exported(config, path, ours)
     # A plain word is the name of a run, as for generate and evaluate.
     folder = path if os.sep in given else runs / given
     name = "checkpoint_0"
@@ -61,21 +121,14 @@ def _find(config: Config) -> tuple[Checkpoints, int]:
     if not complete_steps(folder):
         raise ValueError(
             f"init_from={given!r}: {folder} is no run with checkpoints; give a run, its name in"
-            f" {runs}, or a checkpoint of one, such as RUN/500 or RUN/best"
+            f" {runs}, a checkpoint of one, such as RUN/500 or RUN/best, or an exported model"
         )
     checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)  # it never saves
     try:
-        return checkpoints, checkpoints.find(name)
+        return _Run(checkpoints, checkpoints.find(name))
     except ValueError as error:
         checkpoints.close()
         raise ValueError(f"init_from={given!r}: {error}") from error
-
-
-def _stored(folder: Path) -> dict[str, str]:
-    """Return name and type of each parameter of a checkpoint."""
-    arrays = read_manifest(folder)["arrays"]
-    prefix = "params/"
-    return {n.removeprefix(prefix): kind for n, kind in arrays.items() if n.startswith(prefix)}
 
 
 def _chosen(config: Config, here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
