@@ -3,6 +3,7 @@
 `trainer.Trainer` calls these functions in the order of this file.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -22,6 +23,12 @@ from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.flags import configs_folder, find_config
 from spectral_dist.mesh import unused_gpu
+from spectral_dist.outputs import Output
+from spectral_dist.outputs.console import Console
+from spectral_dist.outputs.jsonl import MetricsFile, last_value
+from spectral_dist.outputs.redrawn import RedrawnReport
+from spectral_dist.outputs.starts import started
+from spectral_dist.outputs.wandb import WandbMirror
 from spectral_dist.settings import (
     AUTO_MESH,
     Config,
@@ -32,6 +39,7 @@ from spectral_dist.settings import (
     resolve,
 )
 from spectral_dist.settings.files import read_yaml
+from spectral_dist.training.progress import HOURS
 from spectral_dist.training.state import TrainState
 from spectral_dist.training.step import batch_sharding, make_train_step
 
@@ -195,3 +203,43 @@ def compile_step(
         report(remark)
     report(f"{count:,} parameters on {where}; training step compiled in {seconds:.1f} s{need}")
     return compiled
+
+
+def open_record(
+    closing: contextlib.ExitStack,
+    config: Config,
+    folder: Path,
+    first: int,
+    facts: Mapping[str, Any],
+    step: Callable[[], int],
+    on_loss: Callable[[], None],
+    console: Console,
+) -> tuple[list[Output], float]:
+    """Open what is kept of a run in its folder: starts, metrics, report, and the mirror to W&B.
+
+    Args:
+      closing: closes all of it, in the right order.
+      config: the settings.
+      folder: the run folder.
+      first: completed steps at this start.
+      facts: of this start, for starts.jsonl.
+      step: returns the completed steps.
+      on_loss: called when the folder was deleted meanwhile.
+      console: where to print.
+
+    Returns:
+      The outputs, and the hours of training before this start.
+
+    Raises:
+      ValueError: if too many starts in a row have failed from this step.
+    """
+    path = folder / "metrics.jsonl"
+    report = RedrawnReport(folder, console.warn)
+    closing.callback(report.close)  # last of all: it shows how this start ended
+    closing.enter_context(started(config, folder, first, facts, step, console.warn))
+    # In this order: the mirror starts with the file as the resumed run has trimmed it.
+    metrics = MetricsFile(path, first, warn=console.warn, on_loss=on_loss)
+    closing.callback(metrics.close)
+    mirror = WandbMirror(config, folder, resume=first > 0, report=console.note)
+    closing.callback(mirror.close)
+    return [metrics, report], last_value(path, HOURS)

@@ -22,6 +22,7 @@ from spectral_dist.assembly import (
     make_config,
     open_batches,
     open_datasets,
+    open_record,
     settle_mesh,
 )
 from spectral_dist.cluster.agreement import Processes
@@ -32,13 +33,10 @@ from spectral_dist.inference import Generator, LoadedRun
 from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs import Output
 from spectral_dist.outputs.console import Console
-from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.run_folder import environment, locked, restore, write_run_folder
-from spectral_dist.outputs.starts import started
 from spectral_dist.outputs.store import StoreMirror, fetch
 from spectral_dist.outputs.summary import Saved
 from spectral_dist.outputs.unread import UnreadRecords
-from spectral_dist.outputs.wandb import WandbMirror
 from spectral_dist.params import Params
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
@@ -145,7 +143,7 @@ class Trainer:
         )
 
         self._progress = Progress(step, state, None)
-        outputs = self._open_outputs(closing, argv)
+        outputs, hours = self._open_outputs(closing, argv)
         console.start(step)
         processes.enter("training")
         self._milestones = Milestones(
@@ -157,6 +155,7 @@ class Trainer:
             (step, sequence),
             figures,
             processes,
+            hours,
         )
         self._throughput = self._milestones.throughput
         self._throughput.pause()  # until the caller iterates
@@ -180,24 +179,23 @@ class Trainer:
         self._checkpoints = Checkpoints(self.folder, **keep, warn=console.warn)
         closing.callback(self._checkpoints.close)
 
-    def _open_outputs(self, closing: contextlib.ExitStack, argv: Sequence[str]) -> list[Output]:
-        """Record this start, and open what receives the records."""
-        config, console, step = self.config, self.console, self.step
-        self._unread = UnreadRecords()
-        outputs: list[Output] = [self._unread, console]
+    def _open_outputs(
+        self, closing: contextlib.ExitStack, argv: Sequence[str]
+    ) -> tuple[list[Output], float]:
+        """Open what receives the records; return it, and the hours trained before this start."""
+        self._unread, hours = UnreadRecords(), 0.0
+        outputs: list[Output] = [self._unread, self.console]
         if self._processes.is_coordinator:
-            start = started(
-                config, self.folder, step, environment(argv), lambda: self.step, console.warn
-            )
-            closing.enter_context(start)
-            # In this order: the mirror starts with the file as the resumed run has trimmed it.
-            path, on_loss = self.folder / "metrics.jsonl", self._restore_folder
-            metrics = MetricsFile(path, step, warn=console.warn, on_loss=on_loss)
-            closing.callback(metrics.close)
-            outputs.append(metrics)
-            mirror = WandbMirror(config, self.folder, resume=step > 0, report=console.note)
-            closing.callback(mirror.close)
-        return outputs
+            sizes = {
+                "parameters": sum(x.size for x in jax.tree.leaves(self.params)),
+                "train_tokens": {file.name: file.split for file in self.files},
+            }
+            facts = {"environment": environment(argv), **sizes}
+            start = self.config, self.folder, self.step, facts
+            later = lambda: self.step, self._restore_folder, self.console
+            kept, hours = open_record(closing, *start, *later)
+            outputs += kept
+        return outputs, hours
 
     # ---- training ----
 

@@ -157,6 +157,15 @@ def read_metrics(path: Path) -> list[Record]:
     return [record for record in records if record is not None]
 
 
+def last_value(path: Path, name: str) -> float:
+    """Return the last value of a metric in a metrics.jsonl; 0 where there is none."""
+    try:
+        records = read_metrics(path)
+    except ValueError:
+        return 0.0
+    return next((r.metrics[name] for r in reversed(records) if name in r.metrics), 0.0)
+
+
 def parse_record(line: bytes) -> Record | None:
     """Return the record of one line, or None if the line is damaged; a null becomes NaN."""
     values = _parse(line)

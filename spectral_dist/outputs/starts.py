@@ -23,7 +23,7 @@ def started(
     config: Config,
     folder: Path,
     first: int,
-    environment: Mapping[str, Any],
+    facts: Mapping[str, Any],
     step: Callable[[], int],
     warn: Callable[[str], None],
 ) -> Iterator[None]:
@@ -33,7 +33,7 @@ def started(
       config: the settings.
       folder: the run folder.
       first: completed steps at this start.
-      environment: of this start, as in environment.json.
+      facts: of this start: its `environment`, as in environment.json, and sizes of the run.
       step: returns the completed steps.
       warn: takes one line if nothing can be written.
 
@@ -44,7 +44,7 @@ def started(
     path, limit = folder / STARTS, config.run.max_failed_starts
     failed = failed_in_a_row(read_starts(path), first)
     log = _Log(path, warn)
-    log.write({"first_step": first, "environment": dict(environment)})
+    log.write({"first_step": first, **facts})
     try:
         if 0 < limit <= failed:
             raise ValueError(

@@ -3,6 +3,7 @@
 Owns what is printed after the last step, and the exit code. Read `say_end` first.
 """
 
+import json
 import math
 import shlex
 import signal
@@ -19,6 +20,7 @@ from spectral_dist.data.tokens import TokenFile
 from spectral_dist.model.sampling import sample
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.report import write_report
+from spectral_dist.outputs.report.facts import SAMPLES
 from spectral_dist.params import Params
 from spectral_dist.settings import SETTINGS, Config
 from spectral_dist.training.state import model_spec
@@ -26,8 +28,10 @@ from spectral_dist.training.state import model_spec
 PROMPT_TOKENS, SAMPLE_TOKENS = 64, 400
 
 
-def show_sample(config: Config, files: list[TokenFile], params: Params, console: Console) -> None:
-    """Print what the model generates after the first tokens of a held-out text."""
+def show_sample(
+    config: Config, files: list[TokenFile], params: Params, step: int, console: Console
+) -> None:
+    """Print what the model generates after the first tokens of a held-out text, and keep it."""
     spec = model_spec(config)
     if spec.bind(spec.shapes).growing:  # full attention: there is no constant-size state
         return
@@ -47,6 +51,13 @@ def show_sample(config: Config, files: list[TokenFile], params: Params, console:
     )
     text = tokenizer.decode(np.fromiter(tokens, tokenizer.dtype))
     console.show_sample(prompt, text)
+    shown = {"prompt": prompt.decode(), "text": text.decode("utf-8", "replace")}
+    path = Path(config.run.checkpoint_dir) / config.run.run_name / SAMPLES
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **shown}) + "\n")
+    except OSError as error:
+        console.warn(f"{path} cannot be written: {error.strerror}")
 
 
 def show_next_steps(config: Config, folder: Path, console: Console) -> None:

@@ -22,6 +22,7 @@ from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation, Interrupted
 from spectral_dist.training.loop import Progress
 from spectral_dist.training.metrics import Record, Throughput, memory_bytes, mfu
+from spectral_dist.training.progress import SAVED, Axes
 from spectral_dist.training.resume import describe
 from spectral_dist.training.state import TrainState, model_spec
 
@@ -72,6 +73,7 @@ class Milestones:
         first: tuple[int, int],
         figures: Sequence[Figure] = (),
         processes: Processes | None = None,
+        hours: float = 0.0,
     ) -> None:
         """Start at a step; does nothing yet.
 
@@ -85,8 +87,10 @@ class Milestones:
           figures: the caller's own, in addition to MFU and memory. (A new figure of this program is
             added to those two; one of the training step is a metric that the step returns.)
           processes: the processes of the run, which agree when to save by the clock.
+          hours: of training before this start.
         """
-        self._config, self._files, self._first = config, files, first
+        self._config, self._files, self._first = config, files, first[0]
+        self._axes = Axes(config, first, hours)
         self._checkpoints, self._evaluation, self._outputs = checkpoints, evaluation, outputs
         self._figures = (mfu_figure(config), memory_figure, *figures)
         self._counted_wait = 0.0  # seconds of checkpoint waiting that throughput has counted
@@ -127,7 +131,7 @@ class Milestones:
         caller, and not recorded a second time.
         """
         known = self._checkpoints.validation(progress.step) is not None
-        if progress.step == self._first[0] and known:
+        if progress.step == self._first and known:
             with contextlib.suppress(Interrupted):
                 self.measured = self.measure(progress.state.params)
             return
@@ -192,9 +196,7 @@ class Milestones:
           progress: the step.
           validation: bits per byte on held-out text, if it was measured.
         """
-        data, (step, sequence) = self._config.data, self._first
-        # Counted on from where this start began: an earlier one may have had another batch size.
-        next_sequence = sequence + (progress.step - step) * data.batch_size * data.accum_steps
+        next_sequence = self._axes.next_sequence(progress.step)
         description = describe(self._config, self._files, next_sequence)
         with self._processes.phase("saving a checkpoint"):
             self._checkpoints.save(
@@ -223,5 +225,7 @@ class Milestones:
         return record
 
     def _write(self, record: Record) -> None:
+        saved = {SAVED: float(self._saved)} if self._saved else {}
+        record = Record(record.step, {**record.metrics, **self._axes.of(record), **saved})
         for output in self._outputs:
             output.write(record)

@@ -42,7 +42,8 @@ def test_a_run_from_text_to_report_and_the_same_command_again(whole: Any) -> Non
 
     # the folder
     names = {"10", "20", "checkpoint_0", "checkpoint_1", "config.yaml", "environment.json"}
-    assert set(os.listdir(folder)) == names | {"metrics.jsonl", "report.html"}
+    names |= {"metrics.jsonl", "report.html", "samples.jsonl", "starts.jsonl"}
+    assert set(os.listdir(folder)) == names
     assert os.readlink(folder / "checkpoint_0") == "20"
     assert os.readlink(folder / "checkpoint_1") == "10"
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

@@ -77,7 +77,9 @@ class Heard:
         return {"extrapolation/2x/success": 1.0}
 
     def write(self, record: Record) -> None:
-        self.written.append(record)
+        self.axes = {n: v for n, v in record.metrics.items() if n.startswith("progress/")}
+        others = {n: v for n, v in record.metrics.items() if n not in self.axes}
+        self.written.append(Record(record.step, others))
 
     def close(self) -> None: ...
 
@@ -96,6 +98,8 @@ def test_evaluations_and_checkpoints_fall_due() -> None:
     assert heard.saved[2:] == [(12, 72, 2.5)]
     assert heard.written[-1].metrics == {"val/bits_per_byte": 2.5, "extrapolation/2x/success": 1.0}
     assert heard.milestones.measured == heard.written[-1].metrics
+    assert heard.axes["progress/tokens"] == 12 * 6 * 2048
+    assert heard.axes["progress/saved_step"] == 10
 
 
 def test_a_save_falls_due_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ from spectral_dist.outputs.jsonl import MetricsFile
 from spectral_dist.outputs.report import write_report
 from spectral_dist.outputs.report.__main__ import main
 from spectral_dist.outputs.report.charts import HEIGHT, LABEL_GAP, MAX_POINTS, Series, draw_chart
+from spectral_dist.outputs.report.compare_page import draw_comparison, write_comparison
+from spectral_dist.outputs.report.facts import Facts
 from spectral_dist.outputs.report.run_page import draw_page
 from spectral_dist.outputs.report.scales import tick_text, ticks
 from spectral_dist.training.metrics import Record
@@ -33,11 +36,16 @@ def full_records() -> list[Record]:
     for step in range(10, 2001, 10):
         values = {
             "train/loss": 5 / step,
+            "train/bits_per_byte": 7 / step,
+            "progress/tokens": 64.0 * step,
+            "progress/train_hours": step / 100,
+            "progress/saved_step": float(step // 500 * 500),
             "optimizer/learning_rate": 1e-3 * step / 2000,
             "perf/tokens_per_second": 1e5 + step,
         }
         if step % 500 == 0:
             values |= {"val/tr/bits_per_byte": 2.0 - step / 4000, "val/en/bits_per_byte": 2.1}
+            values |= {"val/bits_per_byte": 2.05}
             values |= {
                 "extrapolation/1x/bits_per_byte": 2.0,
                 "extrapolation/2x/bits_per_byte": 1.9 + step / 1e6,
@@ -76,12 +84,16 @@ def test_page_has_the_charts_the_table_and_the_configuration(tmp_path: Path) -> 
     assert path == folder / "report.html"
     page = path.read_text(encoding="utf-8")
     drawn = charts(page)
-    units = ("nats per token", "bits per byte", "learning rate", "tokens per second")
-    assert len(drawn) == len(units)
-    for svg, unit in zip(drawn, units, strict=True):
-        assert unit in words(svg)
-        assert "step" in words(svg)
-    assert {"tr", "en"} <= set(words(drawn[1]))
+    axes = ("step", "tokens", "hours of training")
+    wanted = [*(("bits per byte", axis) for _ in range(2) for axis in axes)]
+    wanted.append(("bits per byte, difference to 1x", "step"))
+    wanted += [(unit, "step") for unit in ("learning rate", "tokens per second")]
+    assert len(drawn) == len(wanted)
+    for svg, (unit, axis) in zip(drawn, wanted, strict=True):
+        assert {unit, axis} <= set(words(svg))
+    assert {"training", "held out"} <= set(words(drawn[0]))
+    assert {"tr", "en"} <= set(words(drawn[3]))
+    assert page.count('class="save"') == 3 * 4  # four saves, over three axes
     body = page[page.index("<tbody>") : page.index("</tbody>")]
     cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", body)
     assert cells == [
@@ -103,18 +115,23 @@ def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
         assert word not in page
 
 
-def test_names_of_runs_and_datasets_and_settings_are_escaped() -> None:
+def test_names_of_runs_and_datasets_and_settings_are_escaped(tmp_path: Path) -> None:
     name = HOSTILE.replace("/", "")
     values = {f"val/{name}/bits_per_byte": 1.0, "val/b/bits_per_byte": 2.0}
     for length in ("1x", "2x"):
         values |= {f"extrapolation/{length}/bits_per_byte": 1.0}
         values |= {f"extrapolation/{length}/{name}/bits_per_byte": 1.0}
-    page = draw_page(HOSTILE, [Record(1, values)], HOSTILE)
-    assert "<script" not in page
-    # Title, heading and settings; the legend, a mark and a column's head hold the name, which has
-    # two; the end of the line has room for the first.
-    assert page.count("&lt;script&gt;") == 3 + 3 * 2 + 1
-    charts(page)
+    folder = tmp_path / HOSTILE.replace("/", "")
+    run_folder(folder, [Record(1, values)], HOSTILE)
+    end = {"time": 9, "step": 1, "code": 76, "message": HOSTILE}
+    start = {"time": 1, "first_step": 0, "environment": {"commit": HOSTILE}}
+    (folder / "starts.jsonl").write_text(f"{json.dumps(start)}\n{json.dumps(end)}\n")
+    sample = {"step": 1, "prompt": HOSTILE, "text": HOSTILE}
+    (folder / "samples.jsonl").write_text(json.dumps(sample))
+    for page in (draw_page(Facts.read(folder)), draw_comparison([Facts.read(folder)] * 2)):
+        assert "<script" not in page
+        assert page.count("&lt;script&gt;") > 3
+        charts(page)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +217,50 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     with pytest.raises(ValueError, match="absent"):
         main([str(tmp_path / "absent")])
+
+
+_DEVICES = {"kind": "NVIDIA L4", "count": 8}
+STARTS = [
+    {"time": 0, "first_step": 0, "environment": {"devices": _DEVICES}},
+    {"time": 3600, "step": 500, "code": 76, "message": "process 1 is lost"},
+    {"time": 7200, "first_step": 500, "parameters": 1000, "train_tokens": {"a": 6400}},
+]
+
+
+def test_what_is_on_record_is_shown(tmp_path: Path) -> None:
+    settings = "data_paths: a.txt\nlr: 0.5\nsteps: 3000\n"
+    folder = run_folder(tmp_path / "trial", full_records(), settings)
+    (folder / "starts.jsonl").write_text("\n".join(map(json.dumps, STARTS)))
+    (folder / "samples.jsonl").write_text('{"step": 7, "prompt": "Bir ", "text": "varmış"}\n')
+    page = write_report(folder).read_text(encoding="utf-8")
+    for part in (
+        "2,000 steps completed; no end on record", "8 x NVIDIA L4", "Sample at step 7",
+        "a fault at step 500: process 1 is lost", "hours since the first start", "Bir </b>varmış",
+    ):  # fmt: skip
+        assert part in page
+    assert re.search(r">passes over a</th>\s*<td[^>]*>20<", page)  # 128,000 of 6,400
+    assert re.search(r">lr</th>\s*<td[^>]*>0.5</td>\s*<td[^>]*>0.001<", page)
+    assert page.count('class="fault"') == page.count('class="start"') / 2 == 3
+
+
+def test_runs_are_compared_and_nothing_else_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        settings = f"data_paths: a.txt\nlr: {lr}\n"
+        folders.append(str(run_folder(tmp_path / name, full_records(), settings)))
+    out = tmp_path / "page.html"
+    for _ in range(2):  # the second time it replaces its own
+        assert main([*folders, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n" * 2
+    page = out.read_text(encoding="utf-8")
+    assert len(charts(page)) == 3 * 3  # three curves over three axes
+    assert re.search(r">lr</th>\s*<td[^>]*>0.1</td>\s*<td[^>]*>0.2<", page)
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="is in the way and is not replaced"):
+        write_comparison([Path(f) for f in folders], out)
+    assert out.read_text() == "mine"
 
 
 def test_failed_write_keeps_the_earlier_page(

@@ -12,7 +12,7 @@ CONFIG = load_config(["--data_paths", "a.txt", "--run_name", "x"])
 
 
 def start(folder: Path, first: int, error: BaseException | None = None, last: int = 9) -> None:
-    with started(CONFIG, folder, first, {"commit": "abc"}, lambda: last, print):
+    with started(CONFIG, folder, first, {"environment": {"commit": "abc"}}, lambda: last, print):
         if error is not None:
             raise error
 

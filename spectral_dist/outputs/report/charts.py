@@ -1,4 +1,4 @@
-"""Line charts over steps, as SVG.
+"""Line charts, as SVG: over steps, tokens, hours or FLOPs.
 
 Owns the geometry of a chart. The SVG is drawn here, so that the page needs no network and no
 JavaScript library. `Markup.format` escapes every text. Read `draw_chart` first.
@@ -27,10 +27,27 @@ _NOTHING = Markup("")
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: its name, and its points (step, value) by step; a value may be NaN."""
+    """One line of a chart: its name, its points (x, value) by x, and its place in the palette.
+
+    A value may be NaN. Without a place a line takes the next colour.
+    """
 
     name: str
-    points: list[tuple[int, float]]
+    points: Sequence[tuple[float, float]]
+    place: int | None = None
+
+    def colour(self, number: int) -> str:
+        """Return the CSS class of its colour, as the line of that number in its chart."""
+        return colour_of(number if self.place is None else self.place)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at a place along the x axis: its CSS class and what to say of it."""
+
+    x: float
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -49,25 +66,41 @@ class Axes:
 
 
 def draw_chart(
-    title: str, unit: str, lines: Sequence[Series], named: bool = False, from_zero: bool = False
+    title: str,
+    unit: str,
+    lines: Sequence[Series],
+    named: bool = False,
+    from_zero: bool = False,
+    across: str = "step",
+    marks: Sequence[Mark] = (),
 ) -> Markup:
-    """Draw one line chart over steps as SVG, or return a note if there are no points.
+    """Draw one line chart as SVG, or return a note if there are no points.
 
-    `named` puts the names of the lines at their ends; `from_zero` starts the y axis at zero.
+    Args:
+      title: what a screen reader calls it.
+      unit: of the values.
+      lines: what is drawn.
+      named: whether the names of the lines stand at their ends.
+      from_zero: whether the y axis starts at zero.
+      across: what the x axis is.
+      marks: thin lines across the chart.
     """
     finite = [p for line in lines for p in line.points if math.isfinite(p[1])]
     if not finite:
         return Markup('<p class="empty">no points yet</p>')
     steps, values = [p[0] for p in finite], [p[1] for p in finite]
     axes = Axes(
-        x=(0.0, 1.04 * max(*steps, 1)),  # `max(..., 1)`: a run may have no step but 0
+        x=(0.0, 1.04 * (max(steps) or 1.0)),  # a run may have no step but 0
         y=_limits(min([*values, 0.0]) if from_zero else min(values), max(values)),
         right=WIDTH - (LABEL_ROOM if named else RIGHT),
     )
     # `Markup.format` escapes the title and the unit; what is Markup already passes as it is.
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}{}</svg>').format(
-        *(WIDTH, HEIGHT, title, _draw_axes(axes, unit)),
-        _NOTHING.join(_draw_line(line, axes, colour_of(i), unit) for i, line in enumerate(lines)),
+        *(WIDTH, HEIGHT, title, _draw_axes(axes, unit, across)),
+        _NOTHING.join(
+            [_draw_mark(mark, axes) for mark in marks if 0 <= mark.x <= axes.x[1]]
+            + [_draw_line(one, axes, one.colour(i), unit, across) for i, one in enumerate(lines)]
+        ),
         _draw_names(lines, axes) if named else _NOTHING,
     )
 
@@ -82,7 +115,13 @@ def _limits(low: float, high: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _draw_line(line: Series, axes: Axes, colour: str, unit: str) -> Markup:
+def _draw_mark(mark: Mark, axes: Axes) -> Markup:
+    x, _ = axes.position(mark.x, axes.y[0])
+    drawn = Markup('<path class="{}" d="M{:.1f} {}V{}"><title>{}</title></path>')
+    return drawn.format(mark.kind, x, TOP, HEIGHT - BOTTOM, mark.text)
+
+
+def _draw_line(line: Series, axes: Axes, colour: str, unit: str, across: str) -> Markup:
     """Return a polyline for each stretch of finite points, and marks if there are few points."""
     parts: list[Markup] = []
     corners: list[str] = []
@@ -101,18 +140,18 @@ def _draw_line(line: Series, axes: Axes, colour: str, unit: str) -> Markup:
         )
         for step, value in points:
             if math.isfinite(value):
-                text = f"{line.name}: {value:.5g} {unit} at step {step:,}"
+                text = f"{line.name}: {value:.5g} {unit} at {across} {step:,.6g}"
                 parts.append(mark.format(colour, *axes.position(step, value), text))
     return _NOTHING.join(parts)
 
 
-def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+def _thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
     """Downsample to at most MAX_POINTS points: the lowest and the highest of each bucket."""
     # Not the mean of a bucket, which would hide the spikes of a loss.
     if len(points) <= MAX_POINTS:
         return points
     buckets = MAX_POINTS // 2
-    kept: list[tuple[int, float]] = []
+    kept: list[tuple[float, float]] = []
     for b in range(buckets):
         bucket = points[b * len(points) // buckets : (b + 1) * len(points) // buckets]
         finite = [p for p in bucket if math.isfinite(p[1])]
@@ -148,13 +187,13 @@ def _draw_names(lines: Sequence[Series], axes: Axes) -> Markup:
         free = at + LABEL_GAP
         short = name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "\u2026"
         right = axes.right
-        parts.append(label.format(colour_of(i), right + 12, at, right + 19, at + 4, short))
+        parts.append(label.format(lines[i].colour(i), right + 12, at, right + 19, at + 4, short))
         if abs(at - y) > 1 or x < right - 30:  # the name is not beside the end of its line
             parts.append(leader.format(x + 5, y, right + 8, at))
     return _NOTHING.join(parts)
 
 
-def _draw_axes(axes: Axes, unit: str) -> Markup:
+def _draw_axes(axes: Axes, unit: str, across: str) -> Markup:
     """Return the grid lines, the tick labels and the labels of both chart axes."""
     parts: list[Markup] = []
     grid_line = Markup(
@@ -169,14 +208,16 @@ def _draw_axes(axes: Axes, unit: str) -> Markup:
         '<path class="axis" d="M{0:.1f} {1}v4"/>'
         '<text class="tick" text-anchor="middle" x="{0:.1f}" y="{2}">{3}</text>'
     )
-    for step in ticks(*axes.x, whole=True):
+    for step in ticks(*axes.x, whole=across == "step"):
         x, _ = axes.position(step, axes.y[0])
         parts.append(tick.format(x, base, base + 18, tick_text(step)))
     labels = Markup(
         '<path class="axis" d="M{} {}H{:.1f}"/>'
-        '<text text-anchor="middle" x="{:.1f}" y="{}">step</text>'
+        '<text text-anchor="middle" x="{:.1f}" y="{}">{}</text>'
         '<text text-anchor="middle" transform="translate(13 {:.1f}) rotate(-90)">{}</text>'
     )
     middle = (LEFT + axes.right) / 2, (TOP + base) / 2
-    parts.append(labels.format(LEFT, base, axes.right, middle[0], HEIGHT - 8, middle[1], unit))
+    parts.append(
+        labels.format(LEFT, base, axes.right, middle[0], HEIGHT - 8, across, middle[1], unit)
+    )
     return _NOTHING.join(parts)

@@ -1,48 +1,45 @@
-"""report.html: one page about a run, drawn from its metrics.jsonl and config.yaml.
+"""report.html: one page about a run, drawn from the files of its folder.
 
 Owns the contents of the page; the layout is in templates/run.html.jinja. Must not know the training
-loop: the run may be finished, still training, or copied from elsewhere. Read `write_report` first.
+loop: the run may be finished, stopped, still training, or copied from elsewhere. Read
+`write_report` first.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from spectral_dist.atomic_file import write_text
-from spectral_dist.outputs.jsonl import read_metrics
-from spectral_dist.outputs.report.charts import Series, draw_chart
+from spectral_dist.command_line import FAULT
+from spectral_dist.outputs.report.charts import Mark
+from spectral_dist.outputs.report.facts import Facts
+from spectral_dist.outputs.report.figures import (
+    Figure,
+    Line,
+    axes_of,
+    figure,
+    place_of,
+    points_of,
+)
 from spectral_dist.outputs.report.render import SHARED, Row, Table, render
-from spectral_dist.outputs.report.scales import colour_of
 from spectral_dist.training.metrics import Record, dataset_bits, extrapolation_rows
 
 # The figures at the top of the page: metric, label, format.
 _HEADLINE = (
-    ("train/loss", "training loss, nats per token", "{:.4f}"),
+    ("train/bits_per_byte", "training, bits per byte", "{:.4f}"),
     ("val/bits_per_byte", "held-out bits per byte", "{:.4f}"),
     ("perf/tokens_per_second", "tokens per second", "{:,.0f}"),
     ("train/skipped_steps", "skipped steps", "{:.0f}"),
 )
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One chart with its title and legend.
-
-    Attributes:
-      title: the heading above the chart.
-      legend: CSS class and name of each line; empty for a single line.
-      chart: the chart as SVG.
-      not_finite: how many points are NaN or infinite, as text; empty for none.
-    """
-
-    title: str
-    legend: list[tuple[str, str]]
-    chart: Markup
-    not_finite: str
+# The charts of the host and of the optimizer: title, unit, metric, factor, whether from zero.
+_OTHERS = (
+    ("Gradient norm", "norm before clipping", "train/grad_norm", 1.0, True),
+    ("Learning rate", "learning rate", "optimizer/learning_rate", 1.0, True),
+    ("Throughput", "tokens per second", "perf/tokens_per_second", 1.0, True),
+    ("Model FLOPs utilisation", "% of the peak", "perf/mfu", 100.0, True),
+    ("Memory", "GiB, the peak of a device", "perf/memory_bytes", 2.0**-30, True),
+    ("Wait for data", "ms in a step", "perf/data_wait_seconds", 1e3, True),
+)
 
 
 def write_report(folder: Path) -> Path:
@@ -52,68 +49,113 @@ def write_report(folder: Path) -> Path:
       ValueError: if the folder has no readable metrics.jsonl.
       OSError: if the page cannot be written.
     """
-    records = read_metrics(folder / "metrics.jsonl")
-    # The page is worth having without its settings: somebody may have copied the metrics alone.
-    settings = folder / "config.yaml"
-    text = settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else ""
+    facts = Facts.read(folder)
     path = folder / "report.html"
-    write_text(path, draw_page(folder.resolve().name, records, text))
+    write_text(path, draw_page(facts))
     return path
 
 
-def draw_page(name: str, records: Sequence[Record], settings: str) -> str:
-    """Return the HTML page: headline figures, charts, extrapolation table, settings."""
-    # From all records: a run that was resumed may have got another dataset.
-    datasets = list(dict.fromkeys(s for record in records for s in dataset_bits(record.metrics)))
-    held_out = [Series(each, _points(records, f"val/{each}/bits_per_byte")) for each in datasets]
-    loss, rate, speed = (
-        [Series(metric.partition("/")[2], _points(records, metric))]
-        for metric in ("train/loss", "optimizer/learning_rate", "perf/tokens_per_second")
+def draw_page(facts: Facts) -> str:
+    """Return the HTML page: headline figures, charts, tables, samples, settings."""
+    records = facts.records
+    axes = axes_of(records)
+    marks = _marks(facts)
+    tables = (
+        ("The run", facts.overview()),
+        ("Starts", facts.starts_table()),
+        ("Settings that are not the defaults", facts.differing()),
     )
-    figures = [
-        _figure("Training loss", "nats per token", loss),
-        _figure("Held-out text, by dataset", "bits per byte", held_out, named=True),
-        _figure("Learning rate", "learning rate", rate, from_zero=True),
-        _figure("Throughput", "tokens per second", speed, from_zero=True),
-    ]
     return render(
         SHARED,
         "run.html.jinja",
-        title=name,
-        steps=f"{max((record.step for record in records), default=0):,}",
-        headline=_headline(records),
-        figures=figures,
+        title=facts.name,
+        steps=f"{facts.step:,}",
+        state=facts.state,
+        headline=_headline(facts),
+        axes=axes,
+        figures=_figures(records, axes, marks),
+        marks=", ".join(dict.fromkeys(kind for _, kind, _ in marks)),
         extrapolation=_extrapolation(records),
-        settings=settings,
+        tables=[(heading, table) for heading, table in tables if table is not None],
+        samples=facts.samples(),
+        settings=facts.settings_text,
     )
 
 
-def _points(records: Sequence[Record], name: str) -> list[tuple[int, float]]:
-    """Return step and value of a metric from each record that has it, sorted by step."""
-    # Sorted, because a file joined from several runs by hand may go back in steps.
-    found = [(r.step, r.metrics[name]) for r in records if name in r.metrics]
-    return sorted(found, key=lambda point: point[0])
+def _figures(
+    records: Sequence[Record], axes: Sequence[str], marks: list[tuple[int, str, str]]
+) -> list[Figure]:
+    """Return every figure that there are values for, the loss at least."""
+    # From all records: a run that was resumed may have got another dataset.
+    datasets = list(dict.fromkeys(s for record in records for s in dataset_bits(record.metrics)))
+    unit = "bits per byte"
+    loss = [
+        Line("training", points_of(records, "train/bits_per_byte")),
+        Line("held out", points_of(records, "val/bits_per_byte")),
+    ]
+    held_out = [Line(each, points_of(records, f"val/{each}/{_BITS}")) for each in datasets]
+    at = _marks_along(records, marks)
+    found = [
+        figure("Loss", unit, loss, axes, legend=True, marks=at),
+        figure("Held-out text, by dataset", unit, held_out, axes, legend=True),
+    ]
+    lengths = list(
+        dict.fromkeys(row.multiple for r in records for row in extrapolation_rows(r.metrics))
+    )
+    more = [
+        Line(f"{k}x context", points_of(records, f"extrapolation/{k}x/difference"))
+        for k in sorted(lengths)
+        if k > 1
+    ]
+    if more:
+        found.append(figure("Extrapolation", "bits per byte, difference to 1x", more, legend=True))
+    for title, label, metric, factor, from_zero in _OTHERS:
+        points = [(r, value * factor) for r, value in points_of(records, metric)]
+        if points:
+            line = Line(metric.partition("/")[2], points)
+            found.append(figure(title, label, [line], from_zero=from_zero))
+    return found
 
 
-def _headline(records: Sequence[Record]) -> list[tuple[str, str]]:
+_BITS = "bits_per_byte"
+
+
+def _marks(facts: Facts) -> list[tuple[int, str, str]]:
+    """Return what happened at which step: (step, kind, text), of starts, faults, saves, skips."""
+    found = []
+    for start in facts.starts:
+        found.append((start["first_step"], "start", f"started from step {start['first_step']:,}"))
+        end = start.get("end")
+        if end is not None and end["code"] == FAULT:
+            found.append((end["step"], "fault", str(end.get("message", "a fault"))))
+    for kind, metric, text in (
+        ("save", "progress/saved_step", "saved step {:,.0f}"),
+        ("skip", "train/skipped_steps", "{:,.0f} steps skipped so far"),
+    ):
+        before = 0.0
+        for record, value in points_of(facts.records, metric):
+            if value != before:
+                at = int(value) if kind == "save" else record.step
+                found.append((at, kind, text.format(value)))
+            before = value
+    return found
+
+
+def _marks_along(
+    records: Sequence[Record], marks: list[tuple[int, str, str]]
+) -> Callable[[str], list[Mark]]:
+    def along(axis: str) -> list[Mark]:
+        place = place_of(records, axis)
+        placed = [(place(step), kind, text) for step, kind, text in marks]
+        return [Mark(x, kind, text) for x, kind, text in placed if x is not None]
+
+    return along
+
+
+def _headline(facts: Facts) -> list[tuple[str, str]]:
     """Return the last value and the label of each figure at the top of the page."""
-    last = [(_points(records, name)[-1:], label, form) for name, label, form in _HEADLINE]
-    return [(form.format(points[0][1]), label) for points, label, form in last if points]
-
-
-def _figure(
-    title: str, unit: str, lines: Sequence[Series], named: bool = False, from_zero: bool = False
-) -> Figure:
-    """Return one chart with its title and, for several named lines, a legend."""
-    # Said under the chart: a gap in a line is easily missed.
-    bad = sum(not math.isfinite(value) for line in lines for _, value in line.points)
-    several = named and len(lines) > 1
-    return Figure(
-        title=title,
-        legend=[(colour_of(i), line.name) for i, line in enumerate(lines) if several],
-        chart=draw_chart(title, unit, lines, named=named, from_zero=from_zero),
-        not_finite=f"{bad:,}" if bad else "",
-    )
+    last = [(facts.last(name), label, form) for name, label, form in _HEADLINE]
+    return [(form.format(value), label) for value, label, form in last if value is not None]
 
 
 def _extrapolation(records: Sequence[Record]) -> dict[str, Any] | None:

@@ -28,9 +28,9 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
 
 
 def tick_text(value: float) -> str:
-    """Return the number of a tick in short form: 5e-4, 0.02, 2.5, 1.5k, 150k, 2.5M."""
+    """Return the number of a tick in short form: 5e-4, 0.02, 2.5, 1.5k, 150k, 2.5M, 3E."""
     size = abs(value)
-    for unit, name in ((1e6, "M"), (1e3, "k")):
+    for unit, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= unit:
             return f"{value / unit:.5g}{name}"
     if 0 < size < 1e-2:
