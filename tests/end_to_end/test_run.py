@@ -60,7 +60,8 @@ def test_a_run_from_text_to_report_and_the_same_command_again(whole: Any) -> Non
     trained = {"train/loss", "train/bits_per_byte", "train/grad_norm", "train/skipped_steps"}
     trained |= {"optimizer/learning_rate", "perf/tokens_per_second", "perf/step_seconds"}
     trained |= {"perf/data_wait_seconds", "perf/checkpoint_wait_seconds"}
-    ours = {"step", "time", "perf/memory_bytes"}
+    ours = {"step", "time", "perf/memory_bytes", "progress/saved_step"}
+    ours |= {"progress/tokens", "progress/flops", "progress/train_hours"}
     bits = {f"{source}/bits_per_byte" for source in ("short", "long")}
     measured = {f"val/{name}" for name in bits} | {"val/bits_per_byte"}
     for k in (1, 2, 4):
