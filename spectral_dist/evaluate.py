@@ -16,9 +16,11 @@ def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     if flags.json and (Path(flags.json).is_dir() or not Path(flags.json).parent.is_dir()):
         raise ValueError(f"json={flags.json!r}: must name a file in a folder that exists")
-    from spectral_dist.scoring import score
+    if flags.tasks is None and (flags.limit is not None or flags.include_path):
+        raise ValueError("limit, include_path: are of --tasks, which is not given")
+    from spectral_dist.scoring import score, score_tasks  # loads JAX
 
-    score(flags)
+    score(flags) if flags.tasks is None else score_tasks(flags)
     return 0
 
 
@@ -47,6 +49,12 @@ def make_parser() -> Parser:
         choices=("true", "false"),
         help="the last number of mesh divides the time of each sequence, for long contexts",
     )
+    parser.add_argument(
+        "--tasks",
+        help="tasks of the lm-evaluation-harness in place of texts, joined by commas (extra: eval)",
+    )
+    parser.add_argument("--limit", type=int, help="with --tasks: examples of each (default: all)")
+    parser.add_argument("--include_path", help="with --tasks: folder of tasks of your own")
     add_allow_replaced(parser)
     parser.add_argument("--json", help="file to write every figure to")
     return parser

@@ -31,13 +31,7 @@ def score(flags: Namespace) -> None:
       ValueError: names what cannot be read, or is too short for one window.
     """
     console = Console(0)
-    loaded = load_run(
-        flags.run_name,
-        checkpoint_dir=flags.checkpoint_dir,
-        checkpoint=flags.checkpoint,
-        mesh=flags.mesh,
-        sequence_parallel=flags.sequence_parallel == "true",
-    )
+    loaded = _load(flags)
     files = open_texts(loaded, flags.data_paths, console, flags.allow_replaced == "true")
     own = flags.data_paths is None
     config = _config(loaded.config, flags, None if own else files)
@@ -56,6 +50,52 @@ def score(flags: Namespace) -> None:
     console.show_tables(measured, "Validation" if own else "The texts given")
     if flags.json:
         _write_json(Path(flags.json), loaded, flags, measured)
+
+
+def score_tasks(flags: Namespace) -> None:
+    """Print, and write where it is asked for, what a run reaches in tasks of the harness.
+
+    Args:
+      flags: of `evaluate.make_parser`.
+
+    Raises:
+      ValueError: names the task that is not known, or the extra that is missing.
+    """
+    tasks = [task.strip() for task in flags.tasks.split(",") if task.strip()]
+    if not tasks:
+        raise ValueError(f"tasks={flags.tasks!r}: must be names joined by commas")
+    try:
+        from spectral_dist.harness import run_tasks
+    except ImportError as error:
+        raise ValueError(
+            f"tasks={flags.tasks!r}: needs the lm-evaluation-harness ({error}):"
+            " pip install 'spectral-dist[eval]'"
+        ) from error
+    console, loaded = Console(0), _load(flags)
+    found = run_tasks(
+        loaded,
+        tasks,
+        limit=flags.limit,
+        include_path=flags.include_path,
+        batch_size=flags.batch_size,
+    )
+    console.note(f"{flags.run_name} at step {loaded.step}")
+    for task, metrics in found.items():
+        for name, value in metrics.items():
+            console.note(f"{task}  {name}  {value:.4f}")
+    if flags.json:
+        values = {f"{task}/{name}": v for task, m in found.items() for name, v in m.items()}
+        _write_json(Path(flags.json), loaded, flags, values)
+
+
+def _load(flags: Namespace) -> LoadedRun:
+    return load_run(
+        flags.run_name,
+        checkpoint_dir=flags.checkpoint_dir,
+        checkpoint=flags.checkpoint,
+        mesh=flags.mesh,
+        sequence_parallel=flags.sequence_parallel == "true",
+    )
 
 
 def open_texts(
