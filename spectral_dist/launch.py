@@ -16,6 +16,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -23,13 +24,20 @@ from spectral_dist.command_line import FAULT, Parser, run_main
 from spectral_dist.flags import load_config
 
 PROGRAMS = ("train",)
+FILES = {"slurm": "slurm_l4.sh", "kubernetes": "kubernetes_jobset.yaml"}
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a program in several processes; return the exit code of the first one that failed."""
+    """Run a program in several processes; return the exit code of the first one that failed.
+
+    With the name of a launch file (`slurm`, `kubernetes`) in place of flags, print that.
+    """
+    if argv and argv[0] in FILES:
+        sys.stdout.write(launch_file(argv[0]))
+        return 0
     flags, program, words = parse(argv)
     load_config(words, f"spectral_dist.{program}")  # a mistake is said once, not by every process
     shares = gpu_shares(flags.processes) if flags.devices_per_process is None else None
@@ -46,6 +54,17 @@ def main(argv: Sequence[str]) -> int:
     return Processes(command, environments).wait(flags.wait)
 
 
+def launch_file(name: str) -> str:
+    """Return the text of a launch file, from a checkout or an installed package.
+
+    Args:
+      name: a key of `FILES`.
+    """
+    beside = Path(__file__).parent / "launch_files"  # where the wheel puts them
+    folder = beside if beside.is_dir() else Path(__file__).parents[1] / "launch"
+    return (folder / FILES[name]).read_text(encoding="utf-8")
+
+
 def make_parser() -> Parser:
     """Return the parser of the launcher's own flags."""
     parser = Parser(
@@ -53,7 +72,9 @@ def make_parser() -> Parser:
         allow_abbrev=False,
         usage="%(prog)s --processes N [--devices_per_process N] [--wait S] -- train SETTING ...",
         description="Start a program in several processes on this host.",
-        epilog="Without --devices_per_process the GPUs of the host are shared out evenly.",
+        epilog="Without --devices_per_process the GPUs of the host are shared out evenly."
+        " `slurm` or `kubernetes` in place of all flags prints a file to edit and to submit:"
+        " launch slurm > job.sh",
     )
     parser.add_argument("--processes", type=int, required=True, help="how many to start")
     parser.add_argument(

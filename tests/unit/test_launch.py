@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.launch import cpu_devices, exit_code, gpu_shares, identity, parse
+from spectral_dist.launch import cpu_devices, exit_code, gpu_shares, identity, main, parse
 from tests.waiting import finish, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -236,3 +236,12 @@ def test_the_launcher_does_not_load_jax() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("slurm", "slurm_l4.sh"), ("kubernetes", "kubernetes_jobset.yaml")]
+)
+def test_launch_files_are_printed(name: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name]) == 0
+    wanted = Path(__file__).parents[2] / "launch" / file
+    assert capsys.readouterr().out == wanted.read_text(encoding="utf-8")

@@ -159,9 +159,9 @@ def test_light_modules_load_nothing_heavy(module: str, absent: list[str]) -> Non
 # ---- what is shipped ----
 
 
-def test_the_wheel_holds_the_package_and_the_configs_alone() -> None:
+def test_the_wheel_holds_the_package_its_configs_and_launch_files_alone() -> None:
     targets = PROJECT["tool"]["hatch"]["build"]["targets"]
-    assert targets["wheel"]["only-include"] == ["configs", "spectral_dist"]
+    assert targets["wheel"]["only-include"] == ["configs", "launch", "spectral_dist"]
     # Benchmarks and tests need a checkout, or the archive of the sources.
     assert {"/benchmarks", "/tests"} <= set(targets["sdist"]["include"])
     assert all((ROOT / name.strip("/")).exists() for name in targets["sdist"]["include"])
