@@ -42,6 +42,7 @@ from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.failures import explaining
+from spectral_dist.training.hosts import HostFigures
 from spectral_dist.training.init_from import first_state
 from spectral_dist.training.loop import Progress, train
 from spectral_dist.training.metrics import Record
@@ -153,7 +154,7 @@ class Trainer:
             self._evaluation,
             outputs,
             (step, sequence),
-            figures,
+            (HostFigures(processes, console.warn), *figures),
             processes,
             hours,
         )
@@ -351,7 +352,9 @@ class Trainer:
 
     def _release(self, error: BaseException | None = None) -> None:
         self._closed = True
-        self._closing.__exit__(type(error) if error else None, error, None)
+        # With its own traceback, which a context manager on the stack puts back.
+        trace = error.__traceback__ if error else None
+        self._closing.__exit__(type(error) if error else None, error, trace)
 
     def __enter__(self) -> "Trainer":
         """Return the trainer itself."""

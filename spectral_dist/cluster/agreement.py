@@ -109,6 +109,15 @@ class Processes:
             self._monitor.progress += 1
         self._stop.check()
 
+    def report(self, figures: Mapping[str, float]) -> None:
+        """Tell the other processes what this one measures of itself, with its next heartbeat."""
+        if self._monitor is not None:
+            self._monitor.figures = dict(figures)
+
+    def hosts(self) -> dict[str, dict[str, float]]:
+        """Return the newest figures of each process, by its name; {} in a run of one process."""
+        return {} if self._monitor is None else self._monitor.hosts()
+
     def should_stop(self) -> bool:
         """Return whether a preempted run stops here: the same answer in every process.
 

@@ -109,6 +109,7 @@ class HeartbeatMonitor:
         self.silent_after = min(hang_timeout, _SILENT_SECONDS)
         self.sync_points, self.progress, self.phase = 0, 0, "start"
         self.patience = 1.0  # of the phase, in hang_timeouts
+        self.figures: dict[str, float] = {}  # what this process measures of itself
         # True in phases without collectives. In a collective, a process that waits for others may
         # use a whole core, so there a busy processor shows no progress.
         self.busy_is_progress = False
@@ -140,6 +141,10 @@ class HeartbeatMonitor:
     def name(self, index: int) -> str:
         """Return how messages name a process: its index and host."""
         return f"process {index} of {self._identity.count} ({self._seen[index].host})"
+
+    def hosts(self) -> dict[str, dict[str, float]]:
+        """Return the newest figures of each process, by its name."""
+        return {self.name(i): seen.heartbeat.get("figures", {}) for i, seen in self._seen.items()}
 
     def _run(self) -> None:
         control = connect(self._identity)
@@ -180,6 +185,7 @@ class HeartbeatMonitor:
             "progress": self.progress,
             "phase": self.phase,
             "patience": self.patience,
+            "figures": self.figures,
             "stop_signal": 0 if requested is None else int(requested),
         }
 

@@ -37,6 +37,8 @@ class RedrawnReport:
         if self._thread is not None:
             self._thread.join()
         if (self._folder / "metrics.jsonl").exists():
+            # The last words of a run are said: a folder that fails is among them.
+            self._warned = True
             self._draw()
 
     def _draw(self) -> None:

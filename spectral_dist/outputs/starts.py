@@ -55,10 +55,11 @@ def started(
             )
         yield
     except BaseException as error:
-        log.write({"step": step(), "code": error_code(error), "message": one_line(error)})
+        end = {"step": step(), "code": error_code(error), "message": one_line(error)}
+        log.write(end, quiet=True)
         raise
     else:
-        log.write({"step": step(), "code": 0})
+        log.write({"step": step(), "code": 0}, quiet=True)
 
 
 def failed_in_a_row(starts: list[dict[str, Any]], first: int) -> int:
@@ -95,11 +96,13 @@ class _Log:
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._path, self._warn = path, warn
 
-    def write(self, values: Mapping[str, Any]) -> None:
+    def write(self, values: Mapping[str, Any], quiet: bool = False) -> None:
         now = math.floor(time.time())
         line = json.dumps({"time": now, **values}) + "\n"
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
+            if quiet:  # the last words of a run are said: a folder that fails is among them
+                return
             self._warn(f"{self._path} cannot be written: {error.strerror}; training goes on")

@@ -52,10 +52,13 @@ def show_sample(
     text = tokenizer.decode(np.fromiter(tokens, tokenizer.dtype))
     console.show_sample(prompt, text)
     shown = {"prompt": prompt.decode(), "text": text.decode("utf-8", "replace")}
+    line = json.dumps({"step": step, **shown}) + "\n"
     path = Path(config.run.checkpoint_dir) / config.run.run_name / SAMPLES
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **shown}) + "\n")
+        with path.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            if line not in file:  # a complete run that is started again writes the same
+                file.write(line)
     except OSError as error:
         console.warn(f"{path} cannot be written: {error.strerror}")
 

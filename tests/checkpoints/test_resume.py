@@ -3,7 +3,8 @@
 `first/` is a run of 12 steps that was killed before its last save, as it lay on disk: written by
 the code of the commit that undisturbed.json names, and never written again. It stands for every
 checkpoint a user has: whatever the program becomes, its command, its settings and its arrays must
-be understood. undisturbed.json has the losses of the same run left alone.
+be understood. undisturbed.json has the losses of the same run left alone; those of its last three
+steps were written again when the schedule came to end at its last rate.
 """
 
 import json

@@ -37,6 +37,9 @@ def test_a_report_that_cannot_be_drawn_is_said_once(tmp_path: Path, monkeypatch)
 
     monkeypatch.setattr(redrawn, "write_report", fail)
     report = RedrawnReport(tmp_path, said.append)
-    report.write(Record(1, {"val/bits_per_byte": 3.0}))
+    for _ in range(2):
+        report.write(Record(1, {"val/bits_per_byte": 3.0}))
+        assert report._thread is not None
+        report._thread.join()
     report.close()
     assert said == ["the report could not be drawn: no space"]

@@ -89,7 +89,18 @@ class Facts:
         """How the last start ended; "no end on record" while it trains, and after a kill."""
         if not self.starts:
             return "no start on record"
-        return _end_of(self.starts[-1])
+        return self._end_of(self.starts[-1])
+
+    def _end_of(self, start: Mapping[str, Any]) -> str:
+        end = start.get("end")
+        if end is None:
+            return "no end on record"
+        word = _ENDS.get(end["code"], f"exit code {end['code']}")
+        # A run that a signal stops saves and ends without an error, too.
+        if end["code"] == 0 and self.config is not None and end["step"] < self.config.run.steps:
+            word = "stopped"
+        said = f": {end['message']}" if "message" in end else ""
+        return f"{word} at step {end['step']:,}{said}"
 
     def samples(self, count: int = 3) -> list[dict[str, Any]]:
         """Return the last samples of generated text: step, prompt, text."""
@@ -178,19 +189,11 @@ class Facts:
                     f"{start['first_step']:,}",
                     f"{devices.get('count', '?')} x {devices.get('kind', '?')}",
                     commit[:12],
-                    _end_of(start),
+                    self._end_of(start),
                 ]
             )
         heads = ["started", "from step", "devices", "commit", "end"]
         return Table("starts", heads, rows, words=5) if rows else None
-
-
-def _end_of(start: Mapping[str, Any]) -> str:
-    end = start.get("end")
-    if end is None:
-        return "no end on record"
-    word = _ENDS.get(end["code"], f"exit code {end['code']}")
-    return f"{word} at step {end['step']:,}" + (f": {end['message']}" if "message" in end else "")
 
 
 def _shown(value: Any) -> str:

@@ -109,6 +109,9 @@ def _figures(
     ]
     if more:
         found.append(figure("Extrapolation", "bits per byte, difference to 1x", more, legend=True))
+    hosts = _hosts(records)
+    if hosts:
+        found.append(figure("Arithmetic of each host alone", "ms", hosts, legend=True))
     for title, label, metric, factor, from_zero in _OTHERS:
         points = [(r, value * factor) for r, value in points_of(records, metric)]
         if points:
@@ -118,6 +121,16 @@ def _figures(
 
 
 _BITS = "bits_per_byte"
+
+
+def _hosts(records: Sequence[Record]) -> list[Line]:
+    """Return a line for each process of the run, by its own probe."""
+    names = dict.fromkeys(name for record in records for name in record.metrics)
+    ours = [n for n in names if n.startswith("hosts/") and n.endswith("/probe_seconds")]
+    return [
+        Line(f"process {name.split('/')[1]}", [(r, 1e3 * v) for r, v in points_of(records, name)])
+        for name in ours
+    ]
 
 
 def _marks(facts: Facts) -> list[tuple[int, str, str]]:
