@@ -11,12 +11,17 @@
 #
 #   SPECTRAL_PYTHON          Python that has spectral_dist
 #                            (default: .venv/bin/python here if there is one, else python3)
+#   SPECTRAL_SETUP           file that is sourced first: module load, conda activate, NCCL_SOCKET_IFNAME
+#                            and what else the cluster wants
+#   SPECTRAL_CONTAINER       image that the processes run in, by Pyxis (srun --container-image); the
+#                            folder of the job is mounted, SPECTRAL_PYTHON (python3) is of the image
 #   SPECTRAL_TASKS_PER_NODE  processes on a host (default: one for each GPU; 1 is one for all of them)
 #   SPECTRAL_MAX_RESTARTS    restarts after failures in a row (default: 3)
 #   SPECTRAL_CPU_DEVICES     train without GPUs: CPU devices of a process, one process on a host
 #
 # What is left behind: slurm-JOB.out shows what rank 0 prints, logs/JOB/RANK.log what every rank
-# prints; a requeued job goes on in the same files. Nothing here prints the environment, so a
+# prints; a requeued job goes on in the same files, and one of more than 100 MB becomes RANK.log.old
+# first. Nothing here prints the environment, so a
 # WANDB_API_KEY in it reaches the training and no log.
 #
 # How a job ends, by the exit code of the training:
@@ -26,6 +31,8 @@
 #            process was killed:
 #            requeued at most SPECTRAL_MAX_RESTARTS times, until it is once stopped and saved
 #   others   2 is a mistake in a setting, 130 is an interrupt: the job ends with that code
+# A host on which a GPU does not answer, or has uncorrected memory errors, is named before the start;
+# the job is then requeued without it, and that counts as a failure.
 # SLURM itself requeues a job whose host has failed, and ends one that was cancelled.
 
 #SBATCH --job-name=spectral_dist
@@ -77,14 +84,29 @@ names_a_mesh() {  # names_a_mesh WORD...: whether --mesh is among the settings
 # ---- what there is to train on ----
 
 [[ -n "${SLURM_JOB_ID:-}" ]] || fail "runs under SLURM: sbatch --nodes=2 $0 --run_name x ..."
-python="${SPECTRAL_PYTHON:-}"
-if [[ -z "$python" ]]; then
-  python=python3
-  [[ ! -x .venv/bin/python ]] || python=.venv/bin/python
+if [[ -n "${SPECTRAL_SETUP:-}" ]]; then
+  [[ -r "$SPECTRAL_SETUP" ]] || fail "SPECTRAL_SETUP=$SPECTRAL_SETUP: cannot be read"
+  set +eu # module and conda have unset variables
+  # shellcheck source=/dev/null
+  source "$SPECTRAL_SETUP" || fail "SPECTRAL_SETUP=$SPECTRAL_SETUP: failed"
+  set -eu
 fi
-command -v "$python" >/dev/null || fail "SPECTRAL_PYTHON=$python: there is no such program"
-"$python" -c 'import spectral_dist' 2>/dev/null ||
-  fail "SPECTRAL_PYTHON=$python: cannot import spectral_dist, installed in a virtual environment?"
+python="${SPECTRAL_PYTHON:-}"
+container=()
+if [[ -n "${SPECTRAL_CONTAINER:-}" ]]; then
+  python="${python:-python3}"
+  container=(
+    --container-image="$SPECTRAL_CONTAINER" --container-mounts="$PWD:$PWD" --container-workdir="$PWD"
+  )
+else
+  if [[ -z "$python" ]]; then
+    python=python3
+    [[ ! -x .venv/bin/python ]] || python=.venv/bin/python
+  fi
+  command -v "$python" >/dev/null || fail "SPECTRAL_PYTHON=$python: there is no such program"
+  "$python" -c 'import spectral_dist' 2>/dev/null ||
+    fail "SPECTRAL_PYTHON=$python: cannot import spectral_dist, installed in a virtual environment?"
+fi
 
 nodes="$SLURM_JOB_NUM_NODES"
 max_restarts="${SPECTRAL_MAX_RESTARTS:-3}"
@@ -115,8 +137,63 @@ names_a_mesh "$@" || mesh=(--mesh="${nodes}x${devices_per_node}x1")
 
 logs="logs/$SLURM_JOB_ID"
 mkdir -p "$logs"
+find "$logs" -name '*.log' -size +100M -exec mv {} {}.old ';'
 # Failures in a row, in a file: SLURM_RESTART_COUNT counts every preemption as well.
 failures="$logs/failures"
+
+# ---- the GPUs of each host ----
+
+leave_out() {  # leave_out HOSTS: start again without these; only a job that waits can be told so
+  local try
+  for try in {1..40}; do
+    scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$1" 2>/dev/null && return
+    sleep 0.5
+  done
+  say "$1 could not be left out after $try tries"
+}
+
+requeue() {  # requeue REASON [HOSTS]: start the job again, without some hosts
+  say "$1: requeued"
+  # SLURM begins at once to end this job's processes by SIGTERM, scontrol among them: it may not
+  # have had its answer yet.
+  (trap '' TERM && scontrol requeue "$SLURM_JOB_ID" && { [[ -z "${2:-}" ]] || leave_out "$2"; }) &&
+    exit "$code"
+  say "could not be requeued: submit the same command again, and it continues"
+  exit "$code"
+}
+
+failed() {  # failed CODE WHY [HOSTS]: count a failure in a row; requeue the job, or give up
+  code="$1"
+  echo "$code" >>"$failures"
+  local restart
+  restart="$(wc -l <"$failures")"
+  if ((restart <= max_restarts)); then
+    requeue "$2, restart $restart of $max_restarts" "${3:-}"
+  fi
+  say "$2 after $max_restarts restarts: given up, see $logs"
+}
+
+# On each host: prints its name and what is wrong with its GPUs. Without nvidia-smi nothing is known.
+# shellcheck disable=SC2016
+look_at_gpus='
+command -v nvidia-smi >/dev/null || exit 0
+there=$(nvidia-smi --list-gpus 2>/dev/null | grep -c "^GPU ")
+errors=$(nvidia-smi --query-gpu=ecc.errors.uncorrected.volatile.total --format=csv,noheader,nounits 2>/dev/null |
+  grep -c "^[1-9]")
+((there >= $1)) || echo "$SLURMD_NODENAME: $there of $1 GPUs answer"
+((errors == 0)) || echo "$SLURMD_NODENAME: $errors GPUs have uncorrected memory errors"
+'
+command -v srun >/dev/null || fail "srun was not found on $(hostname)"
+if [[ -z "${SPECTRAL_CPU_DEVICES:-}" ]]; then
+  found="$(srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task=1 \
+    bash -c "$look_at_gpus" look_at_gpus "$devices_per_node")" || say "not all GPUs were looked at"
+  if [[ -n "$found" ]]; then
+    say "$found"
+    bad="$(cut -d: -f1 <<<"$found" | sort -u | paste -sd,)"
+    failed 76 "GPUs of $bad" "$bad"
+    exit "$code"
+  fi
+fi
 
 # ---- the step ----
 
@@ -149,8 +226,8 @@ options=(
   # --wait is for those that cannot: what still runs 15 minutes after the first has ended is killed.
   --kill-on-bad-exit=0
   --wait=900
+  "${container[@]}"
 )
-command -v srun >/dev/null || fail "srun was not found on $(hostname)"
 say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $nodes x $devices," \
   "$((nodes * tasks_per_node)) processes${mesh[*]:+, ${mesh[*]} as none was given}; logs in $logs"
 touch "$logs/0.log"
@@ -175,27 +252,13 @@ wait "$console" || true
 
 # ---- the end ----
 
-requeue() {  # requeue REASON
-  say "$1: requeued"
-  # SLURM begins at once to end this job's processes by SIGTERM, scontrol among them: it may not
-  # have had its answer yet.
-  (trap '' TERM && exec scontrol requeue "$SLURM_JOB_ID") && exit "$code"
-  say "could not be requeued: submit the same command again, and it continues"
-  exit "$code"
-}
-
 if [[ -n "$told_to_end" ]]; then
   say "ended by SLURM, exit code $code"
 elif ((code == 75)); then
   rm -f "$failures"
   requeue "stopped and saved"
 elif ((code == 76 || (code >= 128 && code != 130))); then
-  echo "$code" >>"$failures"
-  restart="$(wc -l <"$failures")"
-  if ((restart <= max_restarts)); then
-    requeue "exit code $code, restart $restart of $max_restarts"
-  fi
-  say "exit code $code after $max_restarts restarts: given up, see $logs"
+  failed "$code" "exit code $code"
 elif ((code != 0)); then
   say "exit code $code: see $logs"
 fi

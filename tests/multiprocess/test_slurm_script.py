@@ -1,6 +1,7 @@
 """launch/slurm_l4.sh by itself, under a real SLURM, with a stand-in in place of the training."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -70,6 +71,49 @@ def test_one_task_for_each_gpu_and_every_task_sees_them_all(submit: Submit, stan
     assert tasks[15]["argv"] == ["exit=0", "--run_name", "x", "--mesh=2x8x1"]
     first = job.output().splitlines()[0]
     assert "start 1: 2 x 8 GPUs, 16 processes, --mesh=2x8x1 as none was given" in first
+
+
+# Eight GPUs, of which one is lost in the first start.
+NVIDIA_SMI = """#!/bin/bash
+[[ "$*" != *ecc* ]] || { echo 0; exit; }
+for ((i = 0; i < (${SLURM_RESTART_COUNT:-0} ? 8 : 7); i++)); do echo "GPU $i: NVIDIA L4"; done
+"""
+
+
+def test_a_host_without_all_of_its_gpus_is_named_and_left_out(
+    submit: Submit, stand_in: str, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tools / "nvidia-smi").chmod(0o755)
+    (tmp_path / "setup.sh").write_text(f'export PATH="{tools}:$PATH" OF_THE_SETUP=1\n')
+    job = submit(
+        "exit=0", sbatch=("--nodes=1",), PYTHONPATH=stand_in, SPECTRAL_TASKS_PER_NODE="1",
+        SPECTRAL_SETUP=str(tmp_path / "setup.sh"),
+    )  # fmt: skip
+    facts = job.wait_for_end()
+    assert (facts["Restarts"], facts["ExitCode"]) == ("1", "0:0")
+    (bad,) = re.findall(r"slurm_l4: (\S+): 7 of 8 GPUs answer", job.output())
+    assert f"slurm_l4: GPUs of {bad}, restart 1 of 3: requeued" in job.output()
+    task = told(job, 0, 1)
+    assert task["SLURMD_NODENAME"] != bad
+    assert task["OF_THE_SETUP"] == "1"
+    assert not (job.folder / "0.0.json").exists()  # nothing was trained there
+
+
+@pytest.mark.parametrize(("file", "words"), [("absent.sh", "cannot be read"), ("bad.sh", "failed")])
+def test_a_setup_that_fails_ends_the_job(
+    submit: Submit, stand_in: str, tmp_path: Path, file: str, words: str
+) -> None:
+    (tmp_path / "bad.sh").write_text("return 1\n")
+    setup = str(tmp_path / file)
+    job = submit(
+        "exit=0", sbatch=("--nodes=1",), PYTHONPATH=stand_in, SPECTRAL_CPU_DEVICES="1",
+        SPECTRAL_SETUP=setup,
+    )  # fmt: skip
+    assert job.wait_for_end("FAILED")["ExitCode"] == "2:0"
+    assert f"SPECTRAL_SETUP={setup}: {words}" in job.output()
 
 
 def test_one_task_for_each_host_by_setting(submit: Submit, stand_in: str) -> None:
