@@ -147,6 +147,20 @@ class Parser(argparse.ArgumentParser):
         """Parse the flags that are declared here; return them and the words of the others."""
         return self.parse_known_args([self._spelt(word) for word in argv])
 
+    def add_checkpoint(self) -> None:
+        """Add the flags of a command that loads a trained model: which run, which checkpoint."""
+        self.add_argument("--run_name", required=True, help="run to load")
+        self.add_argument(
+            "--checkpoint_dir",
+            default="checkpoints",
+            help="folder of the runs (default: checkpoints)",
+        )
+        self.add_argument(
+            "--checkpoint",
+            default="checkpoint_0",
+            help="checkpoint_0 (latest), checkpoint_1, best (by validation) or a step",
+        )
+
     @staticmethod
     def _spelt(word: str) -> str:
         name, equals, value = word.partition("=")

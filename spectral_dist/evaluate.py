@@ -27,15 +27,7 @@ def main(argv: Sequence[str]) -> int:
 def make_parser() -> Parser:
     """Return the parser of this command's flags."""
     parser = Parser(prog="python -m spectral_dist.evaluate", description=main.__doc__)
-    parser.add_argument("--run_name", required=True, help="run to load")
-    parser.add_argument(
-        "--checkpoint_dir", default="checkpoints", help="folder of the runs (default: checkpoints)"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        default="checkpoint_0",
-        help="checkpoint_0 (latest), checkpoint_1, best (by validation) or a step",
-    )
+    parser.add_checkpoint()
     parser.add_argument("--data_paths", help="texts, joined by commas (default: the run's own)")
     parser.add_argument("--lengths", help="context lengths, multiples of seq_len, such as 1,2,4")
     parser.add_argument("--windows", type=int, help="windows for each dataset (default: the run's)")

@@ -35,15 +35,7 @@ def main(argv: Sequence[str]) -> int:
 def make_parser() -> Parser:
     """Return the parser of this command's flags."""
     parser = Parser(prog="python -m spectral_dist.export", description=main.__doc__)
-    parser.add_argument("--run_name", required=True, help="run to load")
-    parser.add_argument(
-        "--checkpoint_dir", default="checkpoints", help="folder of the runs (default: checkpoints)"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        default="checkpoint_0",
-        help="checkpoint_0 (latest), checkpoint_1, best (by validation) or a step",
-    )
+    parser.add_checkpoint()
     parser.add_argument("--out", type=Path, required=True, help="folder to write: a new one")
     parser.add_argument(
         "--shard_gb", type=float, default=5.0, help="largest file, in 10^9 bytes (default: 5)"

@@ -68,13 +68,7 @@ def _prompt(text: str, file: str | None) -> str:
 def make_parser() -> Parser:
     """Return the parser of this command's flags."""
     parser = Parser(prog="python -m spectral_dist.generate", description=main.__doc__)
-    parser.add_argument("--run_name", required=True, help="run to load")
-    parser.add_argument("--checkpoint_dir", default="checkpoints")
-    parser.add_argument(
-        "--checkpoint",
-        default="checkpoint_0",
-        help="checkpoint_0 (latest), checkpoint_1, best (by validation) or a step",
-    )
+    parser.add_checkpoint()
     parser.add_argument("--prompt", default="", help="text to continue")
     parser.add_argument("--prompt_file", help="file with the text to continue; - reads stdin")
     parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes")
