@@ -46,8 +46,18 @@ def describe(config: Config, files: Sequence[TokenFile], next_sequence: int) -> 
 
 
 def stored_config(description: dict[str, Any]) -> Config:
-    """Return the settings of the run that stored a description."""
-    return resolve(from_flat(description["config"]))
+    """Return the settings of the run that stored a description.
+
+    Raises:
+      ValueError: if this version does not know one of them.
+    """
+    try:
+        return resolve(from_flat(description["config"]))
+    except ValueError as error:
+        raise ValueError(
+            f"the settings in the checkpoint cannot be read ({error}): another version of"
+            " spectral_dist wrote it; use that one"
+        ) from error
 
 
 def _model_settings(config: Config) -> dict[str, Any]:

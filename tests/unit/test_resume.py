@@ -62,6 +62,14 @@ def test_a_description_gives_its_settings_back() -> None:
     assert description["datasets"][1] == wanted | {"sketch": FILES[1].sketch}
 
 
+def test_a_setting_of_another_version_is_named() -> None:
+    description = describe(load_config(BASE), FILES, 7)
+    description["config"]["no_such_setting"] = 1
+    words = r"checkpoint cannot be read \(unknown setting 'no_such_setting'.*another version"
+    with pytest.raises(ValueError, match=words):
+        stored_config(description)
+
+
 def test_without_a_checkpoint_the_run_is_new() -> None:
     told: list[str] = []
     none = cast(Checkpoints, Stored(None))
