@@ -8,12 +8,14 @@ and `Store.pull`.
 
 import contextlib
 import json
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 
+from spectral_dist.atomic_file import write_text
 from spectral_dist.training.checkpoint_folder import (
     TEMPORARY,
     complete_steps,
@@ -22,6 +24,7 @@ from spectral_dist.training.checkpoint_folder import (
 )
 from spectral_dist.training.manifest import MANIFEST, Unreadable, read_manifest, verify
 
+_ID = "store_id.txt"  # in the run folder and in its copy: they are of one run
 # Files of a run folder beside its checkpoints.
 _BESIDE = ("config.yaml", "environment.json", "metrics.jsonl")
 
@@ -67,6 +70,7 @@ class Store:
           folder: the run folder.
           step: a checkpoint in it.
         """
+        self.claim(folder)
         source, manifest = folder / str(step), self._path(step, MANIFEST)
         ours = (source / MANIFEST).read_bytes()
         if self._files.exists(manifest):
@@ -78,6 +82,34 @@ class Store:
                 self._put(path, self._path(step, path.relative_to(source).as_posix()))
         self._put(source / MANIFEST, manifest)
         return True
+
+    def claim(self, folder: Path) -> None:
+        """Check that the copy belongs to this run: an id that both have is written the first time.
+
+        A run folder without a checkpoint takes the id of what is in the store.
+
+        Args:
+          folder: the run folder, which must exist.
+
+        Raises:
+          ValueError: if the store holds another run of this name, which would be replaced.
+        """
+        path, there = folder / _ID, f"{self._root}/{_ID}"
+        ours = path.read_text(encoding="ascii").strip() if path.exists() else ""
+        theirs = self._files.cat_file(there).decode().strip() if self._files.exists(there) else ""
+        if not theirs:
+            if self.steps():
+                raise ValueError(f"store: {self.url} holds checkpoints, and no {_ID} says whose")
+            theirs = ours or secrets.token_hex(8)
+            self._files.makedirs(self._root, exist_ok=True)
+            self._files.pipe_file(there, f"{theirs}\n".encode())
+        elif ours != theirs and complete_steps(folder):
+            raise ValueError(
+                f"store: {self.url} holds another run of this name, which would be replaced; choose"
+                " another --run_name or --store"
+            )
+        if ours != theirs:
+            write_text(path, f"{theirs}\n")
 
     def push_beside(self, folder: Path) -> None:
         """Copy config.yaml, environment.json and metrics.jsonl."""
@@ -161,6 +193,8 @@ def pull_newest(
       report: takes a line about what was copied, or could not be read.
       progress: called after each file.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    store.claim(folder)
     here = max(complete_steps(folder), default=-1)
     for step in reversed(store.steps()):
         if step <= here:

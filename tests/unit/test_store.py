@@ -83,6 +83,7 @@ def test_there_and_back_byte_by_byte(url: str, tmp_path: Path) -> None:
     said: list[str] = []
     pull_newest(Store(url, "run"), there, said.append, lambda: None)
     assert content(there) == content(here)
+    assert (here / "store_id.txt").is_file()
     assert said == [f"checkpoint 5 was copied from {url}/run"]
     pull_newest(Store(url, "run"), there, said.append, lambda: None)  # nothing newer
     assert len(said) == 1
@@ -114,7 +115,7 @@ def test_another_checkpoint_of_the_same_step_takes_its_place(url: str, tmp_path:
     here, store = tmp_path / "run", Store(url, "run")
     checkpoint(here, 5)
     store.push(here, 5)
-    shutil.rmtree(here)
+    shutil.rmtree(here / "5")
     checkpoint(here, 5)
     assert store.push(here, 5)
     pull_newest(store, tmp_path / "back", lambda text: None, lambda: None)
@@ -130,8 +131,24 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(url: str, tmp_path: Pat
     said: list[str] = []
     pull_newest(store, tmp_path / "back", said.append, lambda: None)
     assert said[0] == f"checkpoint 5 in {url}/run cannot be read (d/one is damaged)"
-    assert sorted(p.name for p in (tmp_path / "back").iterdir()) == ["3"]
+    assert sorted(p.name for p in (tmp_path / "back").iterdir()) == ["3", "store_id.txt"]
     assert content(tmp_path / "back" / "3") == content(here / "3")
+
+
+def test_another_run_of_the_name_is_not_replaced(url: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    checkpoint(first, 5)
+    Store(url, "run").push(first, 5)
+    checkpoint(second, 9)
+    for act in (
+        lambda: Store(url, "run").push(second, 9),
+        lambda: pull_newest(Store(url, "run"), second, print, lambda: None),
+    ):
+        with pytest.raises(ValueError, match="holds another run of this name"):
+            act()
+    assert Store(url, "run").steps() == [5]
+    pull_newest(Store(url, "run"), tmp_path / "new" / "run", print, lambda: None)
+    assert Store(url, "run").push(first, 5) is False
 
 
 def test_the_store_keeps_what_a_run_folder_keeps(url: str, tmp_path: Path) -> None:
