@@ -4,13 +4,14 @@ Training starts that command with --follow: a store that is slow or down holds n
 `follow`.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spectral_dist.cluster.signals import SIGNALS
@@ -56,24 +57,19 @@ def copy(flags: Namespace) -> int:
     return 0 if done else FAULT
 
 
-class reached:
-    """Turn any error of a store into one line: a fault of the machine, which is tried again."""
+@contextlib.contextmanager
+def reached(store: Store) -> Iterator[None]:
+    """Turn any error of a store in a block into one line: a fault of the machine, tried again.
 
-    def __init__(self, store: Store) -> None:
-        """Keep what the message names."""
-        self._url = store.url
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Raise Ending in place of an error.
-
-        Raises:
-          Ending: for any error but a user's.
-        """
-        if isinstance(error, Exception) and not isinstance(error, ValueError | Ending):
-            raise Ending(f"store={self._url}: {one_line(error)}", FAULT) from error
+    Raises:
+      Ending: for any error but a user's.
+    """
+    try:
+        yield
+    except (ValueError, Ending):
+        raise
+    except Exception as error:  # whatever its library raises
+        raise Ending(f"store={store.url}: {one_line(error)}", FAULT) from error
 
 
 def follow(

@@ -12,12 +12,12 @@ from markupsafe import Markup
 from spectral_dist.outputs.report.charts import Mark, Series, draw_chart
 from spectral_dist.training.metrics import Record
 
-# What curves are drawn over: its name on the page, the metric, and a factor. The first is the step.
-AXES: tuple[tuple[str, str, float], ...] = (
-    ("step", "", 1.0),
-    ("tokens", "progress/tokens", 1.0),
-    ("hours of training", "progress/train_hours", 1.0),
-    ("model FLOPs", "progress/flops", 1.0),
+# What curves are drawn over: its name on the page, and the metric; that of the step is none.
+AXES: tuple[tuple[str, str], ...] = (
+    ("step", ""),
+    ("tokens", "progress/tokens"),
+    ("hours of training", "progress/train_hours"),
+    ("model FLOPs", "progress/flops"),
 )
 Points = list[tuple[Record, float]]
 
@@ -58,7 +58,7 @@ def points_of(records: Sequence[Record], metric: str) -> Points:
 def axes_of(records: Sequence[Record]) -> list[str]:
     """Return the names of the axes that the records have: a run of an earlier version has one."""
     metrics = {name for record in records for name in record.metrics}
-    return [name for name, metric, _ in AXES if not metric or metric in metrics]
+    return [name for name, metric in AXES if not metric or metric in metrics]
 
 
 def figure(
@@ -86,9 +86,9 @@ def figure(
     bad = sum(not math.isfinite(value) for line in lines for _, value in line.points)
     several = legend and len(lines) > 1
     charts = []
-    for name, metric, factor in AXES:
+    for name, metric in AXES:
         if name in axes:
-            drawn = [_over(line, metric, factor) for line in lines]
+            drawn = [_over(line, metric) for line in lines]
             charts.append(
                 draw_chart(
                     title,
@@ -106,8 +106,8 @@ def figure(
 
 def place_of(records: Sequence[Record], axis: str) -> Callable[[int], float | None]:
     """Return a function: a step -> its place along an axis, by the nearest record up to it."""
-    metric, factor = next((m, f) for name, m, f in AXES if name == axis)
-    known = sorted((r.step, r.metrics[metric] * factor) for r in records if metric in r.metrics)
+    metric = dict(AXES)[axis]
+    known = sorted((r.step, r.metrics[metric]) for r in records if metric in r.metrics)
 
     def place(step: int) -> float | None:
         if not metric:
@@ -117,10 +117,10 @@ def place_of(records: Sequence[Record], axis: str) -> Callable[[int], float | No
     return place
 
 
-def _over(line: Line, metric: str, factor: float) -> Series:
+def _over(line: Line, metric: str) -> Series:
     """Return a line over one axis; records that do not have it are left out."""
     points = [
-        (r.metrics[metric] * factor if metric else float(r.step), value)
+        (r.metrics[metric] if metric else float(r.step), value)
         for r, value in line.points
         if not metric or metric in r.metrics
     ]
