@@ -25,6 +25,7 @@ COMMANDS = {
     "runs": ("runs", "list the runs of a folder"),
     "report": ("outputs.report.__main__", "draw report.html of a run, or compare several"),
     "wandb": ("outputs.wandb_mirror", "send the metrics of a run to Weights & Biases"),
+    "tensorboard": ("outputs.tensorboard", "write the metrics of runs for TensorBoard"),
     "export": ("export", "write a trained model for Hugging Face transformers"),
     "store": ("store", "copy checkpoints to or from s3://, gs:// and others"),
     "bench": ("bench", "measure this machine, beside other projects"),
@@ -34,7 +35,7 @@ COMMANDS = {
 
 def make_parser() -> Parser:
     """Return the parser of the door itself: its help lists the commands."""
-    listed = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
+    listed = "\n".join(f"  {name:11} {text}" for name, (_, text) in COMMANDS.items())
     parser = Parser(
         prog="spectral-dist",
         usage="spectral-dist COMMAND ...",

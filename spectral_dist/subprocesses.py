@@ -5,8 +5,8 @@ by itself if the parent is gone; and why it died is one line. Used where work ne
 or an environment variable that JAX reads only once.
 
 Not started this way: the processes of a training run (`launch.py`), which share the console and its
-signals; the control service (`cluster/start.py`) and the W&B mirror (`outputs/wandb.py`), which
-must outlive their parent. Imports no JAX.
+signals; the control service (`cluster/start.py`) and what follows a run (`outputs/follower.py`),
+which must outlive their parent. Imports no JAX.
 Read `ModuleProcess`. The module that is started uses `read_request` and `say`.
 """
 

@@ -128,7 +128,8 @@ class Trainer:
             processes.enter("reading the checkpoint")
             # Before config.yaml is written: a resume that is refused leaves the folder as it was.
             restored = resume(self._checkpoints, abstract, config, self.files, console.note)
-            state, step, sequence = restored or (first_state(config, mesh, console.note), 0, 0)
+            first = partial(first_state, config, mesh, console.note, processes)
+            state, step, sequence = restored or (first(), 0, 0)
             write_run_folder(self.folder, config, argv, enabled=processes.is_coordinator)
         with stop.interruptible("compiling"):
             # The compiler can take minutes, in which a busy processor is the only sign of life.
@@ -176,8 +177,8 @@ class Trainer:
             store = StoreMirror(config, self.folder, report=console.note, warn=console.warn)
             closing.callback(store.close)
         processes.agree("folder", {})  # nobody reads a checkpoint before the folder is locked
-        keep = {"keep": config.run.keep, "keep_every": config.run.keep_every}
-        self._checkpoints = Checkpoints(self.folder, **keep, warn=console.warn)
+        keep = {"keep": config.run.keep, "keep_every": config.run.keep_every, "warn": console.warn}
+        self._checkpoints = Checkpoints(self.folder, **keep, processes=processes)
         closing.callback(self._checkpoints.close)
 
     def _open_outputs(

@@ -6,7 +6,6 @@ that hangs in one could not say so. In a run of one process every call returns a
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from spectral_dist.cluster.heartbeat import UNREACHABLE, HeartbeatMonitor, connect
+from spectral_dist.cluster.client import UNREACHABLE, Client, connect
+from spectral_dist.cluster.heartbeat import HeartbeatMonitor
 from spectral_dist.cluster.identity import Identity
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.command_line import Ending, error_code, one_line
@@ -42,13 +42,14 @@ class Processes:
     Attributes:
       index: index of this process; process 0 is the coordinator.
       count: number of processes.
+      control: a client of the control service, for all threads; None in a run of one process.
     """
 
     def __init__(
         self,
         stop: StopSignal,
         identity: Identity | None = None,
-        control: Any = None,
+        control: Client | None = None,
         monitor: HeartbeatMonitor | None = None,
         service: "subprocess.Popen[str] | None" = None,
     ) -> None:
@@ -57,17 +58,18 @@ class Processes:
         Args:
           stop: the signal handlers of this process.
           identity: index and addresses of this process.
-          control: a client of the control service, for the main thread.
+          control: a client of the control service.
           monitor: the heartbeat monitor, started.
           service: the process of the control service, in the coordinator.
         """
         self.index, self.count = (0, 1) if identity is None else (identity.index, identity.count)
-        self._stop, self._identity, self._control = stop, identity, control
+        self._stop, self._identity, self.control = stop, identity, control
         self._monitor, self._service = monitor, service
         self._stop_at: int | None = None  # the sync point to stop at, once it is known
         self._saves: list[int] = []  # the sync points of timed saves, the last two
         self._saved_at = 0  # the last of them that is past
         self._sync_points = 0
+        self._folders = 0
 
     @property
     def is_coordinator(self) -> bool:
@@ -127,6 +129,7 @@ class Processes:
         if self._identity is None:
             return self._stop.received is not None
         assert self._monitor is not None
+        assert self.control is not None
         self._sync_points += 1
         self._monitor.sync_points += 1
         # Between two sync points every process waits for the result of a collective, and that needs
@@ -134,15 +137,14 @@ class Processes:
         # here, before it continues, is there when the first process reaches `_stop_at`.
         if self._stop_at is None and self.is_coordinator and self._stop.received is not None:
             self._stop_at = self._sync_points + _SYNC_POINTS_AHEAD
-            self._control.put("planned/stop", f"{self._stop_at} {int(self._stop.received)}")
+            self.control.put("planned/stop", [self._stop_at, int(self._stop.received)])
         elif self._stop_at is None and not self.is_coordinator:
-            planned = json.loads(self._control.under("planned"))
-            self._saves = json.loads(planned.get("saves", "[]"))
-            sync_point, _, number = planned.get("stop", "").partition(" ")
-            if sync_point:
-                self._stop_at = int(sync_point)
+            planned = self.control.under("planned")
+            self._saves = planned.get("saves", [])
+            if "stop" in planned:
+                self._stop_at, number = planned["stop"]
                 # Noted as this process's own signal, so that all leave with one exit code.
-                self._stop.ask(signal.Signals(int(number)))
+                self._stop.ask(signal.Signals(number))
         return self._stop_at is not None and self._sync_points >= self._stop_at
 
     def should_save(self, due: bool) -> bool:
@@ -154,13 +156,13 @@ class Processes:
         Args:
           due: whether the time has come, by the clock of this process.
         """
-        if self._identity is None:
+        if self.control is None:
             return due
         if self.is_coordinator and due and self._saves[-1:] <= [self._saved_at]:
             # One more than for a stop: this is published after the step, and the others have read
             # it at the sync point before theirs. The last two, for those who are behind.
             self._saves = [*self._saves[-1:], self._sync_points + _SYNC_POINTS_AHEAD + 1]
-            self._control.put("planned/saves", json.dumps(self._saves))
+            self.control.put("planned/saves", self._saves)
         # An evaluation passes many sync points between two steps, so it may be passed by.
         past = [at for at in self._saves if self._saved_at < at <= self._sync_points]
         self._saved_at = max([self._saved_at, *past])
@@ -178,13 +180,14 @@ class Processes:
         """
         if self._monitor is None:
             return
+        assert self.control is not None
         self.enter(f"agreeing on {what}")
         # The table is never emptied: a second use of a subject would compare with the first one's.
-        self._control.put(f"{what}/{self.index}", json.dumps(dict(facts), sort_keys=True))
-        while len(found := json.loads(self._control.under(what))) < self.count:
+        self.control.put(f"{what}/{self.index}", dict(facts))
+        while len(found := self.control.under(what)) < self.count:
             time.sleep(_POLL_SECONDS)
         # Every process compares all of them, so that all end with the same message.
-        by_process = {int(i): json.loads(text) for i, text in found.items()}
+        by_process = {int(i): facts for i, facts in found.items()}
         for index in range(1, self.count):
             for key in sorted(by_process[0].keys() | by_process[index].keys()):
                 expected, other = by_process[0].get(key), by_process[index].get(key)
@@ -193,6 +196,11 @@ class Processes:
                         f"{what}: {key}={other} in {self._monitor.name(index)}, but {expected} in"
                         f" {self._monitor.name(0)}"
                     )
+
+    def new_folder(self) -> str:
+        """Return a folder of keys that nobody has used; every process calls it in turn."""
+        self._folders += 1
+        return f"folders/{self._folders}"
 
     def from_coordinator(self, what: str, make: Callable[[], Any]) -> Any:
         """Broadcast: call `make` in the coordinator, and return its result in every process.
@@ -203,14 +211,15 @@ class Processes:
         """
         if self._monitor is None:
             return make()
+        assert self.control is not None
         self.enter(what)
         if self.is_coordinator:
             made = make()
-            self._control.put(f"from_coordinator/{what}", json.dumps(made))
+            self.control.put(f"from_coordinator/{what}", [made])  # in a list: it may be None
             return made
-        while not (text := self._control.get(f"from_coordinator/{what}")):
+        while not (found := self.control.get(f"from_coordinator/{what}")):
             time.sleep(_POLL_SECONDS)
-        return json.loads(text)
+        return found[0]
 
     def __enter__(self) -> "Processes":
         """Return itself; `start.start_processes` has started everything."""
@@ -249,6 +258,7 @@ class Processes:
     def _end_together(self) -> None:
         """Wait until all processes are done, so that none finds the service gone."""
         assert self._monitor is not None
+        assert self.control is not None
         from spectral_dist.cluster import jax_service  # loads JAX: free by now, slow at the start
 
         self.enter("the end")
@@ -259,9 +269,9 @@ class Processes:
                 if word == "gone":
                     self._monitor.close()
                     jax_service.disconnect()
-                self._control.put(f"{word}/{self.index}", "1")
+                self.control.put(f"{word}/{self.index}", True)
                 until = time.monotonic() + _END_SECONDS
-                while len(json.loads(self._control.under(word))) < self.count:
+                while len(self.control.under(word)) < self.count:
                     # The last save of another process may take long; leaving does not.
                     if word == "gone" and (not self.is_coordinator or time.monotonic() > until):
                         break
@@ -275,6 +285,5 @@ class Processes:
 def publish_end(identity: Identity, message: str, code: int) -> None:
     """Report to the other processes that this one ends early; do nothing if that fails."""
     with contextlib.suppress(*UNREACHABLE):
-        end = json.dumps({"message": message, "code": code})
-        # A connection of its own: this runs in whichever thread found the end.
-        connect(identity).put(f"ended/{identity.index}", end)
+        # A connection of its own: another thread may wait for an answer on the run's.
+        connect(identity).put(f"ended/{identity.index}", {"message": message, "code": code})

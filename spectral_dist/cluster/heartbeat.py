@@ -10,26 +10,20 @@ which grows with any sign of work. The run hangs if neither changes in any proce
 fewest sync points are to blame.
 """
 
-import contextlib
-import http.client
-import json
 import signal
 import sys
 import threading
 import time
-import xmlrpc.client
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spectral_dist.cluster.client import UNREACHABLE, connect
 from spectral_dist.cluster.identity import Identity
-from spectral_dist.cluster.secret import proof
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.command_line import FAULT
 
 HEARTBEAT_SECONDS = 1.0
-PROOF = "X-Spectral-Proof"  # the header of a call that proves the secret (secret.py)
-_CALL_SECONDS = 10.0  # a service that does not answer must not stop the heartbeats for long
 _BUSY_SHARE = 0.1  # of one core's time between two heartbeats; a process that sleeps takes less
 # A process is lost after this long without a heartbeat. JAX's own service waits as long. Less would
 # end runs in which a process swaps or is paused for a minute, and then comes back.
@@ -39,35 +33,6 @@ _SUSPECT_SECONDS = 4.0
 
 # How long a service that refuses connections counts as one that is busy.
 _REFUSED_SECONDS = 4.0
-
-# What a call of the control service raises if the service cannot be reached.
-UNREACHABLE = (OSError, http.client.HTTPException, xmlrpc.client.Error)
-
-
-class _Transport(xmlrpc.client.Transport):
-    """HTTP with a timeout for every call, and a proof of the run's secret."""
-
-    def __init__(self, secret: str) -> None:
-        super().__init__()
-        self._secret = secret
-
-    def send_content(self, connection: http.client.HTTPConnection, request_body: Any) -> None:
-        connection.putheader(PROOF, proof(self._secret, request_body))
-        super().send_content(connection, request_body)
-
-    def make_connection(self, host: Any) -> Any:
-        connection = super().make_connection(host)
-        connection.timeout = _CALL_SECONDS  # xmlrpc has no argument for it, and waits for ever
-        return connection
-
-
-def connect(identity: Identity) -> Any:
-    """Return a client of the control service, for use by one thread.
-
-    Its methods are those of `service.Table`; they raise `UNREACHABLE`.
-    """
-    transport = _Transport(identity.secret)
-    return xmlrpc.client.ServerProxy(f"http://{identity.address}", transport=transport)
 
 
 @dataclass
@@ -150,15 +115,13 @@ class HeartbeatMonitor:
         control = connect(self._identity)
         while not self._closed.is_set():
             try:
-                mine = json.dumps(self._heartbeat())
-                answer = json.loads(control.heartbeat(str(self._identity.index), mine))
-                self.hear({int(i): json.loads(b) for i, b in answer["heartbeats"].items()})
-                self._name_strangers(answer["strangers"])
-                self.judge({int(i): json.loads(e) for i, e in answer["ended"].items()})
+                answer = control.heartbeat(self._identity.index, self._heartbeat())
+                heartbeats, ended, strangers = answer
+                self.hear(heartbeats)
+                self._name_strangers(strangers)
+                self.judge(ended)
             except (*UNREACHABLE, ValueError) as error:
-                # The next call opens a new connection: this one may be broken.
-                with contextlib.suppress(OSError):
-                    control("close")()
+                control.reconnect()
                 self._judge_service(error)
             self._closed.wait(HEARTBEAT_SECONDS)
 

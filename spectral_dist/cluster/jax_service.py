@@ -65,16 +65,6 @@ def disconnect() -> None:
     state.client = None  # as before `connect`: None means that there is no service
 
 
-def key_value_store() -> Any:
-    """Return the key-value store that the processes share, or None without a service.
-
-    It is the service's client: key_value_set(key, text, allow_overwrite=False),
-    key_value_dir_get(folder) -> [(key, text)], key_value_delete(key or folder). Calls raise
-    jax.errors.JaxRuntimeError if the service cannot be reached.
-    """
-    return _state().client
-
-
 def _makers() -> tuple[Any, Any]:
     """Return JAX's functions that make a service and a client."""
     # Imported here and not above: one process alone needs none of them, whatever the version.

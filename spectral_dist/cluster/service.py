@@ -1,9 +1,10 @@
 """The control service: a key-value table for the processes of a run, and JAX's service.
 
 Owns two servers. The first is a small table of texts, over XML-RPC, through which processes report
-in, send heartbeats, say how they ended and agree on when to stop. The second is JAX's coordination
-service, which JAX needs. Both run in a process of their own beside process 0, because JAX aborts
-every process when its service ends. So if process 0 is lost, the others can still say so.
+in, send heartbeats, say how they ended, and agree on when to stop and on each save. The second is
+JAX's coordination service, which JAX needs. Both run in a process of their own beside process 0,
+because JAX aborts every process when its service ends. So if process 0 is lost, the others can
+still say so.
 
 Whoever calls the table must prove the run's secret (secret.py); of JAX's service see
 docs/security.md. `start.start_processes` starts both as `python -m spectral_dist.cluster.service
@@ -23,7 +24,7 @@ from socketserver import ThreadingMixIn
 from typing import Any, cast
 from xmlrpc.server import SimpleXMLRPCRequestHandler, SimpleXMLRPCServer
 
-from spectral_dist.cluster.heartbeat import PROOF
+from spectral_dist.cluster.client import PROOF
 from spectral_dist.cluster.identity import is_loopback, join_address
 from spectral_dist.cluster.secret import is_proof
 from spectral_dist.cluster.signals import SIGNALS
@@ -69,6 +70,14 @@ class Table:
             self.called = time.monotonic()
             found = {k[len(prefix) :]: v for k, v in self._values.items() if k.startswith(prefix)}
         return json.dumps(found)
+
+    def remove(self, folder: str) -> bool:
+        """Remove all keys in a folder."""
+        prefix = f"{folder}/"
+        with self._lock:
+            self._values = {k: v for k, v in self._values.items() if not k.startswith(prefix)}
+            self.called = time.monotonic()
+        return True
 
     def report(self, index: str, text: str) -> str:
         """Register a process under its index, unless that is taken; return all of them, as JSON.
@@ -228,7 +237,7 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         sys.stdout.write(f"{error}\n")
         return 2
-    table.put("jax_port", str(jax_port))
+    table.put("jax_port", json.dumps(jax_port))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.read()  # returns when process 0 has ended, which closes the pipe, however it died

@@ -7,7 +7,6 @@ report in there; then each connects to JAX's coordination service. Read `start_p
 import contextlib
 import dataclasses
 import http
-import json
 import os
 import socket
 import subprocess
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from spectral_dist.cluster.agreement import Processes, publish_end
-from spectral_dist.cluster.heartbeat import UNREACHABLE, HeartbeatMonitor, connect
+from spectral_dist.cluster.client import UNREACHABLE, Client, connect
+from spectral_dist.cluster.heartbeat import HeartbeatMonitor
 from spectral_dist.cluster.identity import Identity, find_identity
 from spectral_dist.cluster.relay import Relay
 from spectral_dist.cluster.secret import find_secret, leave_secret, remove_secret
@@ -61,7 +61,7 @@ def start_processes(
         finally:
             if identity.index == 0:
                 remove_secret(folder, identity.job)
-        relay = Relay(identity.host, int(control.get("jax_port")))
+        relay = Relay(identity.host, control.get("jax_port"))
         try:
             _join_jax_service(identity, relay, int(start_timeout))
         finally:
@@ -116,7 +116,7 @@ def _start_service(identity: Identity, start_timeout: float) -> "subprocess.Pope
 
 def _report_in(
     identity: Identity, folder: Path, start_timeout: float
-) -> tuple[Identity, Any, dict[int, str]]:
+) -> tuple[Identity, Client, dict[int, str]]:
     """Report this process and wait for all others.
 
     Returns:
@@ -124,7 +124,7 @@ def _report_in(
       of each process by its index.
     """
     until = time.monotonic() + start_timeout
-    control, here, refused = connect(identity), dict[str, str](), False
+    control, here, refused = connect(identity), dict[int, Any](), False
     me = {
         # SLURM's name: several of its nodes can be on one host, in tests for example.
         "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
@@ -155,20 +155,18 @@ def _report_in(
                 time.sleep(_POLL_SECONDS)
                 continue
         try:
-            here = json.loads(control.report(str(identity.index), json.dumps(me)))
+            here = control.report(identity.index, me)
             ended = control.get("gave_up")
         except UNREACHABLE as error:
             # Process 0 may have started later than this one, and what lay in the folder was left by
             # an earlier start: try again.
-            with contextlib.suppress(OSError):
-                control("close")()
-            ended, refused = "", getattr(error, "errcode", None) == http.HTTPStatus.UNAUTHORIZED
+            control.reconnect()
+            ended, refused = None, getattr(error, "errcode", None) == http.HTTPStatus.UNAUTHORIZED
         if ended:
             raise Ending(f"another process gave up waiting: {ended}", FAULT)
         time.sleep(_POLL_SECONDS)
-    reports = {int(index): json.loads(text) for index, text in here.items()}
-    _check_reports(reports, me, identity)
-    return identity, control, {index: reports[index]["host"] for index in sorted(reports)}
+    _check_reports(here, me, identity)
+    return identity, control, {index: here[index]["host"] for index in sorted(here)}
 
 
 def _check_reports(
@@ -189,11 +187,11 @@ def _check_reports(
         )
 
 
-def _who_is_missing(identity: Identity, here: Mapping[str, str], start_timeout: float) -> str:
+def _who_is_missing(identity: Identity, here: Mapping[int, Any], start_timeout: float) -> str:
     limit = f"within start_timeout={start_timeout:g} s"
     if not here:
         return f"process 0 of {identity.count} not reached at {identity.address} {limit}"
-    missing = [str(i) for i in range(identity.count) if str(i) not in here]
+    missing = [str(i) for i in range(identity.count) if i not in here]
     word = "process" if len(missing) == 1 else "processes"
     have = "has" if len(missing) == 1 else "have"
     return f"{word} {', '.join(missing)} of {identity.count} {have} not reported in {limit}"

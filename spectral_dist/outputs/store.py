@@ -3,15 +3,12 @@
 Read `fetch`, then `StoreMirror`.
 """
 
-import contextlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from spectral_dist.command_line import Ending, one_line
 from spectral_dist.outputs import warn_on_stderr
+from spectral_dist.outputs.follower import Follower
 from spectral_dist.outputs.store_mirror import reached
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint_folder import complete_steps
@@ -69,43 +66,30 @@ class StoreMirror:
           warn: takes one line if the process cannot be started, or does not finish.
         """
         self._report, self._warn, self._url = report, warn, config.run.store
-        self._process: subprocess.Popen[bytes] | None = None
+        self._follower: Follower | None = None
         if not self._url:
             return
         kept = ("--keep", str(config.run.keep), "--keep_every", str(config.run.keep_every))
         try:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "spectral_dist.store", "push", str(folder), self._url),
-                    *(*kept, "--follow"),
-                ],
-                stdin=subprocess.PIPE,  # closes when we end or die; that is how it knows
-                stdout=subprocess.DEVNULL,
-                env=os.environ
-                | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"},
-                start_new_session=True,  # Ctrl-C is for training, which then ends it
+            self._follower = Follower(
+                *("spectral_dist.store", "push", str(folder), self._url, *kept, "--follow"),
+                environment={"JAX_PLATFORMS": "cpu"},  # the GPU is training's
             )
         except OSError as error:
             warn(f"store={self._url!r}: nothing is copied: {error}")
 
     def close(self) -> None:
         """Let the process copy the last checkpoint, for at most CLOSE_TIMEOUT seconds."""
-        process, self._process = self._process, None
-        if process is None:
+        follower, self._follower = self._follower, None
+        if follower is None:
             return
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        try:
-            try:
-                code = process.wait(_PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._report(f"waiting for the copy of the last checkpoint to {self._url}")
-                code = process.wait(CLOSE_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
-        if code:
+        code = follower.finish(_PATIENCE_SECONDS)
+        if code is None:
+            self._report(f"waiting for the copy of the last checkpoint to {self._url}")
+            code = follower.finish(CLOSE_TIMEOUT)
+        if code is None:
+            follower.kill()
+        if code != 0:
             self._warn(f"store={self._url!r}: the last checkpoint is in the run folder alone")
         else:
             self._report(f"the last checkpoint is in {self._url} as well")

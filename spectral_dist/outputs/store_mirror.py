@@ -6,17 +6,16 @@ Training starts that command with --follow: a store that is slow or down holds n
 
 import contextlib
 import os
-import signal
-import sys
 import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from spectral_dist.cluster.signals import SIGNALS
 from spectral_dist.command_line import FAULT, Ending, one_line, say
 from spectral_dist.outputs import warn_on_stderr
+from spectral_dist.outputs.follower import training_end
 from spectral_dist.training.checkpoint_folder import complete_steps
 from spectral_dist.training.store import Store, pull_newest
 
@@ -48,12 +47,8 @@ def copy(flags: Namespace) -> int:
             _push(store, folder, flags.keep, flags.keep_every)
         say(f"checkpoint {complete_steps(folder)[-1]} is in {store.url}")
         return 0
-    # A preempted run still saves: only the closed pipe says that it has ended.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    done = follow(lambda: _push(store, folder, flags.keep, flags.keep_every), folder, ended)
+    push = partial(_push, store, folder, flags.keep, flags.keep_every)
+    done = follow(push, folder, training_end())
     return 0 if done else FAULT
 
 

@@ -5,18 +5,15 @@ itself is `wandb_mirror`, the only module that imports wandb: a failure there do
 training. Read `WandbMirror` first.
 """
 
-import contextlib
 import netrc
 import os
-import signal
-import subprocess
-import sys
 import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from spectral_dist.outputs import warn_on_stderr
+from spectral_dist.outputs.follower import Follower
 from spectral_dist.settings import Config
 
 # Seconds that the end of a run waits for W&B. A preempted run has little time before it is killed.
@@ -53,7 +50,7 @@ class WandbMirror:
           warn: called with one line about what goes wrong on this side.
         """
         self._folder, self._report, self._warn = folder, report, warn
-        self._process: subprocess.Popen[bytes] | None = None
+        self._follower: Follower | None = None
         self._mode = choose_mode(config.output.wandb_mode, os.environ)
         if self._mode == "disabled":
             return
@@ -65,33 +62,20 @@ class WandbMirror:
             # A resumed run has cut the file: of what was sent, at most this much still stands.
             there = metrics.stat().st_size if metrics.exists() else 0
             # A process, not a thread: W&B's own threads and exit hooks stay out of training.
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "spectral_dist.outputs.wandb_mirror", str(folder)),
-                    *("--follow", "--mode", self._mode, "--sent_at_most", str(there)),
-                ],
-                stdin=subprocess.PIPE,  # closes when we end or die; that is how the mirror knows
-                stdout=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C is for training, which then ends the mirror
+            self._follower = Follower(
+                *("spectral_dist.outputs.wandb_mirror", str(folder), "--follow"),
+                *("--mode", self._mode, "--sent_at_most", str(there)),
             )
         except OSError as error:
             self._warn(f"W&B is not used: {error}; metrics.jsonl has all metrics")
 
     def close(self) -> None:
         """Let the process send what is left, for at most CLOSE_TIMEOUT seconds."""
-        process, self._process = self._process, None
-        if process is None:
+        follower, self._follower = self._follower, None
+        if follower is None:
             return
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(CLOSE_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # W&B's own process with it
-            process.wait()
+        if follower.finish(CLOSE_TIMEOUT) is None:
+            follower.kill()  # and W&B's own process
             self._warn(
                 f"W&B did not finish within {CLOSE_TIMEOUT:.0f} s: metrics.jsonl has what is"
                 " missing there"

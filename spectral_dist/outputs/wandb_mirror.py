@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from spectral_dist.atomic_file import write_text
-from spectral_dist.cluster.signals import SIGNALS
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.outputs import warn_on_stderr
+from spectral_dist.outputs.follower import training_end
 from spectral_dist.outputs.jsonl import parse_record
 from spectral_dist.outputs.wandb import (
     CLOSE_TIMEOUT,
@@ -75,15 +75,12 @@ def main(argv: Sequence[str]) -> int:
     mode = choose_mode(flags.mode, os.environ)
     if mode == "disabled":
         raise ValueError("WANDB_MODE or WANDB_DISABLED: W&B is turned off in this environment")
-    training_ended, warnings = threading.Event(), Warnings(warn_on_stderr)
     if flags.follow:
-        warnings = Warnings(_silence())
-        # A preempted run still logs while it saves: only the closed pipe says that it has ended.
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        warnings, training_ended = Warnings(_silence()), training_end()
         watching = (training_ended, warnings)
         threading.Thread(target=_watch, args=watching, daemon=True).start()
     else:
+        warnings, training_ended = Warnings(warn_on_stderr), threading.Event()
         training_ended.set()  # nothing is appended any more: one pass over the file
     state = MirrorState.open(folder, config.run.run_name, flags.sent_at_most, new=flags.new)
     mirror(config, state, mode, training_ended, warnings, silent=flags.follow)
@@ -240,9 +237,7 @@ def _silence() -> Callable[[str], None]:
 
 def _watch(training_ended: threading.Event, warnings: Warnings) -> None:
     """Wait for the end of training; end this process if it then takes too long."""
-    while os.read(0, 1):  # returns nothing once training has closed the pipe, or has died
-        pass
-    training_ended.set()
+    training_ended.wait()
     # Training, if it is alive, ends us after CLOSE_TIMEOUT. If it was killed, this does.
     time.sleep(CLOSE_TIMEOUT + 1)
     warnings.warn("W&B did not finish: metrics.jsonl has what is missing there")

@@ -24,6 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
+from spectral_dist.cluster.agreement import Processes
 from spectral_dist.training import orbax
 from spectral_dist.training.checkpoint_folder import (
     BEST,
@@ -57,7 +58,13 @@ class Checkpoints:
     """The checkpoints of one run. All processes make the same calls, each from one thread."""
 
     def __init__(
-        self, folder: Path, *, keep: int, warn: Callable[[str], None], keep_every: int = 0
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        warn: Callable[[str], None],
+        keep_every: int = 0,
+        processes: Processes | None = None,
     ) -> None:
         """Look at `folder` without changing it.
 
@@ -67,6 +74,7 @@ class Checkpoints:
           warn: takes one line for each failed save and each unreadable checkpoint. For a failed
             save it is called from the background thread, as soon as the failure is known.
           keep_every: a step that it divides is kept for ever; 0 keeps none.
+          processes: the processes of the run, if there are several.
         """
         if keep < 1:
             raise ValueError(f"keep={keep}: must be at least 1")
@@ -80,7 +88,7 @@ class Checkpoints:
         self._links_failed = False  # whether that has been said
         self._pending: tuple[int, dict[str, Any]] | None = None  # of the save in flight
         self._thread: threading.Thread | None = None
-        self._commit = Commit()
+        self._commit = Commit(processes)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.StandardCheckpointHandler(),
             async_options=ocp_options.AsyncOptions(

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from spectral_dist.cluster.agreement import Processes
 from spectral_dist.model.exchange import Export, exported_names, is_export
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
@@ -23,13 +24,19 @@ from spectral_dist.training.manifest import array_types, read_manifest
 from spectral_dist.training.state import TrainState, abstract_state, init_state
 
 
-def first_state(config: Config, mesh: Mesh, report: Callable[[str], None]) -> TrainState:
+def first_state(
+    config: Config,
+    mesh: Mesh,
+    report: Callable[[str], None],
+    processes: Processes | None = None,
+) -> TrainState:
     """Return the state before the first step, on the mesh.
 
     Args:
       config: the settings.
       mesh: the devices; it need not be like the one that the other run was trained on.
       report: takes a line that says what was taken from where.
+      processes: the processes of the run, if there are several.
 
     Raises:
       ValueError: if `init_from` cannot be found or read, or a parameter that `init_names` chooses
@@ -39,7 +46,7 @@ def first_state(config: Config, mesh: Mesh, report: Callable[[str], None]) -> Tr
     if not config.run.init_from:
         return state
     here = array_types(state.params)
-    with contextlib.closing(_find(config, list(here))) as source:
+    with contextlib.closing(_find(config, list(here), processes)) as source:
         names = _chosen(config, here, source.types())
         found = source.read(_nested(names, abstract_state(config, mesh).params))
         report(
@@ -102,12 +109,13 @@ class _Exported:
         """Do nothing: files are open only while they are read."""
 
 
-def _find(config: Config, ours: list[str]) -> _Run | _Exported:
+def _find(config: Config, ours: list[str], processes: Processes | None) -> _Run | _Exported:
     """Return what `init_from` names.
 
     Args:
       config: the settings.
       ours: the names of this model's parameters.
+      processes: of the run.
     """
     given, runs = config.run.init_from, Path(config.run.checkpoint_dir)
     path = Path(given).expanduser()
@@ -123,7 +131,8 @@ def _find(config: Config, ours: list[str]) -> _Run | _Exported:
             f"init_from={given!r}: {folder} is no run with checkpoints; give a run, its name in"
             f" {runs}, a checkpoint of one, such as RUN/500 or RUN/best, or an exported model"
         )
-    checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None)  # it never saves
+    # It never saves, so it warns of nothing.
+    checkpoints = Checkpoints(folder, keep=1, warn=lambda text: None, processes=processes)
     try:
         return _Run(checkpoints, checkpoints.find(name))
     except ValueError as error:

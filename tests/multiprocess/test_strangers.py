@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spectral_dist.cluster.heartbeat import PROOF
+from spectral_dist.cluster.client import PROOF
 from tests.multiprocess.local import Local, local_runs
 
 _FLAGS = "--steps 100 --save_every 50 --eval_every 1000 --hang_timeout 60 --start_timeout 60"

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from spectral_dist.cluster.agreement import Processes
+from spectral_dist.cluster.client import Client
 from spectral_dist.cluster.identity import Identity
 from spectral_dist.cluster.secret import leave_secret
 from spectral_dist.cluster.service import Table
@@ -29,7 +30,7 @@ class Monitor:
 
 def together(count: int) -> list[Processes]:
     """Processes of one run that share a table, without a network between them."""
-    table = Table()
+    table = Client(Table())
     found = []
     for index in range(count):
         identity = Identity("here", 1, index, count, None, "job")

@@ -1,6 +1,5 @@
 """The commit of a save by several processes: a failure anywhere ends the waiting everywhere."""
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +8,11 @@ from typing import Any
 import jax
 import pytest
 
+from spectral_dist.cluster.agreement import Processes
+from spectral_dist.cluster.client import Client
+from spectral_dist.cluster.identity import Identity
+from spectral_dist.cluster.service import Table
+from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.training import commit as module
 from spectral_dist.training.commit import Commit, SaveFailed
 from spectral_dist.training.manifest import Unreadable
@@ -17,40 +21,24 @@ COUNT = 3
 Act = Callable[[Callable[[Commit], Any]], list["Future[Any]"]]
 
 
-class Service:
-    """Stands for JAX's coordination service: texts by path."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-        self.lock = threading.Lock()
-
-    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
-        with self.lock:
-            assert allow_overwrite or key not in self.values
-            self.values[key] = value
-
-    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
-        with self.lock:
-            return [(k, v) for k, v in self.values.items() if k.startswith(f"{folder}/")]
-
-    def key_value_delete(self, folder: str) -> None:
-        with self.lock:
-            self.values = {k: v for k, v in self.values.items() if not k.startswith(f"{folder}/")}
+@pytest.fixture
+def table() -> Table:
+    return Table()
 
 
 @pytest.fixture
-def service() -> Service:
-    return Service()
-
-
-@pytest.fixture
-def everywhere(service: Service) -> Act:
-    """Return a function that acts in every process at once, each a thread."""
-    commits = []
+def processes(table: Table) -> list[Processes]:
+    found = []
     for index in range(COUNT):
-        one = Commit()
-        one._index, one._count, one._client = index, COUNT, service
-        commits.append(one)
+        identity = Identity("here", 1, index, COUNT, None, "job")
+        found.append(Processes(StopSignal(), identity, Client(table)))
+    return found
+
+
+@pytest.fixture
+def everywhere(processes: list[Processes]) -> Act:
+    """Return a function that acts in every process at once, each a thread."""
+    commits = [Commit(one) for one in processes]
 
     def act(action: Callable[[Commit], Any]) -> list["Future[Any]"]:
         with ThreadPoolExecutor(COUNT) as pool:
@@ -128,14 +116,14 @@ def test_the_lead_returns_from_a_failure_when_all_have_failed(
     assert time.monotonic() - begun < 9
 
 
-def test_what_was_said_of_old_saves_is_forgotten(everywhere: Act, service: Service) -> None:
+def test_what_was_said_of_old_saves_is_forgotten(everywhere: Act, table: Table) -> None:
     def save(commit: Commit) -> None:
         commit.begin()
         commit.barrier(key="written", timeout_ms=300_000)
 
     for _ in range(6):
         everywhere(save)
-    assert len(service.values) == 2 * COUNT
+    assert len(table._values) == 2 * COUNT
 
 
 def test_one_process_waits_for_nobody() -> None:
@@ -157,12 +145,12 @@ def test_an_error_that_was_here_is_the_one_that_is_raised(error: Exception) -> N
     assert jax.process_count() == 1
 
 
-def test_all_go_by_the_leads_list(everywhere: Act, service: Service) -> None:
+def test_all_go_by_the_leads_list(everywhere: Act, table: Table) -> None:
     for round_number in range(1, 4):
         lists = everywhere(lambda commit: commit.as_coordinator_sees([10 * commit._index + 7]))
         assert [f.result() for f in lists] == [[7]] * COUNT
         # Of what was said only the last rounds are kept.
-        assert len(service.values) <= 2 * COUNT, round_number
+        assert len(table._values) <= 2 * COUNT, round_number
 
 
 def test_what_fails_in_one_process_fails_in_all(everywhere: Act) -> None:
@@ -176,3 +164,20 @@ def test_what_fails_in_one_process_fails_in_all(everywhere: Act) -> None:
     assert str(errors[0]) == "failed on process 1"
     done = everywhere(lambda commit: commit.on_all(lambda: commit._index))
     assert [f.result() for f in done] == [0, 1, 2]
+
+
+def test_two_checkpoint_folders_of_one_run_do_not_hear_each_other(
+    processes: list[Processes],
+) -> None:
+    """A run that begins with another's parameters reads that one's checkpoints too."""
+
+    def act(one: Processes) -> list[list[int]]:
+        its_own, other = Commit(one), Commit(one)
+        return [
+            its_own.as_coordinator_sees([10 * one.index]),
+            other.as_coordinator_sees([10 * one.index + 1]),
+            its_own.as_coordinator_sees([10 * one.index + 2]),
+        ]
+
+    with ThreadPoolExecutor(COUNT) as pool:
+        assert list(pool.map(act, processes)) == [[[0], [1], [2]]] * COUNT

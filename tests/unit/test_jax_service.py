@@ -31,7 +31,7 @@ def version() -> str:
 
 
 def test_the_service_of_this_version_of_jax(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole life: start, connect, set, read, overwrite, delete, leave."""
+    """A whole life: start, connect, leave."""
     try:
         state: Any = jax_service._state()
         for name in ("client", "coordinator_address", "process_id", "num_processes"):
@@ -39,15 +39,9 @@ def test_the_service_of_this_version_of_jax(version: str, monkeypatch: pytest.Mo
         port = free_port()
         service = jax_service.start_service(f"127.0.0.1:{port}", 1)
         jax_service.connect(f"127.0.0.1:{port}", 0, 1, 20)
-        store = jax_service.key_value_store()
-        store.key_value_set("a/0", "ğ")
-        store.key_value_set("a/1", "x")
-        store.key_value_set("a/1", "y", allow_overwrite=True)
-        assert sorted(store.key_value_dir_get("a")) == [("a/0", "ğ"), ("a/1", "y")]
-        store.key_value_delete("a")
-        assert store.key_value_dir_get("a") == []
+        assert state.client is not None
         jax_service.disconnect()
-        assert jax_service.key_value_store() is None
+        assert state.client is None
         del service
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         pytest.fail(f"{version} {type(error).__name__}: {error}")

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -100,8 +101,8 @@ def test_w_and_b_may_hang_at_the_end_but_not_for_long(
     monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.2)
     warnings: list[str] = []
     mirror = WandbMirror(CONFIG, folder, resume=False, warn=warnings.append)
-    process = mirror._process
-    assert process is not None
+    assert mirror._follower is not None
+    process = mirror._follower.process
     wait_until(lambda: (folder / "pid").exists(), "W&B has started")
     mirror.close()
     assert warnings == ["W&B did not finish within 0 s: metrics.jsonl has what is missing there"]
@@ -110,15 +111,15 @@ def test_w_and_b_may_hang_at_the_end_but_not_for_long(
 
 def test_the_process_outlives_ctrl_c_and_ends_with_the_pipe(folder: Path) -> None:
     mirror = WandbMirror(CONFIG, folder, resume=False, warn=pytest.fail)
-    assert mirror._process is not None
+    assert mirror._follower is not None
     wait_until(lambda: (folder / "pid").exists(), "W&B has started")
     for number in (signal.SIGINT, signal.SIGTERM):
-        mirror._process.send_signal(number)
+        mirror._follower.process.send_signal(number)
     (folder / "metrics.jsonl").write_text('{"step": 7, "train/loss": 1.0}\n')
     wait_until(lambda: logged(folder) == [7], "the record is there")
-    assert os.getpgid(mirror._process.pid) != os.getpgrp()
+    assert os.getpgid(mirror._follower.process.pid) != os.getpgrp()
     mirror.close()
-    assert mirror._process is None
+    assert mirror._follower is None
     assert (folder / "finished").exists()
 
 
@@ -132,7 +133,7 @@ def test_a_start_that_hangs_or_fails_leaves_training_alone(
     mirror.close()
     said = capfd.readouterr().err
     assert said == "warning: W&B is not used: no space; metrics.jsonl has all metrics\n"
-    monkeypatch.setattr(module.sys, "executable", str(folder / "absent"))
+    monkeypatch.setattr(sys, "executable", str(folder / "absent"))
     warnings: list[str] = []
     WandbMirror(CONFIG, folder, resume=False, warn=warnings.append).close()
     assert len(warnings) == 1
@@ -142,7 +143,7 @@ def test_a_start_that_hangs_or_fails_leaves_training_alone(
 def test_disabled_starts_nothing(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, output=OutputConfig(wandb_mode="disabled"))
     mirror = WandbMirror(config, tmp_path, resume=False, warn=pytest.fail)
-    assert mirror._process is None
+    assert mirror._follower is None
     mirror.close()
     assert list(tmp_path.iterdir()) == []
 
