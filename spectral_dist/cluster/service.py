@@ -129,6 +129,9 @@ class _Handler(SimpleXMLRPCRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing of what strangers send; `_refuse` counts them."""
+
     def _refuse(self, code: int) -> None:
         cast(_Server, self.server).table._refuse(str(self.client_address[0]))
         self.close_connection = True
@@ -139,6 +142,9 @@ class _Handler(SimpleXMLRPCRequestHandler):
 
 class _Server(ThreadingMixIn, SimpleXMLRPCServer):
     daemon_threads = True
+    # New connections that wait to be taken. With socketserver's 5 a stranger who opens many at once
+    # would keep our own waiting for seconds each.
+    request_queue_size = 512
     allow_reuse_address = True  # connections of an earlier run linger on the port for a minute
 
     def __init__(self, host: str, port: int, secret: str, table: Table) -> None:
