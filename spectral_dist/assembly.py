@@ -7,7 +7,8 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +28,9 @@ from spectral_dist.outputs import Output
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.jsonl import MetricsFile, last_value
 from spectral_dist.outputs.redrawn import RedrawnReport
+from spectral_dist.outputs.run_folder import locked, restore
 from spectral_dist.outputs.starts import started
+from spectral_dist.outputs.store import StoreMirror, fetch
 from spectral_dist.outputs.wandb import WandbMirror
 from spectral_dist.settings import (
     AUTO_MESH,
@@ -39,6 +42,7 @@ from spectral_dist.settings import (
     resolve,
 )
 from spectral_dist.settings.files import read_yaml
+from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.progress import HOURS
 from spectral_dist.training.state import TrainState
 from spectral_dist.training.step import batch_sharding, make_train_step
@@ -165,6 +169,58 @@ def open_batches(
         prefetch_steps=data.prefetch_steps,
     )
     return cast("Generator[Batch, None, None]", batches)  # a generator function
+
+
+def open_folder(
+    closing: contextlib.ExitStack,
+    config: Config,
+    folder: Path,
+    argv: Sequence[str],
+    processes: Processes,
+    console: Console,
+) -> tuple[Checkpoints, Callable[[], None]]:
+    """Lock the run folder, fetch what the run's store has, and look at the checkpoints.
+
+    Args:
+      closing: closes all of it, in the right order.
+      config: the settings.
+      folder: the run folder.
+      argv: the command line, for what is written again.
+      processes: the processes of the run.
+      console: where to print.
+
+    Returns:
+      The checkpoints; and what writes the folder's files again where they were deleted.
+
+    Raises:
+      Ending: if the run's store cannot be reached and may hold what the folder does not.
+      ValueError: if another run uses the folder, or it cannot be written.
+    """
+    processes.enter("reading the store")
+    if processes.is_coordinator:
+        lock = closing.enter_context(locked(folder, config, console.note))
+        fetch(config, folder, console.note, processes.note_progress)
+        # Before the checkpoints: closed after them, it finds the last one committed.
+        store = StoreMirror(config, folder, report=console.note, warn=console.warn)
+        closing.callback(store.close)
+        on_loss = partial(restore, folder, config, argv, lock)
+    else:
+        on_loss = _nothing
+    processes.agree("folder", {})  # nobody reads a checkpoint before the folder is locked
+    checkpoints = Checkpoints(
+        folder,
+        keep=config.run.keep,
+        keep_every=config.run.keep_every,
+        warn=console.warn,
+        report=console.note,
+        processes=processes,
+    )
+    closing.callback(checkpoints.close)
+    return checkpoints, on_loss
+
+
+def _nothing() -> None:
+    """Stand for what process 0 alone does."""
 
 
 def compile_step(

@@ -120,6 +120,12 @@ def say(text: str) -> None:
         print(printable(text), flush=True)
 
 
+def run_folder(text: str) -> Path:
+    """Return the folder of a run, given its path or its name in checkpoints/; may not exist."""
+    path, named = Path(text), Path("checkpoints") / text
+    return named if os.sep not in text and not path.is_dir() and named.is_dir() else path
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with its errors raised as ValueError: one clear line."""
 

@@ -9,7 +9,6 @@ may change.
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ from spectral_dist.assembly import (
     make_config,
     open_batches,
     open_datasets,
+    open_folder,
     open_record,
     settle_mesh,
 )
@@ -33,13 +33,11 @@ from spectral_dist.inference import Generator, LoadedRun
 from spectral_dist.mesh import make_mesh
 from spectral_dist.outputs import Output
 from spectral_dist.outputs.console import Console
-from spectral_dist.outputs.run_folder import environment, locked, restore, write_run_folder
-from spectral_dist.outputs.store import StoreMirror, fetch
+from spectral_dist.outputs.run_folder import environment, write_run_folder
 from spectral_dist.outputs.summary import Saved
 from spectral_dist.outputs.unread import UnreadRecords
 from spectral_dist.params import Params
 from spectral_dist.settings import Config
-from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.evaluation import Evaluation
 from spectral_dist.training.failures import explaining
 from spectral_dist.training.hosts import HostFigures
@@ -122,14 +120,14 @@ class Trainer:
         """Open the run folder, make the state, the compiled step, the batches and the outputs."""
         config, mesh, console = self.config, self.mesh, self.console
         processes, stop = self._processes, self._stop
-        self._open_folder(closing, argv)
+        opened = open_folder(closing, config, self.folder, argv, processes, console)
+        self._checkpoints, self._restore_folder = opened
         abstract = abstract_state(config, mesh)
         with stop.interruptible("reading the checkpoint"):
             processes.enter("reading the checkpoint")
             # Before config.yaml is written: a resume that is refused leaves the folder as it was.
             restored = resume(self._checkpoints, abstract, config, self.files, console.note)
-            first = partial(first_state, config, mesh, console.note, processes)
-            state, step, sequence = restored or (first(), 0, 0)
+            state, step, sequence = restored or first_state(config, mesh, console.note, processes)
             write_run_folder(self.folder, config, argv, enabled=processes.is_coordinator)
         with stop.interruptible("compiling"):
             # The compiler can take minutes, in which a busy processor is the only sign of life.
@@ -164,22 +162,6 @@ class Trainer:
         self._loop: Iterator[Progress] | None = None  # the training loop, once it has started
         self._until = config.run.steps
         self._stop_requested = threading.Event()  # set by `stop`
-
-    def _open_folder(self, closing: contextlib.ExitStack, argv: Sequence[str]) -> None:
-        """Lock the run folder, fetch what the run's store has, and look at the checkpoints."""
-        config, processes, console = self.config, self._processes, self.console
-        processes.enter("reading the store")
-        if processes.is_coordinator:
-            lock = closing.enter_context(locked(self.folder, config, console.note))
-            self._restore_folder = partial(restore, self.folder, config, argv, lock)
-            fetch(config, self.folder, console.note, processes.note_progress)
-            # Before the checkpoints: closed after them, it finds the last one committed.
-            store = StoreMirror(config, self.folder, report=console.note, warn=console.warn)
-            closing.callback(store.close)
-        processes.agree("folder", {})  # nobody reads a checkpoint before the folder is locked
-        keep = {"keep": config.run.keep, "keep_every": config.run.keep_every, "warn": console.warn}
-        self._checkpoints = Checkpoints(self.folder, **keep, processes=processes)
-        closing.callback(self._checkpoints.close)
 
     def _open_outputs(
         self, closing: contextlib.ExitStack, argv: Sequence[str]

@@ -14,6 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from spectral_dist.atomic_file import write_bytes
+
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SETTINGS = "spectral_dist"  # the key of config.json that holds our settings
 
@@ -59,7 +61,8 @@ def write_tensors(folder: Path, shards: list[list[str]], tensor: Callable[[str],
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         arrays = {name: np.ascontiguousarray(tensor(name), np.float32) for name in names}
-        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        # By `write_bytes` of ours in place of safetensors' own file, which nobody else may read.
+        write_bytes(folder / file, safetensors.numpy.save(arrays, metadata={"format": "pt"}))
         weights |= dict.fromkeys(names, file)
         total += sum(array.nbytes for array in arrays.values())
     if len(shards) > 1:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spectral_dist.command_line import Parser, say
+from spectral_dist.command_line import Parser, run_folder, say
 from spectral_dist.outputs.jsonl import parse_record
 
 _POLL_SECONDS = 5.0
@@ -24,7 +24,13 @@ def make_parser() -> Parser:
         prog="spectral-dist tensorboard",
         description="Write the metrics of runs as TensorBoard event files, in RUN/tensorboard.",
     )
-    parser.add_argument("folders", nargs="+", metavar="RUN_FOLDER", help="with metrics.jsonl")
+    parser.add_argument(
+        "folders",
+        type=run_folder,
+        nargs="+",
+        metavar="RUN_FOLDER",
+        help="run folders, or names of runs in checkpoints/",
+    )
     parser.add_argument(
         "--follow", action="store_true", help="go on as metrics are added, until Ctrl-C"
     )
@@ -38,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
       ValueError: if a folder is no run, or tensorboardX is not installed.
     """
     flags = make_parser().read(argv)
-    runs = [EventFiles(Path(folder)) for folder in flags.folders]
+    runs = [EventFiles(folder) for folder in flags.folders]
     for run in runs:
         say(f"{run.update()} records are in {run.folder}")
     say("to look at them: tensorboard --logdir " + " ".join(sorted({str(r.root) for r in runs})))

@@ -63,6 +63,7 @@ class Checkpoints:
         *,
         keep: int,
         warn: Callable[[str], None],
+        report: Callable[[str], None] = lambda text: None,
         keep_every: int = 0,
         processes: Processes | None = None,
     ) -> None:
@@ -73,6 +74,7 @@ class Checkpoints:
           keep: latest checkpoints kept, at least 1; the best by validation is kept as well.
           warn: takes one line for each failed save and each unreadable checkpoint. For a failed
             save it is called from the background thread, as soon as the failure is known.
+          report: takes one line for each checkpoint that is committed, from that thread too.
           keep_every: a step that it divides is kept for ever; 0 keeps none.
           processes: the processes of the run, if there are several.
         """
@@ -83,7 +85,7 @@ class Checkpoints:
         self.wait_seconds = 0.0  # time that callers of save() were blocked, in seconds
         self.failed_saves = 0
         self._keep, self._keep_every = keep, keep_every
-        self._warn = warn
+        self._warn, self._report = warn, report
         self._ready = False  # whether leftovers of killed processes have been cleared
         self._links_failed = False  # whether that has been said
         self._pending: tuple[int, dict[str, Any]] | None = None  # of the save in flight
@@ -281,6 +283,7 @@ class Checkpoints:
             self._report_failure(step, error)
             return
         if jax.process_index() == 0:
+            self._report(f"checkpoint {step} is saved")
             try:
                 kept = self._kept()
                 self._move_links(kept)  # before the deletion: no link is ever left dangling

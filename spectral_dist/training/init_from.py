@@ -29,8 +29,8 @@ def first_state(
     mesh: Mesh,
     report: Callable[[str], None],
     processes: Processes | None = None,
-) -> TrainState:
-    """Return the state before the first step, on the mesh.
+) -> tuple[TrainState, int, int]:
+    """Return the state before the first step, on the mesh, with step 0 and sequence 0.
 
     Args:
       config: the settings.
@@ -44,7 +44,7 @@ def first_state(
     """
     state = init_state(config, mesh)
     if not config.run.init_from:
-        return state
+        return state, 0, 0
     here = array_types(state.params)
     with contextlib.closing(_find(config, list(here), processes)) as source:
         names = _chosen(config, here, source.types())
@@ -53,7 +53,7 @@ def first_state(
             f"init_from: {len(names)} of {len(here)} parameters are those of {source};"
             " optimizer and data begin anew"
         )
-    return dataclasses.replace(state, params=_merged(state.params, found))
+    return dataclasses.replace(state, params=_merged(state.params, found)), 0, 0
 
 
 class _Run:

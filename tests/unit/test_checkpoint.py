@@ -447,3 +447,17 @@ def test_links_move_before_old_ones_are_deleted(
     monkeypatch.setattr(checkpoint, "delete", look_and_delete)
     save_all(open_folder(keep=1), {1: None, 2: None, 3: None})
     assert targets == [["2"], ["3"]]
+
+
+def test_each_save_that_stands_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    warnings: list[str] = []
+    run = tmp_path / "run"
+    checkpoints = Checkpoints(run, keep=2, warn=warnings.append, report=told.append)
+    save_all(checkpoints, {1: None, 2: None})
+    assert told == ["checkpoint 1 is saved", "checkpoint 2 is saved"]
+    full = tmp_path / "file"
+    full.touch()
+    save_all(Checkpoints(full / "run", keep=2, warn=warnings.append, report=told.append), {3: None})
+    assert len(told) == 2
+    assert len(warnings) == 1

@@ -25,6 +25,8 @@ def test_the_folder_is_complete(folder: Path, run: str, tmp_path: Path) -> None:
     out = tmp_path / "new" / "model"
     size = export_run(run, out, checkpoint_dir=folder)
     assert size == pytest.approx((out / "model.safetensors").stat().st_size, rel=0.1)
+    # All may read it who may read the rest.
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     config = json.loads((out / "config.json").read_text())
     assert (config["hidden_size"], config["layer_pattern"]) == (32, ["spectral", "window"])
     assert config["spectral_dist"]["step"] == 4

@@ -38,7 +38,8 @@ def begun(folder: Path, name: str, **settings: Any) -> tuple[Arrays, TrainState]
     config = load_config([f"--{k}={_flag(v)}" for k, v in {**values, **settings}.items()])
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        state = first_state(config, mesh, lambda text: None)
+        state, step, sequence = first_state(config, mesh, lambda text: None)
+    assert (step, sequence) == (0, 0)
     return arrays(state.params), state
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from spectral_dist.command_line import Parser, run_main, say
+from spectral_dist.command_line import Parser, run_folder, run_main, say
 from spectral_dist.outputs.report.compare_page import write_comparison
 from spectral_dist.outputs.report.run_page import write_report
 
@@ -33,7 +33,10 @@ def make_parser() -> Parser:
         description="Draw report.html of a run, or one page that compares several.",
     )
     parser.add_argument(
-        "folder", type=Path, nargs="+", help="run folders, which hold metrics.jsonl"
+        "folder",
+        type=run_folder,
+        nargs="+",
+        help="run folders, or names of runs in checkpoints/",
     )
     parser.add_argument(
         "--out",
