@@ -5,6 +5,7 @@ written while it trains (--follow), afterwards, or on another machine. Owns the 
 `tensorboardX`. Read `EventFiles`.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -44,19 +45,21 @@ def main(argv: Sequence[str]) -> int:
       ValueError: if a folder is no run, or tensorboardX is not installed.
     """
     flags = make_parser().read(argv)
-    runs = [EventFiles(folder) for folder in flags.folders]
-    for run in runs:
-        say(f"{run.update()} records are in {run.folder}")
-    say("to look at them: tensorboard --logdir " + " ".join(sorted({str(r.root) for r in runs})))
-    while flags.follow:
-        time.sleep(_POLL_SECONDS)
+    with contextlib.ExitStack() as closing:
+        runs = [closing.enter_context(EventFiles(folder)) for folder in flags.folders]
         for run in runs:
-            run.update()
+            say(f"{run.update()} records are in {run.folder}")
+        roots = " ".join(sorted({str(run.root) for run in runs}))
+        say(f"to look at them: tensorboard --logdir {roots}")
+        while flags.follow:
+            time.sleep(_POLL_SECONDS)
+            for run in runs:
+                run.update()
     return 0
 
 
 class EventFiles:
-    """The event files of one run, in step with its metrics.jsonl.
+    """The event files of one run, in step with its metrics.jsonl; a context manager.
 
     Attributes:
       root: the folder of the run's folder, for TensorBoard's --logdir.
@@ -81,6 +84,15 @@ class EventFiles:
         self.root, self.folder = run.resolve().parent, run / "tensorboard"
         self._writer: Any = None
         self._file, self._read = 0, 0  # inode, and bytes read of it
+
+    def __enter__(self) -> "EventFiles":
+        """Return itself; nothing is written before `update`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
 
     def update(self) -> int:
         """Write what is new; return how many records that were.

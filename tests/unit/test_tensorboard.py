@@ -48,21 +48,21 @@ def test_a_run_is_written_and_followed(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     theirs = run / "tensorboard" / "events.out.tfevents.1.another"
     theirs.write_bytes(b"")
-    files = EventFiles(run)
-    assert files.update() == 2  # written anew, not twice
-    with metrics.open("a") as file:
-        file.write(lines(3)[-5:] + lines(4))
-    assert files.update() == 2
-    assert files.update() == 0
-    assert [step for step, *_ in events(run / "tensorboard")] == [1, 2, 3, 4]
-    # A resumed run replaces the file by a shorter one and repeats steps.
-    (tmp_path / "new").write_text(lines(1, 2, 3, **{"eval/bits": 0.5}))
-    (tmp_path / "new").replace(metrics)
-    assert files.update() == 3
-    names = [(step, name) for step, name, *_ in events(run / "tensorboard")]
-    assert names == [(s, n) for s in (1, 2, 3) for n in ("train/loss", "eval/bits")]
-    metrics.unlink()
-    assert files.update() == 0
+    with EventFiles(run) as files:
+        assert files.update() == 2  # written anew, not twice
+        with metrics.open("a") as file:
+            file.write(lines(3)[-5:] + lines(4))
+        assert files.update() == 2
+        assert files.update() == 0
+        assert [step for step, *_ in events(run / "tensorboard")] == [1, 2, 3, 4]
+        # A resumed run replaces the file by a shorter one and repeats steps.
+        (tmp_path / "new").write_text(lines(1, 2, 3, **{"eval/bits": 0.5}))
+        (tmp_path / "new").replace(metrics)
+        assert files.update() == 3
+        names = [(step, name) for step, name, *_ in events(run / "tensorboard")]
+        assert names == [(s, n) for s in (1, 2, 3) for n in ("train/loss", "eval/bits")]
+        metrics.unlink()
+        assert files.update() == 0
     assert theirs.exists()
 
 
