@@ -18,6 +18,7 @@ from spectral_dist.data.build import build
 from spectral_dist.data.mixture import TrainSequences, token_batches
 from spectral_dist.data.tokens import prepare
 from spectral_dist.sample_text.build import build_sample
+from spectral_dist.settings import DatasetConfig
 
 PART = "loader"
 SEQ_LEN, ROUNDS = 2_048, 5
@@ -53,7 +54,10 @@ def loading(text: Path, batch_size: int, batches: int, rounds: int) -> list[floa
       rounds: at least 1.
     """
     files = prepare(
-        [str(text)], validation_fraction=0.01, min_tokens=SEQ_LEN + 1, report=lambda line: None
+        [DatasetConfig(paths=(str(text),))],
+        validation_fraction=0.01,
+        min_tokens=SEQ_LEN + 1,
+        report=lambda line: None,
     )
     sequences = TrainSequences(files, [(0, [1.0])], SEQ_LEN, seed=0)
     rates = []

@@ -127,8 +127,7 @@ def open_datasets(
     if message:
         report(message)
     files = prepare(
-        [dataset.paths[0] for dataset in config.datasets],
-        names=[str(dataset.name) for dataset in config.datasets],
+        config.datasets,
         tokenizer=config.data.tokenizer,
         validation_fraction=config.data.validation_fraction,
         min_tokens=config.data.seq_len + 1,  # the inputs and the targets, shifted by one

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectral_dist.command_line import Parser, run_main
-from spectral_dist.prepare import add_allow_replaced
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +46,14 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--limit", type=int, help="with --tasks: examples of each (default: all)")
     parser.add_argument("--include_path", help="with --tasks: folder of tasks of your own")
-    add_allow_replaced(parser)
+    parser.add_argument(
+        "--allow_replaced",
+        nargs="?",
+        const="true",
+        default="false",
+        choices=("true", "false"),
+        help="take texts of which more than a thousandth is no UTF-8",
+    )
     parser.add_argument("--json", help="file to write every figure to")
     return parser
 

@@ -17,7 +17,8 @@ from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.data.trained import recognise
 from spectral_dist.inference import LoadedRun, load_run
 from spectral_dist.outputs.console import MEANS, Console
-from spectral_dist.settings import Config, from_flat, resolve
+from spectral_dist.settings import Config, DatasetConfig, from_flat, resolve
+from spectral_dist.settings.declare import split_list
 from spectral_dist.training.evaluation import Evaluation
 
 
@@ -104,15 +105,12 @@ def open_texts(
     """Return the texts to score, each reduced to what the run did not train on."""
     data = loaded.config.data
     datasets = loaded.config.datasets
-    own = [dataset.paths[0] for dataset in datasets]
-    asked = [path.strip() for path in (data_paths or "").split(",")]
-    # As in training: blanks around a comma and one at the end are no part of a path.
-    paths = [path for path in asked if path] if data_paths is not None else own
-    if not paths:
+    if data_paths is not None:
+        datasets = tuple(DatasetConfig(paths=(path,)) for path in split_list(data_paths))
+    if not datasets:
         raise ValueError(f"data_paths={data_paths!r}: must be files joined by commas")
     files = prepare(
-        paths,
-        names=None if data_paths is not None else [str(dataset.name) for dataset in datasets],
+        datasets,
         tokenizer=data.tokenizer,
         validation_fraction=data.validation_fraction,
         min_tokens=1,
@@ -120,8 +118,8 @@ def open_texts(
         report=console.note,
     )
     return [
-        dataclasses.replace(file, split=_split(loaded, file, path, console))
-        for file, path in zip(files, paths, strict=True)
+        dataclasses.replace(file, split=_split(loaded, file, ", ".join(dataset.paths), console))
+        for file, dataset in zip(files, datasets, strict=True)
     ]
 
 

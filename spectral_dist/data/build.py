@@ -1,9 +1,9 @@
 """Tokenizing a text file: it becomes a .bin of tokens with a manifest.
 
 Owns the two formats of docs/formats.md, when a .bin is up to date, and the lock that lets one
-process at a time build it. `python -m spectral_dist.data.build TEXT_FILE TOKENIZER` is the worker
-process that `tokens.prepare` starts for each of several text files. Knows nothing of splits or
-batches, imports no JAX. Read `build` first, then `bin_state`.
+process at a time build it. `python -m spectral_dist.data.build TEXT_FILE TOKENIZER KIND PACKING
+FIELD` is the worker process that `build_all` starts for each of several text files. Knows nothing
+of splits or batches, imports no JAX. Read `build` first, then `bin_state`.
 """
 
 import contextlib
@@ -14,14 +14,15 @@ import json
 import os
 import sys
 import time
+import urllib.parse
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spectral_dist.atomic_file import replacing, temporaries, write_text
-from spectral_dist.data.readers import find_reader
+from spectral_dist.data.formats import TEXT_FIELD, Format, find_format
 from spectral_dist.data.text import TextFacts, convert
 from spectral_dist.data.tokenizers import BYTES, TOKENIZERS, Tokenizer
 from spectral_dist.file_lock import Holder, held
@@ -41,6 +42,8 @@ class Manifest(TextFacts):
       format_version: of the .bin and this manifest.
       dtype: of a token.
       tokenizer: its fingerprint.
+      kind: how the file was read, a name in `formats.READERS`.
+      field: of its records, that held the text; "text" for plain text.
       source_mtime_ns: the text file's modification time when it was read.
       blocks_crc32: CRC-32 of fixed blocks of the .bin (see `blocks_crc32`).
     """
@@ -50,6 +53,15 @@ class Manifest(TextFacts):
     source_mtime_ns: int
     blocks_crc32: int
     tokenizer: str = BYTES.fingerprint
+    kind: str = "txt"
+    field: str = TEXT_FIELD
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read: of the text file, and of how it was read if it holds records."""
+        if self.kind == "txt":
+            return self.source_sha256
+        return hashlib.sha256(f"{self.source_sha256} {self.kind} {self.field}".encode()).hexdigest()
 
 
 # What manifests of earlier versions do not have, and its value then.
@@ -57,19 +69,24 @@ _LATER: dict[str, Any] = {
     "tokenizer": BYTES.fingerprint,
     "near_separators": 0,
     "first_near_line": None,
+    "records_without_text": 0,
+    "kind": "txt",
+    "field": TEXT_FIELD,
 }
 
 
-def bin_path(path: Path, tokenizer: Tokenizer = BYTES) -> Path:
+def bin_path(path: Path, tokenizer: Tokenizer = BYTES, field: str = TEXT_FIELD) -> Path:
     """Return the path of a text file's .bin: beside it, in place of .txt or after another suffix.
 
-    The name of a tokenizer other than bytes is part of it.
+    The names of a tokenizer other than bytes, and of a field other than text, are part of it.
     """
     if path.suffix == ".bin":
         return path
     # The fingerprint in the name: two runs with different tokenizers would otherwise overwrite each
     # other's .bin, over and over.
-    stem = path.with_suffix("") if path.suffix == ".txt" else path
+    stem = str(path.with_suffix("") if path.suffix == ".txt" else path)
+    if field != TEXT_FIELD:
+        stem += f".{urllib.parse.quote(field, safe='')}"
     return Path(f"{stem}.bin" if tokenizer is BYTES else f"{stem}.{tokenizer.fingerprint}.bin")
 
 
@@ -163,7 +180,9 @@ class BinState:
     refreshed: bool = False
 
 
-def bin_state(text_file: Path, tokenizer: Tokenizer = BYTES) -> BinState:
+def bin_state(
+    text_file: Path, tokenizer: Tokenizer = BYTES, form: Format | None = None
+) -> BinState:
     """Return whether the .bin of a text file is up to date.
 
     The text file is read only if its modification time has changed.
@@ -171,12 +190,14 @@ def bin_state(text_file: Path, tokenizer: Tokenizer = BYTES) -> BinState:
     Args:
       text_file: the text file.
       tokenizer: of the run.
+      form: its format (default: by its name).
 
     Raises:
       OSError: if the text file cannot be read.
       ValueError: if a file that is not ours has the name of the .bin.
     """
-    binary = bin_path(text_file, tokenizer)
+    form = form or find_format(text_file)
+    binary = bin_path(text_file, tokenizer, form.field)
     described = manifest_path(binary).exists()
     if binary.exists() and not described:
         # A build writes the manifest first: without one the file is somebody else's.
@@ -189,6 +210,8 @@ def bin_state(text_file: Path, tokenizer: Tokenizer = BYTES) -> BinState:
         manifest = read_manifest(binary, tokenizer)
     except ValueError as error:
         return BinState(None, str(error) if described else "")
+    if manifest.kind != form.kind:
+        return BinState(None, f"it was read as {manifest.kind}")
     stat = text_file.stat()
     if stat.st_size != manifest.source_bytes:
         return BinState(None, "the text has changed")
@@ -209,6 +232,7 @@ def build(
     text_file: Path,
     progress: Callable[[int], None] = lambda done: None,
     tokenizer: Tokenizer = BYTES,
+    form: Format | None = None,
 ) -> Manifest:
     """Tokenize a text file: write its manifest and then its .bin.
 
@@ -216,11 +240,13 @@ def build(
       text_file: the text file.
       progress: called with the number of bytes read so far.
       tokenizer: of the tokens.
+      form: its format (default: by its name).
 
     Raises:
       ValueError: names the text file and what is wrong, in one line.
     """
-    binary = bin_path(text_file, tokenizer)
+    form = form or find_format(text_file)
+    binary = bin_path(text_file, tokenizer, form.field)
     try:
         with text_file.open("rb") as stream:
             before = os.fstat(stream.fileno())
@@ -235,20 +261,16 @@ def build(
             # Under a temporary name first. Where no lock could be had, two processes may build the
             # same .bin: the later rename wins, with the same content.
             with replacing(binary) as file:
-                facts = convert(
-                    stream,
-                    file.write,
-                    reader=find_reader(text_file),
-                    tokenizer=tokenizer,
-                    progress=watch,
-                )
+                facts = convert(stream, file.write, form=form, tokenizer=tokenizer, progress=watch)
                 file.flush()
                 crc = blocks_crc32(Path(file.name))
                 after = os.fstat(stream.fileno())
                 if (after.st_size, after.st_mtime_ns) != (facts.source_bytes, before.st_mtime_ns):
                     raise changed
+                read: dict[str, Any] = dataclasses.asdict(facts)
+                read |= {"kind": form.kind, "field": form.field}
                 manifest = Manifest(
-                    **dataclasses.asdict(facts),
+                    **read,
                     format_version=FORMAT_VERSION,
                     dtype=tokenizer.dtype.name,
                     tokenizer=tokenizer.fingerprint,
@@ -280,22 +302,19 @@ def _write_manifest(manifest: Manifest, binary: Path) -> None:
 
 
 @contextlib.contextmanager
-def build_lock(
-    texts: Iterable[Path], report: Callable[[str], None], tokenizer: Tokenizer = BYTES
-) -> Iterator[None]:
+def build_lock(binaries: Mapping[Path, Path], report: Callable[[str], None]) -> Iterator[None]:
     """Hold the locks of some text files while they are built; wait for a process that has one.
 
     Args:
-      texts: the text files to build.
+      binaries: the text files to build, and the .bin of each.
       report: takes one line every two seconds of waiting.
-      tokenizer: of the run.
 
     Raises:
       ValueError: if that process makes no progress for ten minutes.
     """
     with contextlib.ExitStack() as locks:
-        for text in sorted(texts):  # in one order: otherwise two processes could deadlock
-            binary = bin_path(text, tokenizer)
+        # In one order: otherwise two processes could deadlock.
+        for text, binary in sorted(binaries.items()):
             lock = binary.with_name(f".{binary.name}.lock")
             # Some file systems have no locks, and a folder may be read-only. Then the build goes on
             # without a lock, and reports any error of its own.
@@ -333,7 +352,7 @@ def _unfinished_bytes(binary: Path) -> int:
     return 0
 
 
-def _build_for_parent(text_file: Path, tokenizer: Tokenizer) -> int:
+def _build_for_parent(text_file: Path, tokenizer: Tokenizer, form: Format) -> int:
     """Build one text file in a worker process; report progress, manifest or error to the parent."""
     reported = 0
 
@@ -344,7 +363,7 @@ def _build_for_parent(text_file: Path, tokenizer: Tokenizer) -> int:
             say({"done": done})
 
     try:
-        say({"manifest": dataclasses.asdict(build(text_file, progress, tokenizer))})
+        say({"manifest": dataclasses.asdict(build(text_file, progress, tokenizer, form))})
     except ValueError as error:
         say({"error": str(error)})
         return 1
@@ -352,4 +371,5 @@ def _build_for_parent(text_file: Path, tokenizer: Tokenizer) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_build_for_parent(Path(sys.argv[1]), TOKENIZERS[sys.argv[2]]))
+    path, name, *form = sys.argv[1:]
+    sys.exit(_build_for_parent(Path(path), TOKENIZERS[name], Format(*form)))

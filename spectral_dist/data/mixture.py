@@ -8,10 +8,8 @@ model or of the training loop. Read `TrainSequences` first, then `token_batches`
 Shapes: A micro-batches, B sequences of a micro-batch (global), T seq_len, R sequences read at once.
 """
 
-import os
 import queue
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +19,7 @@ import jax
 import numpy as np
 
 from spectral_dist.data.order import DatasetOrder, MixtureOrder
+from spectral_dist.data.shards import Tokens
 from spectral_dist.data.tokens import TokenFile
 
 
@@ -50,8 +49,7 @@ class TrainSequences:
           ValueError: if a dataset is too short or too long.
         """
         self._seq_len, self._dtype = seq_len, files[0].tokenizer.dtype
-        self._files, self._tokens = files, [file.train for file in files]
-        self._descriptors = [self._descriptor(file) for file in files]
+        self._tokens = [file.train for file in files]
         # A dataset of weight 0 in all phases may be too short for a window: it is left out.
         used = [any(weights[i] > 0 for _, weights in phases) for i in range(len(files))]
         orders = [
@@ -80,17 +78,6 @@ class TrainSequences:
         order = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         return DatasetOrder(count, order)
 
-    def _descriptor(self, file: TokenFile) -> int | None:
-        """Open a .bin for read-ahead advice to the system; None if the system takes none."""
-        if not hasattr(os, "posix_fadvise"):
-            return None
-        try:
-            descriptor = os.open(file.path, os.O_RDONLY)
-        except OSError:  # the tokens are mapped already: only the advice is lost
-            return None
-        weakref.finalize(self, os.close, descriptor)
-        return descriptor
-
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Read sequences by their global index.
 
@@ -104,34 +91,17 @@ class TrainSequences:
         Raises:
           ValueError: if a .bin has been cut short since it was opened.
         """
-        self._check_sizes()
         size = self._seq_len + 1
-        item = self._dtype.itemsize
         tokens = np.empty((len(indices), size), self._dtype)
         datasets, starts = self.starts(indices)
         places = list(zip(datasets.tolist(), starts.tolist(), strict=True))
         # Ask the system for all before touching the first: from a cold disk (T = 2048) 20 us a
         # sequence, and 527 us one after the other.
         for dataset, start in places:
-            descriptor = self._descriptors[dataset]
-            if descriptor is not None:
-                advice = os.POSIX_FADV_WILLNEED
-                os.posix_fadvise(descriptor, start * item, size * item, advice)
+            self._tokens[dataset].will_need(start, start + size)
         for row, (dataset, start) in zip(tokens, places, strict=True):
             row[:] = self._tokens[dataset][start : start + size]
         return tokens
-
-    def _check_sizes(self) -> None:
-        # A microsecond. Touching a mapped page beyond the end of its file would end the process by
-        # a bus error, without a word.
-        for descriptor, file in zip(self._descriptors, self._files, strict=True):
-            wanted = len(file.tokens) * self._dtype.itemsize
-            if descriptor is not None and (size := os.fstat(descriptor).st_size) < wanted:
-                raise ValueError(
-                    f"data_paths: {file.path}: was cut short from {wanted:,} to {size:,} bytes"
-                    " while it was read; the same command builds it again and goes on from the"
-                    " last checkpoint"
-                )
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the dataset of each sequence and where it begins in the training part; int64 [R].
@@ -276,12 +246,7 @@ def long_windows(file: TokenFile, length: int, count: int) -> np.ndarray:
       them; a long document gives several. The same windows in every run.
     """
     held_out, end = file.validation, file.tokenizer.end
-    block = 1 << 24  # compared in blocks: the mask of a whole dataset may not fit in memory
-    ends = [
-        np.flatnonzero(held_out[at : at + block] == end) + at
-        for at in range(0, len(held_out), block)
-    ]
-    edges = np.concatenate([[-1], *ends, [len(held_out)]])
+    edges = np.concatenate([[-1], held_out.places_of(end), [len(held_out)]])
     firsts, sizes = edges[:-1] + 1, np.diff(edges) - 1
     room = np.maximum(sizes - 1, 0) // length  # windows in each document
     before = np.cumsum(room) - room
@@ -293,7 +258,7 @@ def long_windows(file: TokenFile, length: int, count: int) -> np.ndarray:
     return _cut(held_out, starts.tolist(), length)
 
 
-def _cut(tokens: np.ndarray, starts: Sequence[int], length: int) -> np.ndarray:
+def _cut(tokens: Tokens, starts: Sequence[int], length: int) -> np.ndarray:
     windows = np.empty((len(starts), length + 1), tokens.dtype)
     for place, start in enumerate(starts):
         windows[place] = tokens[start : start + length + 1]

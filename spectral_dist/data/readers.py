@@ -1,9 +1,9 @@
-"""Readers of file formats: from a text file to its documents.
+"""The reader of plain text, and what every reader gives: from a file to its documents.
 
 A reader takes a binary stream and yields its text in blocks, in constant memory. A block is a list
 of pieces. The first piece continues the document that the last block left open, and between two
 pieces a document ends. Every document ends, so the last piece of the last block is empty. A reader
-returns `ReaderFacts`. To add one: a function below, one line in `READERS`.
+returns `ReaderFacts`. Readers of other formats: records.py; which one reads a file: formats.py.
 
 The rules of plain text (docs/formats.md holds them, too):
 
@@ -22,7 +22,6 @@ Knows nothing of tokens and imports no JAX. Read `read_txt` first, then its inve
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -45,12 +44,13 @@ class ReaderFacts:
       documents: number of documents.
       nul_bytes: NUL bytes replaced by U+FFFD.
       invalid_sequences: invalid pieces of UTF-8 replaced by U+FFFD, one for each replacement.
-      first_replaced_line: the line (from 1) of the first replacement, or None.
+      first_replaced_line: the line or record (from 1) of the first replacement, or None.
       near_separators: separators that are not a line of their own, and so are ordinary text.
       first_near_line: the line (from 1) of the first of them, or None.
       crlf_separators: separators ended by carriage return and line feed, the last one aside.
       ending: how the last document ends: "" at the end of the text, else the separator with its
         line ending.
+      records_without_text: records whose text is null, which are left out.
     """
 
     documents: int
@@ -61,6 +61,7 @@ class ReaderFacts:
     first_near_line: int | None = None
     crlf_separators: int = 0
     ending: str = ""
+    records_without_text: int = 0
 
 
 Blocks = Generator[list[bytes], None, ReaderFacts]
@@ -100,14 +101,6 @@ def read_txt(source: BinaryIO, block_bytes: int) -> Blocks:
         crlf_separators=text.crlf,
         ending=ending,
     )
-
-
-READERS: dict[str, Reader] = {"txt": read_txt}
-
-
-def find_reader(path: Path) -> Reader:
-    """Return the reader for a file by its suffix; a file of unknown suffix is plain text."""
-    return READERS.get(path.suffix.lower().removeprefix("."), read_txt)
 
 
 def write_txt(pieces: Sequence[bytes], *, ending: str = "", crlf: bool = False) -> bytes:

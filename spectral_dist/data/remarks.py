@@ -5,15 +5,43 @@ Imports no JAX. Read `remark`.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from spectral_dist.data.build import Manifest
 from spectral_dist.data.encodings import looks_like
 from spectral_dist.data.readers import SEPARATOR
+from spectral_dist.data.sources import Source
 
 ALLOWED_SHARE = 0.001  # of a text's bytes that may be replaced
 _SAMPLE_BYTES = 1 << 20  # from each end of a text, to guess its encoding
+
+
+_TOLD_FILES = 8  # of which each remark is told; of more only how many there are
+
+
+def remark_all(
+    manifests: Mapping[Source, Manifest], allow_replaced: bool, report: Callable[[str], None]
+) -> None:
+    """Report what is odd about some texts that were tokenized; of many, the first few.
+
+    Args:
+      manifests: of the .bin of each.
+      allow_replaced: whether more than `ALLOWED_SHARE` of one may be replaced by U+FFFD.
+      report: takes one line for each remark.
+
+    Raises:
+      ValueError: if too much was replaced; names the encoding that it looks like.
+    """
+    told: list[str] = []
+    for source, manifest in manifests.items():
+        before = len(told)
+        remark(source.path, manifest, allow_replaced, told.append)
+        if before < _TOLD_FILES:
+            for text in told[before:]:
+                report(text)
+    if len(told) > _TOLD_FILES:
+        report(f"{len(told) - _TOLD_FILES:,} more remarks of this kind on other files")
 
 
 def remark(
@@ -38,8 +66,10 @@ def remark(
         }
         what = " and ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
         share = count / manifest.source_bytes
+        unit = "line" if manifest.kind in ("txt", "jsonl") else "record"
         text = (
-            f"{what} ({share:.2%} of its bytes, the first in line {manifest.first_replaced_line:,})"
+            f"{what} ({share:.2%} of its bytes, the first in {unit}"
+            f" {manifest.first_replaced_line:,})"
         )
         guess = _guess(path)
         if share > ALLOWED_SHARE and not allow_replaced:
@@ -49,6 +79,11 @@ def remark(
             )
         report(
             f"{path}: {text} are replaced by U+FFFD{f'; it looks like {guess}' if guess else ''}"
+        )
+    if manifest.records_without_text:
+        report(
+            f"{path}: {manifest.records_without_text:,} records have no text (null) and are left"
+            " out"
         )
     if manifest.near_separators:
         report(

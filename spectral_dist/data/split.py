@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spectral_dist.data.shards import Tokens
 from spectral_dist.data.tokenizers import BYTES, Tokenizer
 
 # How far to look for the end of a document, to each side: under half a second of reading.
@@ -15,7 +16,7 @@ _SEARCH_BLOCK = 1 << 20
 
 
 def split_point(
-    tokens: np.ndarray,
+    tokens: Tokens,
     validation_fraction: float,
     min_tokens: int,
     tokenizer: Tokenizer = BYTES,
@@ -50,7 +51,7 @@ def split_point(
 
 
 def _nearest(
-    tokens: np.ndarray, wanted: Sequence[int] | np.ndarray, target: int, low: int, high: int
+    tokens: Tokens, wanted: Sequence[int] | np.ndarray, target: int, low: int, high: int
 ) -> int | None:
     """Return the index in [low, high] nearest to `target` where a wanted token stands, or None."""
     # Outwards in blocks, to both sides at once: the nearest is usually in the first block.

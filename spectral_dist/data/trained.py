@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from spectral_dist.data.shards import Tokens
 from spectral_dist.data.tokenizers import Tokenizer
 
 SAMPLED = 64  # documents of each dataset
@@ -23,7 +24,7 @@ _SHORTEST = 32  # tokens: a shorter document may stand in another text by chance
 _LONGEST = 1 << 20  # a document without an end in this many tokens is not sampled
 
 
-def sketch(tokens: np.ndarray, split: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def sketch(tokens: Tokens, split: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return a sketch of the trained part of a dataset, as JSON can hold it.
 
     Args:
@@ -40,7 +41,10 @@ def sketch(tokens: np.ndarray, split: int, tokenizer: Tokenizer) -> dict[str, An
         end = _after_end(tokens, start, split, tokenizer) if start is not None else None
         if start is not None and end is not None and end - start >= _SHORTEST:
             found[end - start, _hash(tokens[start:end])] = None
-    return {"crc32": _blocks_crc32(tokens[:split]), "documents": [list(one) for one in found]}
+    return {
+        "crc32": _blocks_crc32(tokens.part(0, split)),
+        "documents": [list(one) for one in found],
+    }
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Overlap:
 
 
 def recognise(
-    tokens: np.ndarray, datasets: Sequence[Mapping[str, Any]], tokenizer: Tokenizer
+    tokens: Tokens, datasets: Sequence[Mapping[str, Any]], tokenizer: Tokenizer
 ) -> Overlap:
     """Return how much of what a run was trained on is in a text.
 
@@ -74,12 +78,12 @@ def recognise(
         if known is None:
             continue
         end = dataset["split"]
-        if end <= len(tokens) and _blocks_crc32(tokens[:end]) == known["crc32"]:
+        if end <= len(tokens) and _blocks_crc32(tokens.part(0, end)) == known["crc32"]:
             split = max(split, end)
         for length, digest in known["documents"]:
             wanted.setdefault(length, set()).add(digest)
     # All ends at once: one pass over the text, and only documents of a wanted length are hashed.
-    ends = np.flatnonzero(tokens == tokenizer.end) + 1
+    ends = tokens.places_of(tokenizer.end) + 1
     starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends
     candidates = np.flatnonzero(np.isin(ends - starts, list(wanted)))
     found = {
@@ -90,7 +94,7 @@ def recognise(
     return Overlap(split, len(found), sum(map(len, wanted.values())))
 
 
-def _after_end(tokens: np.ndarray, place: int, split: int, tokenizer: Tokenizer) -> int | None:
+def _after_end(tokens: Tokens, place: int, split: int, tokenizer: Tokenizer) -> int | None:
     """Return the index after the first end of a document from `place` on; -1 stands before all."""
     if place < 0:
         return 0
@@ -103,7 +107,7 @@ def _hash(document: np.ndarray) -> str:
     return hashlib.blake2b(document[:_HASHED_TOKENS].tobytes(), digest_size=8).hexdigest()
 
 
-def _blocks_crc32(tokens: np.ndarray) -> int:
+def _blocks_crc32(tokens: Tokens) -> int:
     """Return the CRC-32 of blocks spread evenly from the first token to the last."""
     room = max(len(tokens) - _BLOCK_TOKENS, 0)
     crc = 0

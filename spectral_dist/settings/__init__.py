@@ -13,7 +13,7 @@ from spectral_dist.settings.config import (
     resolve,
     with_values,
 )
-from spectral_dist.settings.datasets import normalise_weights
+from spectral_dist.settings.datasets import DatasetConfig, PhaseConfig, normalise_weights
 from spectral_dist.settings.mixers import (
     AttentionConfig,
     MixersConfig,
@@ -25,12 +25,10 @@ from spectral_dist.settings.sections import (
     AUTO_MESH,
     MESH_AXES,
     DataConfig,
-    DatasetConfig,
     EvalConfig,
     MeshConfig,
     ModelConfig,
     OutputConfig,
-    PhaseConfig,
     RunConfig,
 )
 

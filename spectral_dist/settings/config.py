@@ -17,7 +17,13 @@ import pydantic
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from spectral_dist.settings.datasets import from_lists, name_datasets, normalise_weights
+from spectral_dist.settings.datasets import (
+    DatasetConfig,
+    PhaseConfig,
+    from_lists,
+    name_datasets,
+    normalise_weights,
+)
 from spectral_dist.settings.declare import STRICT, Text, Traits, plain, traits_of
 from spectral_dist.settings.hints import hint
 from spectral_dist.settings.mixers import MixersConfig
@@ -26,12 +32,10 @@ from spectral_dist.settings.relations import check_relations
 from spectral_dist.settings.rules import Spelling, first_mistake
 from spectral_dist.settings.sections import (
     DataConfig,
-    DatasetConfig,
     EvalConfig,
     MeshConfig,
     ModelConfig,
     OutputConfig,
-    PhaseConfig,
     RunConfig,
 )
 

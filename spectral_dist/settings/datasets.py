@@ -1,17 +1,99 @@
-"""Datasets: their names, and their weights in the mixture.
+"""Datasets and phases: what they are, their names, and their weights in the mixture.
 
 Owns their rules: names are unique; there is one weight for each path; weights are finite, not
 negative, and scaled to sum to 1. Imports no JAX. Read `normalise_weights`.
 """
 
 import dataclasses
+import glob
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from spectral_dist.settings.declare import split_list
-from spectral_dist.settings.sections import DatasetConfig
+from pydantic import AfterValidator, BeforeValidator
+from pydantic.dataclasses import dataclass
+
+from spectral_dist.settings.declare import (
+    STRICT,
+    Float,
+    Int,
+    Text,
+    Texts,
+    not_negative,
+    positive,
+    setting,
+    split_list,
+)
+
+_PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")  # endings before which the name ends
+
+
+def _dataset_name(name: str | None) -> str | None:
+    # The name is part of a metric's name, val/<name>/bits_per_byte.
+    if name is not None and (not name or "/" in name or "\n" in name):
+        raise ValueError("must be a name without a slash or a line break")
+    return name
+
+
+def _some(paths: tuple[str, ...]) -> tuple[str, ...]:
+    if not paths:
+        raise ValueError("must name at least one file")
+    return paths
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DatasetConfig:
+    """One dataset: texts with a name and a weight in the mixture."""
+
+    name: Annotated[Text | None, AfterValidator(_dataset_name)] = setting(
+        None, "its name in metrics (default: the file's name without its ending)", order=True
+    )
+    paths: Annotated[Texts, AfterValidator(_some)] = setting(
+        ...,
+        "its files: text in UTF-8, .jsonl, .parquet, .arrow, also .gz, .zst, .bz2, .xz; folders and"
+        " patterns (*) stand for many; or .bin files prepared from them",
+        order=True,
+    )
+    format: Literal["auto", "txt", "jsonl", "parquet", "arrow"] = setting(
+        "auto", "format of its files; auto goes by their names", order=True
+    )
+    text_field: Text = setting(
+        "text", "field of a record that holds the text, in all formats but txt", order=True
+    )
+    # All datasets have one, or none has: see `normalise_weights`.
+    weight: Float | None = not_negative(
+        None, "its weight in the mixture, on any scale (default: equal)", order=True
+    )
+
+
+def _as_pairs(value: Any) -> Any:
+    """Convert a mapping to pairs."""
+    # Settings stay hashable: what is computed from them is cached by them.
+    if isinstance(value, tuple):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("must map names of datasets to weights")
+    return tuple(value.items())
+
+
+def _finite_weight(weight: float) -> float:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError("must be finite and not negative")
+    return weight
+
+
+Weight = Annotated[Float, AfterValidator(_finite_weight)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PhaseConfig:
+    """One phase of a curriculum: some steps with their own mixture of the datasets."""
+
+    steps: Int = positive(..., "its length, in optimizer steps", order=True)
+    weights: Annotated[tuple[tuple[Text, Weight], ...], BeforeValidator(_as_pairs)] = setting(
+        ..., "weight of each dataset by name; a dataset that is left out has none", order=True
+    )
 
 
 def from_lists(lists: Mapping[str, Any], earlier: Any) -> list[dict[str, Any]]:
@@ -84,7 +166,7 @@ def name_datasets(datasets: Sequence[DatasetConfig]) -> tuple[DatasetConfig, ...
     for dataset in datasets:
         name = dataset.name
         if name is None:
-            stem, number = Path(dataset.paths[0]).stem, 1
+            stem, number = _default_name(dataset.paths[0]), 1
             name = stem
             while name in taken:
                 number += 1
@@ -92,6 +174,16 @@ def name_datasets(datasets: Sequence[DatasetConfig]) -> tuple[DatasetConfig, ...
             taken.add(name)
         named.append(dataclasses.replace(dataset, name=name))
     return tuple(named)
+
+
+def _default_name(text: str) -> str:
+    """Return the name of a dataset by its first path: a file's or a folder's, without endings."""
+    path = Path(text)
+    while glob.has_magic(path.name) and path.parent != path:
+        path = path.parent
+    if path.suffix.lower() in _PACKED:
+        path = path.with_suffix("")
+    return path.stem or "dataset"
 
 
 def normalise_weights(datasets: Sequence[DatasetConfig]) -> tuple[tuple[float, ...], str | None]:

@@ -6,6 +6,7 @@ convert what YAML files and flags hold. Imports no JAX. Read `setting`, then `Tr
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -147,8 +148,10 @@ def _read_bool(value: Any) -> Any:
 
 
 def split_list(value: Any) -> Any:
-    """Return the items of a list, which a flag gives as text with commas."""
-    parts = value.split(",") if isinstance(value, str) else value
+    r"""Return the items of a list, which a flag gives as text with commas; "\," is a comma."""
+    parts = value
+    if isinstance(value, str):
+        parts = [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", value)]
     if not isinstance(parts, list | tuple):
         parts = [parts]
     parts = [part.strip() if isinstance(part, str) else part for part in parts]

@@ -5,11 +5,10 @@ settings of mixers and optimizers are in `mixers` and `optimizers`; `config` put
 Imports no JAX.
 """
 
-import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from spectral_dist.settings.declare import (
@@ -228,64 +227,6 @@ class DataConfig:
     )
     prefetch_steps: Int = positive(
         2, "batches prepared ahead of the devices, in steps", resume="silent", compiled=True
-    )
-
-
-def _dataset_name(name: str | None) -> str | None:
-    # The name is part of a metric's name, val/<name>/bits_per_byte.
-    if name is not None and (not name or "/" in name or "\n" in name):
-        raise ValueError("must be a name without a slash or a line break")
-    return name
-
-
-def _one_file(paths: tuple[str, ...]) -> tuple[str, ...]:
-    if len(paths) != 1:
-        raise ValueError("must be one file; give each file a dataset of its own")
-    return paths
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class DatasetConfig:
-    """One dataset: a text with a name and a weight in the mixture."""
-
-    name: Annotated[Text | None, AfterValidator(_dataset_name)] = setting(
-        None, "its name in metrics (default: the file's name without its ending)", order=True
-    )
-    paths: Annotated[Texts, AfterValidator(_one_file)] = setting(
-        ..., "its text file in UTF-8, or a .bin file prepared from one", order=True
-    )
-    # All datasets have one, or none has: see `normalise_weights`.
-    weight: Float | None = not_negative(
-        None, "its weight in the mixture, on any scale (default: equal)", order=True
-    )
-
-
-def _as_pairs(value: Any) -> Any:
-    """Convert a mapping to pairs."""
-    # Settings stay hashable: what is computed from them is cached by them.
-    if isinstance(value, tuple):
-        return value
-    if not isinstance(value, dict):
-        raise ValueError("must map names of datasets to weights")
-    return tuple(value.items())
-
-
-def _finite_weight(weight: float) -> float:
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError("must be finite and not negative")
-    return weight
-
-
-Weight = Annotated[Float, AfterValidator(_finite_weight)]
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class PhaseConfig:
-    """One phase of a curriculum: some steps with their own mixture of the datasets."""
-
-    steps: Int = positive(..., "its length, in optimizer steps", order=True)
-    weights: Annotated[tuple[tuple[Text, Weight], ...], BeforeValidator(_as_pairs)] = setting(
-        ..., "weight of each dataset by name; a dataset that is left out has none", order=True
     )
 
 

@@ -115,7 +115,7 @@ def _reported(config: Config) -> dict[str, Any]:
         if name in flat and setting.traits.resume != "silent"
     }
     # Under the names of the flags, which are what the user types.
-    found["data_paths"] = [dataset.paths[0] for dataset in config.datasets]
+    found["data_paths"] = [",".join(dataset.paths) for dataset in config.datasets]
     found["data_weights"] = [dataset.weight for dataset in config.datasets]
     return found | {"phases": flat["phases"]}
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from spectral_dist.data.mixture import TrainSequences, token_batches, validation_windows
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.mesh import RULES
-from spectral_dist.settings import Config
+from spectral_dist.settings import Config, DatasetConfig
 from spectral_dist.training.state import init_state
 from spectral_dist.training.step import batch_sharding, make_eval_step
 
@@ -49,7 +49,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[TokenFile]:
         path = folder / f"{name}.txt"
         path.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
         paths.append(str(path))
-    return prepare(paths, validation_fraction=0.05, min_tokens=T + 1, processes=1)
+    datasets = [DatasetConfig(paths=(path,)) for path in paths]
+    return prepare(datasets, validation_fraction=0.05, min_tokens=T + 1, processes=1)
 
 
 def read_batches(config: Config, mesh: Mesh, files: list[TokenFile]) -> list[Any]:

@@ -20,7 +20,7 @@ from spectral_dist.data.mixture import TrainSequences, token_batches
 from spectral_dist.data.tokens import prepare
 from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
-from spectral_dist.settings import Config
+from spectral_dist.settings import Config, DatasetConfig
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.checkpoint_folder import complete_steps
 from spectral_dist.training.state import TrainState, abstract_state
@@ -162,7 +162,8 @@ def test_a_run_moves_to_another_mesh_and_back(program: Any) -> None:
 
 def test_the_batches_are_the_same_on_every_mesh(texts: Path) -> None:
     paths = [str(texts / "short.txt"), str(texts / "long.txt")]
-    files = prepare(paths, validation_fraction=0.1, min_tokens=33, report=lambda line: None)
+    datasets = [DatasetConfig(paths=(path,)) for path in paths]
+    files = prepare(datasets, validation_fraction=0.1, min_tokens=33, report=lambda line: None)
     sequences = TrainSequences(files, [(0, (0.5, 0.5))], seq_len=32, seed=0)
     read = []
     for mesh, start in (("2x2x2", 0), ("1x4x1", 4), ("1x1x8", 4)):

@@ -12,6 +12,7 @@ import pytest
 from spectral_dist.data.tokens import prepare
 from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
+from spectral_dist.settings import DatasetConfig
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.checkpoint_folder import complete_steps
 from spectral_dist.training.resume import resume
@@ -124,7 +125,8 @@ def test_every_file_torn_in_turn(local: Local, seen: dict[tuple[int, int], int])
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     abstract = abstract_state(config, mesh)
     paths = [str(local.folder / path) for dataset in config.datasets for path in dataset.paths]
-    files = prepare(paths, validation_fraction=0.1, min_tokens=33, report=lambda line: None)
+    datasets = [DatasetConfig(paths=(path,)) for path in paths]
+    files = prepare(datasets, validation_fraction=0.1, min_tokens=33, report=lambda line: None)
     names = [p.relative_to(whole) for p in (whole / str(STEPS)).rglob("*") if p.is_file()]
     assert len({name.parts[1] for name in names if "process" in name.parts[1]}) == 2
     # Orbax writes these after the commit's manifest, and reads without them.

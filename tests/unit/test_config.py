@@ -437,7 +437,9 @@ PHASES = {"data_paths": "a.txt,b.txt", "steps": 10}
     ("values", "message"),
     [
         ({"datasets": [{"name": "x"}]}, "datasets.0.paths: must be given"),
-        ({"datasets": [{"paths": "a,b"}]}, "datasets.0.paths='a,b': must be one file"),
+        ({"datasets": [{"paths": ""}]}, "datasets.0.paths='': must name at least one file"),
+        ({"datasets": [{"paths": "a", "format": "csv"}]}, "datasets.0.format='csv': must be"),
+        ({"datasets": [{"paths": "a", "text_field": 3}]}, "datasets.0.text_field=3: must be text"),
         ({"datasets": [{"paths": "a", "name": "x/y"}]}, "datasets.0.name='x/y': must be a name"),
         (
             {"datasets": [{"paths": "a", "name": "x"}, {"paths": "b", "name": "x"}]},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from spectral_dist.data.mixture import long_windows, validation_windows
+from spectral_dist.data.shards import Tokens
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
@@ -27,7 +28,7 @@ def source(name: str, documents: list[int]) -> TokenFile:
     """Return a source whose held-out documents have these lengths, every byte from 1 to 255."""
     draw = np.random.default_rng(len(documents))
     held_out = [np.append(draw.integers(1, 256, n), 0) for n in documents]
-    tokens = np.concatenate([np.zeros(50), *held_out]).astype(np.uint8)
+    tokens = Tokens([np.concatenate([np.zeros(50), *held_out]).astype(np.uint8)])
     return TokenFile(name, Path(f"{name}.bin"), tokens, len(documents), "", 50)
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from spectral_dist.data.shards import Tokens
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
 from spectral_dist.training.evaluation import Interrupted
@@ -40,7 +41,7 @@ class Heard:
         self.wait_seconds = 0.0
         self.loss = 2.5
         self.stored: float | None = None
-        files = [TokenFile("a", Path("a.bin"), np.zeros(9, np.uint8), 1, "", 5)]
+        files = [TokenFile("a", Path("a.bin"), Tokens([np.zeros(9, np.uint8)]), 1, "", 5)]
         me = cast(Any, self)
         config = load_config(flags.split())
         self.due: list[bool] = []

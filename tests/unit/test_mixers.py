@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from spectral_dist.data.mixture import validation_windows
+from spectral_dist.data.shards import Tokens
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.mesh import local, make_mesh
 from spectral_dist.model.flops import flops_per_token
@@ -186,7 +187,7 @@ def test_it_is_evaluated(trained: tuple[Any, list[float]]) -> None:
     params, _ = trained
     config, mesh = make("1x1x1"), make_mesh((1, 1, 1), jax.devices()[:1])
     text = np.random.default_rng(1).integers(97, 110, 200).astype(np.uint8)
-    file = TokenFile("a", Path("a.bin"), text, 1, "", 50)
+    file = TokenFile("a", Path("a.bin"), Tokens([text]), 1, "", 50)
     with jax.set_mesh(mesh):
         found = Evaluation(config, [file], mesh, report=pytest.fail).by_dataset(params)
     windows = validation_windows(file, T, 5).astype(np.int32)

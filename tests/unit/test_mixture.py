@@ -21,6 +21,7 @@ from spectral_dist.data.mixture import (
     token_batches,
     validation_windows,
 )
+from spectral_dist.data.shards import Shard, Tokens
 from spectral_dist.data.tokens import TokenFile
 
 T = 8
@@ -30,7 +31,7 @@ def source(name: str, windows: int, held_out: bytes = b"held out\0") -> TokenFil
     """Return a source of `windows` training windows, each token a function of its place."""
     split = windows * T + 1 + T // 2  # an incomplete window at the end is dropped
     train = (np.arange(split) * 7 % 251 + 1).astype(np.uint8)
-    tokens = np.concatenate([train, np.frombuffer(held_out, np.uint8)])
+    tokens = Tokens([np.concatenate([train, np.frombuffer(held_out, np.uint8)])])
     return TokenFile(name, Path(f"{name}.bin"), tokens, 1, "0" * 64, split)
 
 
@@ -399,8 +400,9 @@ def test_long_windows_do_not_share_targets() -> None:
 
 def test_a_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
-    path.write_bytes(FILES[0].tokens.tobytes())
-    file = dataclasses.replace(FILES[0], path=path)
+    path.write_bytes(FILES[0].tokens[:].tobytes())
+    tokens = Tokens([Shard.open(path, np.dtype(np.uint8))])
+    file = dataclasses.replace(FILES[0], tokens=tokens)
     rows = TrainSequences([file], [(0, (1,))], T, seed=0)
     rows.read([0])
     os.truncate(path, 100)

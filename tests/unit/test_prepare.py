@@ -1,4 +1,4 @@
-"""`python -m spectral_dist.prepare`: one line for each file, one line for each mistake."""
+"""`python -m spectral_dist.prepare`: one line for each dataset, one for each mistake."""
 
 import os
 import subprocess
@@ -24,16 +24,42 @@ def test_it_prints_one_line_for_each_file(
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_the_datasets_of_a_settings_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """settings_file: with statistics and samples."""
+    (tmp_path / "a.jsonl").write_text(
+        '{"body": "aynı"}\n{"body": "başka şey"}\n{"body": "aynı"}\n' * 5, encoding="utf-8"
+    )
+    (tmp_path / "b.txt").write_text("one\n<|endoftext|>\n" * 30)
+    (tmp_path / "run.yaml").write_text(
+        f"datasets:\n- {{name: tr, paths: ['{tmp_path}/*.jsonl'], text_field: body}}\n"
+        f"- {{paths: ['{tmp_path}/b.txt']}}\n"
+    )
+    flags = ["--config", str(tmp_path / "run.yaml"), "--stats", "--sample", "2"]
+    assert main([*flags, "--validation_fraction", "0.2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("tr: 120 tokens in 15 documents") for line in lines), lines
+    row = next(line for line in lines if line.startswith("| tr "))
+    assert [cell.strip() for cell in row.strip("|").split("|")][2:8] == [
+        *("15", "0", "5", "11", "13", "0.0"),
+    ]
+    assert "---- tr, sample 2 of 2" in lines
+    assert any(line.startswith("aynı<|endoftext|>başka şey<|endoftext|>") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "--data_paths"),
-        (["--data_paths", ","], "at least one text file"),
+        ([], "data_paths: must name at least one text file"),
+        (["--data_paths", ","], "data_paths"),
         (["--data_paths", "a.txt", "--procesess", "2"], "--procesess"),
         (["--data_paths", "a.txt", "--processes", "0"], "processes=0"),
         (["--data_paths", "a.txt", "--processes", "two"], "two"),
         (["--data_paths", "a.txt", "--validation_fraction", "1"], "validation_fraction=1.0"),
         (["--data_paths", "none.txt"], "none.txt: no such file"),
+        (["--data_paths", "a.txt", "--sample", "-1"], "sample=-1"),
+        (["--config", "none.yaml"], "none.yaml"),
     ],
 )
 def test_mistakes_are_one_line(flags: list[str], words: str) -> None:
@@ -47,4 +73,4 @@ def test_as_a_program_a_mistake_is_one_line_and_a_code(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "spectral_dist.prepare", "--data_paths", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"error: data_paths: {tmp_path}: is a folder; name the text files in it\n"
+    assert done.stderr.startswith(f"error: data_paths: {tmp_path}: is a folder without data files")

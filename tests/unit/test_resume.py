@@ -6,6 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from spectral_dist.data.shards import Tokens
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
 from spectral_dist.settings import Config
@@ -24,7 +25,7 @@ STATE = TrainState(cast(Any, np.int32(40)), {}, None, cast(Any, 0), cast(Any, 0)
 
 
 def file(name: str, sha256: str) -> TokenFile:
-    return TokenFile(name, Path(f"{name}.bin"), np.zeros(10, np.uint8), 1, sha256, 8)
+    return TokenFile(name, Path(f"{name}.bin"), Tokens([np.zeros(10, np.uint8)]), 1, sha256, 8)
 
 
 FILES = [file("a", "aa"), file("b", "bb")]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from spectral_dist.data import split as module
+from spectral_dist.data.shards import Tokens
 from spectral_dist.data.split import split_point
 
 
@@ -36,12 +37,12 @@ def tokens_of(*sizes: int, line: int = 0) -> np.ndarray:
 def test_the_split_is_the_document_boundary_nearest_to_the_share(
     sizes: tuple[int, ...], share: float, split: int
 ) -> None:
-    assert split_point(tokens_of(*sizes), share, 50) == (split, None)
+    assert split_point(Tokens([tokens_of(*sizes)]), share, 50) == (split, None)
 
 
 @pytest.mark.parametrize("sizes", [(1000,), (10, 990), (400, 600), (990, 10)])
 def test_without_a_usable_boundary_the_split_is_at_a_line(sizes: tuple[int, ...]) -> None:
-    split, remark = split_point(tokens_of(*sizes, line=30), 0.1, 50)
+    split, remark = split_point(Tokens([tokens_of(*sizes, line=30)]), 0.1, 50)
     tokens = tokens_of(*sizes, line=30)
     assert tokens[split - 1] == ord("\n")
     assert abs(split - 900) <= 16
@@ -52,7 +53,7 @@ def test_without_a_usable_boundary_the_split_is_at_a_line(sizes: tuple[int, ...]
 def test_one_endless_line_is_split_between_characters() -> None:
     tokens = np.frombuffer(("ş" * 500 + "\0").encode(), np.uint8)
     for share in (0.1, 0.101, 0.3333):
-        split, remark = split_point(tokens, share, 50)
+        split, remark = split_point(Tokens([tokens]), share, 50)
         assert bytes(tokens[split:]).decode()
         assert remark is not None
         assert "inside a line" in remark
@@ -85,5 +86,5 @@ def test_a_huge_file_is_not_read_for_its_split(tmp_path: Path) -> None:
         file.seek((100 << 30) - (1 << 30))
         file.write(b"x")
     tokens = np.memmap(path, np.uint8, "r")
-    split, remark = split_point(tokens, 0.01, 2049)
+    split, remark = split_point(Tokens([tokens]), 0.01, 2049)
     assert (split, remark) == (round(0.99 * len(tokens)), None)

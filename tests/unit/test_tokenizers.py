@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from spectral_dist.data.build import bin_path, build, manifest_path, read_manifest
+from spectral_dist.data.formats import ENDINGS, READERS
 from spectral_dist.data.mixture import TrainSequences, long_windows, validation_windows
-from spectral_dist.data.readers import READERS, Blocks, ReaderFacts
+from spectral_dist.data.readers import Blocks, ReaderFacts
 from spectral_dist.data.text import convert
 from spectral_dist.data.tokenizers import BYTES, TOKENIZERS, Tokenizer
 from spectral_dist.data.tokens import prepare
+from spectral_dist.settings import DatasetConfig
 from spectral_dist.settings.sections import DataConfig
 
 T = 16
@@ -50,12 +52,13 @@ def read_lines(source: BinaryIO, block_bytes: int) -> Blocks:
 @pytest.fixture(autouse=True)
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TOKENIZERS, "pairs", Pairs())
-    monkeypatch.setitem(READERS, "lines", read_lines)
+    monkeypatch.setitem(READERS, "lines", lambda field: read_lines)
+    monkeypatch.setitem(ENDINGS, "lines", "lines")
 
 
 def run(path: Path, tokenizer: str = "pairs"):  # type: ignore[no-untyped-def]
     (file,) = prepare(
-        [str(path)],
+        [DatasetConfig(paths=(str(path),))],
         tokenizer=tokenizer,
         validation_fraction=0.2,
         min_tokens=T + 1,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectral_dist.data import tokens as module
 from spectral_dist.data.build import bin_path, manifest_path
 from spectral_dist.data.tokens import TokenFile, prepare
+from spectral_dist.settings import DatasetConfig
 
 
 def document(number: int, size: int = 200) -> str:
@@ -23,13 +23,18 @@ def write(path: Path, documents: int = 100, size: int = 200) -> Path:
     return path
 
 
+def datasets(*paths: str) -> list[DatasetConfig]:
+    """Return a dataset for each path."""
+    return [DatasetConfig(paths=(path,)) for path in paths]
+
+
 def run(
     *paths: Path | str, share: float = 0.1, min_tokens: int = 50, processes: int | None = 1
 ) -> tuple[list[TokenFile], list[str]]:
     """Prepare the paths; return the files and the reported lines."""
     lines: list[str] = []
     files = prepare(
-        [str(path) for path in paths],
+        [DatasetConfig(paths=(str(path),)) for path in paths],
         validation_fraction=share,
         min_tokens=min_tokens,
         processes=processes,
@@ -48,7 +53,7 @@ def test_a_text_is_built_once_and_split_by_document(tmp_path: Path) -> None:
     assert len(file.sha256) == 64
     assert file.train[-1] == 0
     assert file.validation[-1] == 0
-    assert bytes(file.validation).startswith(b"belge ")
+    assert bytes(file.validation[:]).startswith(b"belge ")
     assert abs(len(file.validation) / len(file.tokens) - 0.1) < 0.01
     assert len(file.train) + len(file.validation) == len(file.tokens)
     stamp = file.path.stat().st_mtime_ns
@@ -124,21 +129,11 @@ def test_replaced_bytes_and_rebuilds_are_reported(tmp_path: Path) -> None:
     assert "same content" in lines[0]
 
 
-def test_progress_is_told_at_most_every_two_seconds(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt")
-    now, lines = [0.0], []
-    progress = module._Progress(path, lines.append, lambda: now[0])
-    for now[0] in np.arange(0, 10, 0.1):
-        progress(path.stat().st_size // 2)
-    assert len(lines) == 4
-    assert "50% of 0.0 MB" in lines[0]
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.mkdir(), "is a folder without data files"),
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_bytes(b"\x7fELF" + bytes(5000)), "does not look like text"),
         (lambda path: path.write_bytes(b"short\n"), "too short: 7 tokens"),
@@ -192,7 +187,7 @@ def test_each_part_must_hold_a_window(tmp_path: Path) -> None:
 def test_a_share_that_cannot_be_met_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", documents=2, size=1000)
     (file,), lines = run(path, share=0.01)
-    assert file.validation.tobytes().count(0) == 1
+    assert file.validation[:].tobytes().count(0) == 1
     assert "is held out, not 1.00%" in lines[-1]
 
 
@@ -205,7 +200,7 @@ def test_one_file_under_two_names_is_built_once_and_said(
     (tmp_path / "link.txt").symlink_to(text)
     said: list[str] = []
     paths = ["x.txt", str(text), "link.txt"]
-    files = prepare(paths, validation_fraction=0.1, min_tokens=10, report=said.append)
+    files = prepare(datasets(*paths), validation_fraction=0.1, min_tokens=10, report=said.append)
     assert len(files) == 3
     assert len({file.path.resolve() for file in files}) == 1
     assert "x.txt: is named 3 times, so its text has the share of all of them" in said
@@ -220,7 +215,7 @@ def test_two_texts_that_would_become_one_file_are_refused(
         (tmp_path / name).write_text("bir iki uc\n" * 200, encoding="utf-8")
     words = r"^data_paths: foo\.txt and foo: both become foo\.bin; rename one$"
     with pytest.raises(ValueError, match=words):
-        prepare(["foo.txt", "foo"], validation_fraction=0.1, min_tokens=10, report=lambda s: None)
+        prepare(datasets("foo.txt", "foo"), validation_fraction=0.1, min_tokens=10)
     assert not (tmp_path / "foo.bin").exists()
 
 
@@ -229,7 +224,7 @@ def test_a_home_folder_may_be_written_short(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("bir iki uc\n" * 200, encoding="utf-8")
-    (file,) = prepare(["~/a.txt"], validation_fraction=0.1, min_tokens=10, report=lambda s: None)
+    (file,) = prepare(datasets("~/a.txt"), validation_fraction=0.1, min_tokens=10)
     assert file.path == tmp_path / "a.bin"
     with pytest.raises(ValueError, match=r"^data_paths: ~nobody-here/a\.txt: no such file"):
-        prepare(["~nobody-here/a.txt"], validation_fraction=0.1, min_tokens=10)
+        prepare(datasets("~nobody-here/a.txt"), validation_fraction=0.1, min_tokens=10)

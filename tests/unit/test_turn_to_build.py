@@ -10,9 +10,10 @@ import pytest
 
 from spectral_dist import file_lock
 from spectral_dist.data import build as module
-from spectral_dist.data.build import build, build_lock
+from spectral_dist.data.build import bin_path, build, build_lock
 from spectral_dist.data.tokens import prepare
 from spectral_dist.file_lock import FileLock
+from spectral_dist.settings import DatasetConfig
 
 
 @pytest.fixture
@@ -32,7 +33,9 @@ def test_a_text_that_was_built_meanwhile_is_not_built_again(text: Path) -> None:
             build(text)
             lock.release()
 
-    files = prepare([str(text)], validation_fraction=0.1, min_tokens=4, report=report)
+    files = prepare(
+        [DatasetConfig(paths=(str(text),))], validation_fraction=0.1, min_tokens=4, report=report
+    )
     assert len(files[0].tokens) == len(text.read_bytes()) + 1
     assert told[0].endswith(
         f"waiting for process {os.getpid()} on {os.uname().nodename}, which builds a.bin"
@@ -60,7 +63,7 @@ def test_a_builder_that_stands_still_is_given_up(
     thread.start()
     with (
         pytest.raises(ValueError, match=r"has been building a\.bin without progress for 1 s"),
-        build_lock([text], lambda line: None),
+        build_lock({text: bin_path(text)}, lambda line: None),
     ):
         pass
     thread.join()
@@ -68,7 +71,7 @@ def test_a_builder_that_stands_still_is_given_up(
 
 
 def test_the_lock_names_its_holder(text: Path) -> None:
-    with build_lock([text], lambda line: None):
+    with build_lock({text: bin_path(text)}, lambda line: None):
         held = json.loads(text.with_name(".a.bin.lock").read_text())
         assert held["pid"] == os.getpid()
     assert not text.with_name(".a.bin.lock").exists()

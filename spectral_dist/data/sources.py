@@ -1,0 +1,133 @@
+"""The files of a dataset: paths, folders and patterns that a user names, in one fixed order.
+
+Owns what stands for many files, and which files of a folder count. Opens none of them, and imports
+no JAX. Read `find_sources`.
+"""
+
+import glob
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectral_dist.data.build import bin_path
+from spectral_dist.data.formats import ENDINGS, PACKINGS, TXT, Format, find_format
+from spectral_dist.data.tokenizers import Tokenizer
+from spectral_dist.settings.datasets import DatasetConfig
+
+_SHOWN = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a dataset.
+
+    Attributes:
+      path: of the file; a .bin is taken as it is.
+      form: its format.
+      given: whether the user said the format, and not the file's name.
+    """
+
+    path: Path
+    form: Format = TXT
+    given: bool = False
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether it holds tokens already."""
+        return self.path.suffix == ".bin"
+
+    def binary(self, tokenizer: Tokenizer) -> Path:
+        """Return the path of its tokens."""
+        return bin_path(self.path, tokenizer, self.form.field)
+
+
+def find_sources(dataset: DatasetConfig, report: Callable[[str], None]) -> list[Source]:
+    """Return the files of a dataset, in the order of its paths, sorted where one names many.
+
+    Args:
+      dataset: its paths are files, folders (with all that is in them) and patterns (* ? [ **).
+      report: takes a line about files that are left out.
+
+    Raises:
+      ValueError: names a path that is no file and stands for none.
+    """
+    found: list[Path] = []
+    for text in dataset.paths:
+        if "\0" in text:
+            raise ValueError(f"data_paths: {text!r}: a path holds no NUL")
+        # Not Path.expanduser, which fails where "~x" is no user's folder.
+        path = Path(os.path.expanduser(text))
+        if path.is_dir():
+            found += _in_folder(path, report)
+        elif not path.exists() and glob.has_magic(text):
+            found += _matching(str(path))
+        else:
+            found.append(path)
+    # One file may be named by two patterns: it is read once.
+    first: dict[str, Path] = {}
+    for path in found:
+        first.setdefault(os.path.realpath(path), path)  # not `resolve`, which fails in a loop
+    if (again := len(found) - len(first)) and len(dataset.paths) > 1:
+        report(f"{dataset.name}: {again:,} files are named twice, and are read once")
+    return [_source(path, dataset) for path in first.values()]
+
+
+def _source(path: Path, dataset: DatasetConfig) -> Source:
+    if path.suffix == ".bin":
+        return Source(path)
+    try:
+        form = find_format(path, dataset.format, dataset.text_field)
+    except ValueError as error:
+        raise ValueError(f"data_paths: {path}: {error}") from error
+    return Source(path, form, dataset.format != "auto")
+
+
+def _matching(pattern: str) -> list[Path]:
+    paths = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    found = [path for path in paths if path.is_file()]
+    if not pattern.endswith(".bin"):
+        found = [path for path in found if not _is_ours(path)]
+    if not found:
+        raise ValueError(f"data_paths: {pattern}: no file matches")
+    return sorted(found)
+
+
+def _in_folder(folder: Path, report: Callable[[str], None]) -> list[Path]:
+    """Return the data files below a folder, sorted; say which files are left out."""
+    every = sorted(
+        path for path in folder.rglob("*") if path.is_file() and not _hidden(path, folder)
+    )
+    texts = [path for path in every if _is_data(path)]
+    # Hugging Face datasets keeps a dataset's description beside its Arrow files.
+    if any(path.suffix == ".arrow" for path in texts):
+        texts = [path for path in texts if path.suffix != ".json"]
+    binaries = [path for path in every if path.suffix == ".bin"]
+    found = texts or binaries
+    if not found:
+        raise ValueError(
+            f"data_paths: {folder}: is a folder without data files; their names end in"
+            f" {', '.join('.' + e for e in ENDINGS)}, also packed (.{', .'.join(PACKINGS)})"
+        )
+    others = [path for path in every if path not in set(found) and not _is_ours(path)]
+    if others:
+        names = ", ".join(str(path.relative_to(folder)) for path in others[:_SHOWN])
+        more = ", ..." if len(others) > _SHOWN else ""
+        report(f"{folder}: {len(others):,} files are no data and are left out ({names}{more})")
+    return found
+
+
+def _is_data(path: Path) -> bool:
+    endings = [suffix.lower().removeprefix(".") for suffix in path.suffixes[-2:]]
+    if endings and endings[-1] in PACKINGS:
+        endings.pop()
+    return bool(endings) and endings[-1] in ENDINGS and not path.name.endswith(".bin.json")
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file is what a build leaves: tokens, their manifest, a lock."""
+    return path.suffix == ".bin" or path.name.endswith(".bin.json") or path.name.startswith(".")
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
