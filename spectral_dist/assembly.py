@@ -22,6 +22,7 @@ from spectral_dist.data.mixture import Batch, TrainSequences, token_batches
 from spectral_dist.data.phases import phases_of
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile, prepare
+from spectral_dist.data.trained import recognise
 from spectral_dist.flags import configs_folder, find_config
 from spectral_dist.mesh import unused_gpu
 from spectral_dist.outputs import Output
@@ -99,8 +100,10 @@ def settle_mesh(
 
 def open_datasets(
     config: Config, report: Callable[[str], None], processes: Processes
-) -> tuple[Config, list[TokenFile]]:
+) -> tuple[Config, list[TokenFile], list[TokenFile]]:
     """Prepare the datasets: tokenize them where needed, and normalise their weights.
+
+    With `validation` datasets nothing of the others is held out.
 
     Args:
       config: without datasets, the built-in text is used.
@@ -108,7 +111,12 @@ def open_datasets(
       processes: of the run; they check that all of them read the same text.
 
     Returns:
-      The settings with every dataset and its weight, and the token files in the same order.
+      The settings with every dataset and its weight; the token files in the same order; and those
+      whose held-out part is evaluated, which are the same ones if there are no `validation`
+      datasets.
+
+    Raises:
+      ValueError: names the file and what is wrong with it, in one line.
     """
 
     def report_progress(text: str) -> None:
@@ -126,22 +134,52 @@ def open_datasets(
     weights, message = normalise_weights(config.datasets)
     if message:
         report(message)
-    files = prepare(
-        config.datasets,
+    opened = partial(
+        prepare,
         tokenizer=config.data.tokenizer,
-        validation_fraction=config.data.validation_fraction,
         min_tokens=config.data.seq_len + 1,  # the inputs and the targets, shifted by one
         allow_replaced=config.data.allow_replaced,
         report=report_progress,
     )
+    share = 0.0 if config.validation else config.data.validation_fraction
+    files = held_out = opened(config.datasets, validation_fraction=share)
+    if config.validation:
+        held_out = opened(config.validation, validation_fraction=1.0)
+        check_apart(files, held_out, report)
     processes.note_progress()
     weighted = zip(config.datasets, weights, strict=True)
     datasets = tuple(dataclasses.replace(d, weight=weight) for d, weight in weighted)
     config = dataclasses.replace(config, datasets=datasets)
     # Hosts with another copy of a file would train on other sequences without any other error.
     facts = {f.name: f"{f.sha256}, held out from token {f.split}" for f in files}
+    facts |= {f"validation.{f.name}": f.sha256 for f in held_out if config.validation}
     processes.agree("text", facts)
-    return config, files
+    return config, files, held_out
+
+
+def check_apart(
+    files: Sequence[TokenFile], held_out: Sequence[TokenFile], report: Callable[[str], None]
+) -> None:
+    """Warn of validation text that is trained on, as far as a sample of documents shows it.
+
+    Raises:
+      ValueError: if a validation dataset is one of those that are trained on.
+    """
+    trained = [{"split": file.split, "sketch": file.sketch} for file in files]
+    names = {file.sha256: file.name for file in files}
+    for file in held_out:
+        if file.sha256 in names:
+            raise ValueError(
+                f"validation: {file.name} is the same text as the dataset {names[file.sha256]},"
+                " which is trained on"
+            )
+        overlap = recognise(file.tokens, trained, file.tokenizer)
+        if overlap.documents:
+            report(
+                f"warning: validation {file.name} holds {overlap.documents} of"
+                f" {overlap.sampled} documents sampled from what is trained on: its figure is in"
+                " part one of training"
+            )
 
 
 def open_batches(

@@ -66,7 +66,7 @@ def train_run(config: Config, argv: Sequence[str], stop: StopSignal, processes: 
             # Sampling runs on the whole mesh, and the other processes would not join in.
             if processes.count == 1:
                 with jax.set_mesh(trainer.mesh):
-                    shown = trainer.config, trainer.files, trainer.params, trainer.step
+                    shown = trainer.config, trainer.held_out, trainer.params, trainer.step
                     show_sample(*shown, console)
             show_next_steps(trainer.config, trainer.folder, console)
         return say_end(stopped, trainer.step, saved, console)

@@ -104,7 +104,7 @@ def open_texts(
 ) -> list[TokenFile]:
     """Return the texts to score, each reduced to what the run did not train on."""
     data = loaded.config.data
-    datasets = loaded.config.datasets
+    datasets = loaded.config.validation or loaded.config.datasets
     if data_paths is not None:
         datasets = tuple(DatasetConfig(paths=(path,)) for path in split_list(data_paths))
     if not datasets:
@@ -161,6 +161,7 @@ def _config(config: Config, flags: Namespace, files: Sequence[TokenFile] | None)
         wanted |= {"eval_windows": flags.windows, "extrapolation_windows": flags.windows}
     if files is not None:
         wanted["datasets"] = [{"name": f.name, "paths": [str(f.path)], "weight": 1} for f in files]
+        wanted["validation"] = []
     wanted |= {"mesh": flags.mesh, "sequence_parallel": flags.sequence_parallel, "phases": []}
     return resolve(from_flat(config.flat() | wanted))
 

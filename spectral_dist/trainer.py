@@ -63,6 +63,7 @@ class Trainer:
       folder: the run folder, with config.yaml, metrics.jsonl and the checkpoints.
       mesh: the devices.
       files: the datasets, as token files.
+      held_out: the same, or those of `validation`, whose held-out part is evaluated.
       console: prints the run if `verbose` was set, and nothing otherwise.
     """
 
@@ -107,7 +108,8 @@ class Trainer:
             with explaining(config):
                 config = settle_mesh(config, self._stop, self._processes, console.note)
                 self.mesh = make_mesh(config.mesh.shape, devices, config.mesh.axes)
-                config, self.files = open_datasets(config, console.note, self._processes)
+                opened = open_datasets(config, console.note, self._processes)
+                config, self.files, self.held_out = opened
                 self.config = config
                 self.folder = Path(config.run.checkpoint_dir) / config.run.run_name
                 with jax.set_mesh(self.mesh):
@@ -139,7 +141,7 @@ class Trainer:
         self._batches = open_batches(config, self.files, mesh, step, sequence)
         closing.callback(self._batches.close)
         self._evaluation = Evaluation(
-            config, self.files, mesh, report=console.note, should_stop=processes.should_stop
+            config, self.held_out, mesh, report=console.note, should_stop=processes.should_stop
         )
 
         self._progress = Progress(step, state, None)

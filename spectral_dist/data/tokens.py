@@ -83,8 +83,8 @@ def prepare(
     Args:
       datasets: each with its files: of any format (`formats.READERS`); or .bin files with their
         manifests, which need no text beside them.
-      validation_fraction: share of each dataset's tokens to hold out, above 0 and below 1.
-      min_tokens: tokens that each part of each dataset must hold, at least 1.
+      validation_fraction: share of each dataset's tokens to hold out: 0 for none, 1 for all.
+      min_tokens: tokens that each part of each dataset must hold, if it has that part; at least 1.
       tokenizer: its name in `TOKENIZERS`.
       processes: largest number of files tokenized at a time (default: the number of cores).
       allow_replaced: whether more than a thousandth of a text may be no UTF-8.
@@ -233,6 +233,13 @@ def _split(
 ) -> TokenFile:
     """Split a dataset into training and held-out part."""
     path, n = ", ".join(dataset.paths), len(file.tokens)
+    if validation_fraction in (0, 1):
+        if n < min_tokens:
+            raise ValueError(
+                f"data_paths: {path}: too short: {n:,} tokens, and {min_tokens:,} are needed"
+                " (seq_len + 1); give more text or a smaller seq_len"
+            )
+        return dataclasses.replace(file, split=0 if validation_fraction else n)
     if n < 2 * min_tokens:
         raise ValueError(
             f"data_paths: {path}: too short: {n:,} tokens, and training and validation need"

@@ -49,6 +49,7 @@ class Config:
     data: DataConfig = DataConfig()
     datasets: tuple[DatasetConfig, ...] = ()
     phases: tuple[PhaseConfig, ...] = ()
+    validation: tuple[DatasetConfig, ...] = ()
     model: ModelConfig = ModelConfig()
     mixers: MixersConfig = MixersConfig()
     optimizer: Optimizer = AdamWConfig()
@@ -116,7 +117,7 @@ class Setting:
         return not self.kinds or config.optimizer.name in self.kinds
 
 
-LISTS = ("datasets", "phases")  # sections that are lists of mappings
+LISTS = ("datasets", "phases", "validation")  # sections that are lists of mappings
 # Flags that fill a list of sections, one entry for each item.
 LIST_FLAGS = {
     "data_paths": "text files, separated by commas; each becomes a dataset",
@@ -367,9 +368,12 @@ def resolve(config: Config) -> Config:
     Raises:
       ValueError: names the setting, its value and the rule it breaks.
     """
-    datasets = name_datasets(config.datasets)
-    normalise_weights(datasets)  # to check them; they are scaled when the datasets are opened
-    config = dataclasses.replace(config, datasets=datasets)
+    found = {
+        name: name_datasets(getattr(config, name), name) for name in ("datasets", "validation")
+    }
+    for name, datasets in found.items():
+        normalise_weights(datasets, name)  # to check them; they are scaled when they are opened
+    config = dataclasses.replace(config, **found)
     derived = list(config.derived)
     # In the order of declaration, so a value derived from a derived one must be declared after it.
     for item in SETTINGS.values():

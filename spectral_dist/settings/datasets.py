@@ -151,8 +151,14 @@ def _weight(value: Any) -> float:
         raise wrong from error
 
 
-def name_datasets(datasets: Sequence[DatasetConfig]) -> tuple[DatasetConfig, ...]:
+def name_datasets(
+    datasets: Sequence[DatasetConfig], section: str = "datasets"
+) -> tuple[DatasetConfig, ...]:
     """Name every dataset that has no name after its file, made unique by _2, _3, ...
+
+    Args:
+      datasets: of one section of the settings.
+      section: its name, for the error.
 
     Raises:
       ValueError: if two datasets are given the same name.
@@ -160,7 +166,7 @@ def name_datasets(datasets: Sequence[DatasetConfig]) -> tuple[DatasetConfig, ...
     given = [d.name for d in datasets if d.name is not None]
     for number, dataset in enumerate(datasets):
         if dataset.name is not None and given.count(dataset.name) > 1:
-            raise ValueError(f"datasets.{number}.name={dataset.name!r}: two datasets have it")
+            raise ValueError(f"{section}.{number}.name={dataset.name!r}: two datasets have it")
     # Names that were given stay as they are; the others must avoid them.
     taken, named = set(given), []
     for dataset in datasets:
@@ -186,12 +192,15 @@ def _default_name(text: str) -> str:
     return path.stem or "dataset"
 
 
-def normalise_weights(datasets: Sequence[DatasetConfig]) -> tuple[tuple[float, ...], str | None]:
+def normalise_weights(
+    datasets: Sequence[DatasetConfig], section: str = "datasets"
+) -> tuple[tuple[float, ...], str | None]:
     """Return the mixture weights scaled to sum to 1, and a message if they had to be scaled.
 
     Args:
       datasets: all with weights, of any scale, or all without, for equal shares. A weight of 0
         keeps a dataset out of training; it is still evaluated.
+      section: of the settings, for the error.
 
     Raises:
       ValueError: if some datasets have a weight and others none, or all weights are zero.
@@ -202,7 +211,7 @@ def normalise_weights(datasets: Sequence[DatasetConfig]) -> tuple[tuple[float, .
     if len(weights) != len(datasets):
         number = next(i for i, d in enumerate(datasets) if d.weight is None)
         raise ValueError(
-            f"datasets.{number}.weight: must be given, since other datasets have one; or give none"
+            f"{section}.{number}.weight: must be given, since other datasets have one; or give none"
         )
     return scale(weights)
 

@@ -49,7 +49,7 @@ class Evaluation:
 
         Args:
           config: the settings; eval_lengths are the multiples k of seq_len that are compared.
-          files: the datasets; only their held-out parts are read.
+          files: of `validation`, or else of the datasets; only their held-out parts are read.
           mesh: the devices.
           report: takes one line for each measurement that the held-out text is too short for.
           should_stop: called before every batch, with the same answer in all processes; on True
@@ -59,7 +59,7 @@ class Evaluation:
         self._config, self._mesh, self._should_stop = config, mesh, should_stop
         self._eval_step = make_eval_step(config, mesh)
         self._token_bytes = find_tokenizer(config).token_bytes
-        weights, _ = normalise_weights(config.datasets)
+        weights, _ = normalise_weights(config.validation or config.datasets)
         self._weights = {f.name: w for f, w in zip(files, weights, strict=True)}
         self._windows = {
             f.name: validation_windows(f, seq_len, settings.eval_windows) for f in files

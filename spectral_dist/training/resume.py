@@ -117,6 +117,7 @@ def _reported(config: Config) -> dict[str, Any]:
     # Under the names of the flags, which are what the user types.
     found["data_paths"] = [",".join(dataset.paths) for dataset in config.datasets]
     found["data_weights"] = [dataset.weight for dataset in config.datasets]
+    found["validation"] = [",".join(dataset.paths) for dataset in config.validation]
     return found | {"phases": flat["phases"]}
 
 
@@ -124,7 +125,8 @@ def _changes_data_order(name: str) -> bool:
     """Return whether a setting decides which sequence an index stands for."""
     if name in SETTINGS:
         return SETTINGS[name].traits.order
-    return name != "data_paths"  # the same text under another path is the same text
+    # The same text under another path is the same text.
+    return name not in ("data_paths", "validation")
 
 
 def check_optimizer(config: Config, description: dict[str, Any]) -> None:

@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 import pytest
 
 from spectral_dist.assembly import compile_step, make_config, open_datasets
 from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
+from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
+from spectral_dist.mesh import make_mesh
+from spectral_dist.settings import Config, from_layers, resolve
+from spectral_dist.training.evaluation import Evaluation
 
 
 def test_a_complete_run_compiles_nothing() -> None:
@@ -28,7 +33,8 @@ def test_sources_are_prepared_and_weights_normalised(tmp_path: Path) -> None:
     argv = ["--data_paths", ",".join(map(str, paths)), "--data_weights", "3,1", "--seq_len", "16"]
     told: list[str] = []
     alone = Processes(StopSignal())
-    config, files = open_datasets(load_config(argv), told.append, alone)
+    config, files, held_out = open_datasets(load_config(argv), told.append, alone)
+    assert held_out is files
     assert [dataset.weight for dataset in config.datasets] == [0.75, 0.25]
     assert [file.name for file in files] == ["a", "b"]
     assert told[0] == "data_weights=3,1 sum to 4: normalised to 0.75,0.25"
@@ -65,3 +71,51 @@ def test_a_mistake_in_a_keyword_is_named(settings: dict[str, Any], message: str)
     with pytest.raises(ValueError, match=r"=|unknown") as error:
         make_config(None, {"data_paths": ["a.txt"], **settings})
     assert str(error.value).startswith(message)
+
+
+def write_documents(path: Path, first: int, count: int) -> Path:
+    path.write_text(
+        "".join(
+            f"belge {i}: {i * i}" + " x" * 30 + "\n<|endoftext|>\n"
+            for i in range(first, first + count)
+        )
+    )
+    return path
+
+
+def test_validation_datasets_of_their_own(tmp_path: Path) -> None:
+    """validation_datasets: nothing of the others is held out, and all of theirs is."""
+    train = write_documents(tmp_path / "a.txt", 0, 200)
+    write_documents(tmp_path / "b.txt", 1000, 50)
+    write_documents(tmp_path / "c.txt", 100, 300)
+    told: list[str] = []
+
+    def opened(*validation: dict[str, object]) -> tuple[Config, list[TokenFile], list[TokenFile]]:
+        values = {"datasets": [{"paths": [str(train)]}], "seq_len": 32}
+        config = resolve(from_layers([{**values, "validation": list(validation)}]))
+        told.clear()
+        return open_datasets(config, told.append, Processes(StopSignal()))
+
+    _, files, held_out = opened()
+    assert files is held_out
+    assert 0 < len(files[0].validation) < len(files[0].tokens)
+    b = {"paths": str(tmp_path / "b.txt"), "name": "a", "weight": 2}
+    config, (file,), (other,) = opened(b)
+    assert (file.name, other.name) == ("a", "a")
+    assert (len(file.train), len(file.validation)) == (len(file.tokens), 0)
+    assert (len(other.train), len(other.validation)) == (0, len(other.tokens))
+    assert not any("warning" in line for line in told)
+    evaluation = Evaluation(config, [other], make_mesh((1, 1, 1), jax.devices()[:1]), report=print)
+    assert evaluation._weights == {"a": 1.0}
+    # Some of it is trained on; all of it is.
+    opened({"paths": str(tmp_path / "c.txt")})
+    assert any("warning: validation c holds" in line and "of 64 documents" in line for line in told)
+    with pytest.raises(ValueError, match="validation: a is the same text as the dataset a, which"):
+        opened({"paths": str(train)})
+    with pytest.raises(ValueError, match=r"^validation\.1\.weight: must be given"):
+        opened(b, {"paths": "x"})
+    with pytest.raises(ValueError, match=r"^validation\.0\.name='a': two datasets have it"):
+        opened(b, {"paths": "x", "name": "a", "weight": 1})
+    (tmp_path / "short.txt").write_text("short\n")
+    with pytest.raises(ValueError, match=r"short\.txt: too short: 7 tokens, and 33 are needed"):
+        opened({"paths": str(tmp_path / "short.txt")})

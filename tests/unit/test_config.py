@@ -13,6 +13,7 @@ from spectral_dist.flags import configs_folder, load_config
 from spectral_dist.settings import (
     AUTO_MESH,
     LIST_FLAGS,
+    LISTS,
     PATHS,
     SETTINGS,
     Config,
@@ -380,7 +381,7 @@ def test_what_follows_is_derived_again() -> None:
 def test_a_file_from_before_sections_is_derived_again_too(tmp_path: Path) -> None:
     """Such a file holds every setting by its short name, and nothing says which were given."""
     run = resolved(hidden_dim=128, num_kv_heads=2, seq_len=64, data_paths="a.txt")
-    old = {k: v for k, v in run.flat().items() if "." not in k and k not in ("datasets", "phases")}
+    old = {k: v for k, v in run.flat().items() if "." not in k and k not in LISTS}
     del old["derived"]
     path = write(tmp_path, yaml.safe_dump(old | {"data_paths": ["a.txt"], "data_weights": [1.0]}))
     changed = resolve(from_layers([read_yaml(path), {"hidden_dim": "512"}]))
@@ -492,7 +493,7 @@ def test_flat_goes_through_yaml_and_back(tmp_path: Path) -> None:
 def test_flat_names_every_setting_with_plain_values() -> None:
     flat = resolved().flat()
     mine = [name for name, s in SETTINGS.items() if not s.kinds or "adamw" in s.kinds]
-    assert list(flat) == [*mine, "datasets", "phases", "derived"]
+    assert list(flat) == [*mine, "datasets", "phases", "validation", "derived"]
     assert all(isinstance(value, int | float | str | list) for value in flat.values())
 
 

@@ -408,3 +408,23 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
     os.truncate(path, 100)
     with pytest.raises(ValueError, match=r"a\.bin: was cut short from 334 to 100 bytes while"):
         rows.read([1])
+
+
+@pytest.mark.parametrize("parts", [2, 5, 40])
+def test_the_order_is_the_same_when_a_dataset_is_cut_into_files(tmp_path: Path, parts: int) -> None:
+    """cut_into_files: the sequences of one file and of many, some of them empty, are the same."""
+    whole = FILES[0].tokens[:]
+    cuts = np.sort(np.random.default_rng(parts).integers(0, len(whole), parts - 1))
+    pieces: list[Shard | np.ndarray] = []
+    for number, piece in enumerate(np.split(whole, cuts)):
+        path = tmp_path / f"{number}.bin"
+        path.write_bytes(piece.tobytes())
+        pieces.append(Shard.open(path, whole.dtype) if len(piece) else piece)
+    cut = dataclasses.replace(FILES[0], tokens=Tokens(pieces))
+    phases = [(0, (2.0, 1.0))]
+    indices = np.arange(300)
+    expected = TrainSequences([FILES[0], FILES[1]], phases, T, seed=3).read(indices)
+    found = TrainSequences([cut, FILES[1]], phases, T, seed=3).read(indices)
+    np.testing.assert_array_equal(found, expected)
+    for function in (validation_windows, long_windows):
+        np.testing.assert_array_equal(function(cut, 2, 5), function(FILES[0], 2, 5))
