@@ -49,6 +49,9 @@ from spectral_dist.training.state import TrainState
 from spectral_dist.training.step import batch_sharding, make_train_step
 
 SAMPLE_FOLDER = Path("data/sample")
+# Up to 4 passes a repeated text is worth nearly as much as a new one (Muennighoff et al. 2023,
+# "Scaling Data-Constrained Language Models", section 6).
+_MANY_PASSES = 4
 
 
 def make_config(config: Config | str | PathLike[str] | None, settings: Mapping[str, Any]) -> Config:
@@ -183,9 +186,16 @@ def check_apart(
 
 
 def open_batches(
-    config: Config, files: list[TokenFile], mesh: Mesh, step: int, sequence: int
+    config: Config,
+    files: list[TokenFile],
+    mesh: Mesh,
+    step: int,
+    sequence: int,
+    report: Callable[[str], None],
 ) -> Generator[Batch, None, None]:
     """Return the batches of the remaining steps, prefetched; the caller closes the generator.
+
+    Says how often the run goes through each dataset, and warns of text that comes very often.
 
     Args:
       config: the settings, complete.
@@ -193,10 +203,22 @@ def open_batches(
       mesh: the devices.
       step: completed steps.
       sequence: index of the first sequence that no step has seen.
+      report: takes one line.
     """
     data, run = config.data, config.run
+    sequences = TrainSequences(files, phases_of(config, step, sequence), data.seq_len, run.seed)
+    last = sequence + (run.steps - step) * data.batch_size * data.accum_steps
+    passes = sequences.passes(last)
+    told = ", ".join(f"{name} {count:.3g}" for name, count in passes.items())
+    report(f"passes over each dataset by step {run.steps:,}: {told}")
+    often = [name for name, count in passes.items() if count > _MANY_PASSES]
+    if often:
+        report(
+            f"warning: more than {_MANY_PASSES} passes over {', '.join(often)}: a text that is"
+            " repeated so often is worth less with each pass"
+        )
     batches = token_batches(
-        TrainSequences(files, phases_of(config, step, sequence), data.seq_len, run.seed),
+        sequences,
         accum_steps=data.accum_steps,
         batch_size=data.batch_size,
         sharding=batch_sharding(config, mesh),

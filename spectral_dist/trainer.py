@@ -138,7 +138,7 @@ class Trainer:
         folder = self.folder / "profile" / f"process_{jax.process_index()}"
         tracing = (config.run.traced_steps, folder, step, console.note, console.warn)
         self._train_step = closing.enter_context(profiled(compiled, *tracing))
-        self._batches = open_batches(config, self.files, mesh, step, sequence)
+        self._batches = open_batches(config, self.files, mesh, step, sequence, console.note)
         closing.callback(self._batches.close)
         self._evaluation = Evaluation(
             config, self.held_out, mesh, report=console.note, should_stop=processes.should_stop

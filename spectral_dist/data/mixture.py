@@ -49,7 +49,7 @@ class TrainSequences:
           ValueError: if a dataset is too short or too long.
         """
         self._seq_len, self._dtype = seq_len, files[0].tokenizer.dtype
-        self._tokens = [file.train for file in files]
+        self._tokens, self._names = [file.train for file in files], [file.name for file in files]
         # A dataset of weight 0 in all phases may be too short for a window: it is left out.
         used = [any(weights[i] > 0 for _, weights in phases) for i in range(len(files))]
         orders = [
@@ -102,6 +102,12 @@ class TrainSequences:
         for row, (dataset, start) in zip(tokens, places, strict=True):
             row[:] = self._tokens[dataset][start : start + size]
         return tokens
+
+    def passes(self, count: int) -> dict[str, float]:
+        """Return how many times the first `count` sequences go through each dataset, by name."""
+        found = dict.fromkeys(self._names, 0.0)
+        trained = self._order.passes(count)
+        return found | {self._names[n]: p for n, p in zip(self._numbers, trained, strict=True)}
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the dataset of each sequence and where it begins in the training part; int64 [R].

@@ -4,6 +4,7 @@ A pure function of (seed, index), computed for a whole batch of indices at once.
 no devices. Read `MixtureOrder`, then `DatasetOrder` and `shuffled`.
 """
 
+import bisect
 import functools
 import math
 from collections.abc import Sequence
@@ -63,6 +64,14 @@ class MixtureOrder:
             dataset[here] = chosen
             place[here] = local + np.asarray(self._offsets[number])[chosen]
         return dataset, place
+
+    def passes(self, count: int) -> list[float]:
+        """Return how many times the first `count` sequences go through each dataset."""
+        phase = bisect.bisect_right(self._firsts, max(count - 1, 0)) - 1
+        taken = self._shares[phase].taken(count - self._firsts[phase])
+        before = self._offsets[phase]
+        each = zip(before, taken, self._datasets, strict=True)
+        return [(offset + here) / dataset.count for offset, here, dataset in each]
 
     def windows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the dataset of each sequence and the number of its window; int64 [R].

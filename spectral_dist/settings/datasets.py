@@ -94,6 +94,7 @@ class PhaseConfig:
     weights: Annotated[tuple[tuple[Text, Weight], ...], BeforeValidator(_as_pairs)] = setting(
         ..., "weight of each dataset by name; a dataset that is left out has none", order=True
     )
+    lr_factor: Float = positive(1.0, "factor of the learning rate in this phase")
 
 
 def from_lists(lists: Mapping[str, Any], earlier: Any) -> list[dict[str, Any]]:

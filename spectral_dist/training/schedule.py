@@ -4,6 +4,7 @@ It depends on the number of the step and not on opt_state: a skipped step does n
 resumed run may change it. Read `learning_rate`.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,19 @@ def learning_rate(config: Config) -> Callable[[Any], Any]:
     """Return the schedule: number of completed steps -> learning rate of the next step.
 
     Linear warm-up to the peak, then a cosine over the rest or (wsd) a plateau and a linear decay
-    over the last share of the run, down to final_lr_fraction of the peak in the last step.
+    over the last share of the run, down to final_lr_fraction of the peak in the last step. In each
+    phase of a curriculum that is multiplied by its lr_factor.
     """
+    schedule = _without_phases(config)
+    factors = [phase.lr_factor for phase in config.phases]
+    if set(factors) <= {1.0}:
+        return schedule
+    ends = list(itertools.accumulate(phase.steps for phase in config.phases))
+    factor = optax.join_schedules(list(map(optax.constant_schedule, factors)), ends[:-1])
+    return lambda step: schedule(step) * factor(step)
+
+
+def _without_phases(config: Config) -> Callable[[Any], Any]:
     settings, steps = config.optimizer, config.run.steps
     peak, last = settings.lr, settings.lr * settings.final_lr_fraction
     warmup = settings.warmup_steps

@@ -96,7 +96,7 @@ def train_and_evaluate(case: Case, texts: list[Path], changes: Mapping[str, Any]
     shape = config.mesh.shape
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
     with jax.set_mesh(mesh):
-        batches = open_batches(config, files, mesh, step=0, sequence=0)
+        batches = open_batches(config, files, mesh, 0, 0, lambda line: None)
         state = init_state(config, mesh)
         losses = []
         for progress in train(make_train_step(config, mesh), state, batches, config, Throughput()):

@@ -6,7 +6,7 @@ from typing import Any, cast
 import jax
 import pytest
 
-from spectral_dist.assembly import compile_step, make_config, open_datasets
+from spectral_dist.assembly import compile_step, make_config, open_batches, open_datasets
 from spectral_dist.cluster.agreement import Processes
 from spectral_dist.cluster.signals import StopSignal
 from spectral_dist.data.tokens import TokenFile
@@ -119,3 +119,20 @@ def test_validation_datasets_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("short\n")
     with pytest.raises(ValueError, match=r"short\.txt: too short: 7 tokens, and 33 are needed"):
         opened({"paths": str(tmp_path / "short.txt")})
+
+
+def test_passes_are_told_and_many_are_a_warning(tmp_path: Path) -> None:
+    """repeated_text: said at every start, of what comes by the last step."""
+    path = write_documents(tmp_path / "a.txt", 0, 50)
+    values = {"datasets": [{"paths": [str(path)]}], "seq_len": 32, "batch_size": 4}
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    for steps, warned in ((10, False), (200, True)):
+        config = resolve(from_layers([{**values, "steps": steps}]))
+        config, files, _ = open_datasets(config, lambda line: None, Processes(StopSignal()))
+        told: list[str] = []
+        with jax.set_mesh(mesh):
+            open_batches(config, files, mesh, 0, 0, told.append).close()
+        windows = (len(files[0].train) - 1) // 32
+        wanted = f"{steps * 4 * config.data.accum_steps / windows:.3g}"
+        assert told[0] == f"passes over each dataset by step {steps}: a {wanted}"
+        assert any("warning: more than 4 passes over a:" in line for line in told) == warned

@@ -561,7 +561,7 @@ def test_nothing_is_suggested_for_nonsense() -> None:
 
 
 def test_the_presets_are_there() -> None:
-    promised = ["demo", "level1", "level2", "level3", "phase1", "phase2", "phase3"]
+    promised = ["curriculum", "demo", "level1", "level2", "level3"]
     assert [f"{name}.yaml" for name in promised] == PRESETS
 
 
@@ -580,28 +580,20 @@ def test_every_preset_loads_and_says_what_it_needs(name: str) -> None:
     assert all(not Path(d.paths[0]).is_absolute() for d in config.datasets)
 
 
-@pytest.mark.parametrize(
-    ("name", "shares"),
-    [
-        ("phase1", {"turkish_academic": 0.8, "github_code": 0.2}),
-        ("phase2", {"english": 0.4, "turkish_academic": 0.3, "github_code": 0.3}),
+def test_the_curriculum_is_three_phases_of_level_1() -> None:
+    config, level1 = (
+        resolve(from_flat(read_yaml(configs_folder() / f"{name}.yaml")))
+        for name in ("curriculum", "level1")
+    )
+    assert config.model == level1.model
+    assert [(phase.steps, dict(phase.weights)) for phase in config.phases] == [
+        (50_000, {"turkish_academic": 0.8, "github_code": 0.2}),
+        (30_000, {"english": 0.4, "turkish_academic": 0.3, "github_code": 0.3}),
         (
-            "phase3",
+            20_000,
             {"math": 0.25, "github_code": 0.25, "english": 0.25, "turkish_academic": 0.25},
         ),
-    ],
-)
-def test_the_phases_mix_their_sources(name: str, shares: dict[str, float]) -> None:
-    config = resolve(from_flat(read_yaml(configs_folder() / f"{name}.yaml")))
-    assert {dataset.name: dataset.weight for dataset in config.datasets} == shares
-
-
-def test_the_phases_are_one_model() -> None:
-    models = [
-        resolve(from_flat(read_yaml(configs_folder() / name))).model
-        for name in ("level1.yaml", "phase1.yaml", "phase2.yaml", "phase3.yaml")
     ]
-    assert all(model == models[0] for model in models)
 
 
 def test_a_preset_has_a_name_and_a_file_goes_before_it(

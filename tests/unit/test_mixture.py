@@ -428,3 +428,13 @@ def test_the_order_is_the_same_when_a_dataset_is_cut_into_files(tmp_path: Path, 
     np.testing.assert_array_equal(found, expected)
     for function in (validation_windows, long_windows):
         np.testing.assert_array_equal(function(cut, 2, 5), function(FILES[0], 2, 5))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 100, 101, 250])
+def test_passes_say_how_often_a_window_is_read(count: int) -> None:
+    """how_often: by dataset, over phases; a dataset that is never used has none."""
+    phases = [(0, (3.0, 1.0, 0.0)), (100, (1.0, 1.0, 0.0))]
+    rows = TrainSequences(FILES, phases, T, seed=0)
+    found = rows.passes(count)
+    taken = np.bincount(datasets_of(rows, np.arange(count)), minlength=3)
+    assert found == {"a": taken[0] / 40, "b": taken[1] / 7, "c": 0.0}

@@ -68,6 +68,21 @@ def test_the_cosine_is_half_way_in_the_middle_and_ends_at_its_fraction() -> None
     assert rates == sorted(rates, reverse=True)
 
 
+def test_a_phase_multiplies_the_rate() -> None:
+    """each_phase: from its first step to its last, whatever the schedule."""
+    phases = [
+        {"steps": 30, "weights": {"a": 1}},
+        {"steps": 50, "weights": {"a": 1}, "lr_factor": 0.5},
+        {"steps": 20, "weights": {"a": 1}, "lr_factor": 2},
+    ]
+    for name in ("cosine", "wsd"):
+        settings = {"steps": 100, "warmup_steps": 10, "schedule": name}
+        plain = schedule(**settings)
+        rate = schedule(**settings, phases=phases, datasets=[{"paths": "a"}])
+        for step, factor in ((0, 1), (29, 1), (30, 0.5), (79, 0.5), (80, 2), (99, 2)):
+            assert rate(step) == pytest.approx(factor * plain(step), rel=1e-6), step
+
+
 def test_wsd_holds_the_peak_and_then_falls_in_a_line() -> None:
     rate = schedule(steps=100, warmup_steps=10, schedule="wsd", decay_fraction=0.2)
     np.testing.assert_allclose([rate(step) for step in range(10, 80)], PEAK, rtol=1e-6)
