@@ -100,7 +100,7 @@ def read_jsonl(source: BinaryIO, block_bytes: int, field: str) -> Blocks:
                 documents.without_text += 1
             else:
                 kind = type(text).__name__
-                raise ValueError(f"line {number:,}: the field {field!r} is a {kind}, not text")
+                raise ValueError(f"line {number:,}: field {field!r} is of type {kind}, not text")
         yield documents.block(texts, numbers)
     return documents.facts()
 
@@ -235,10 +235,12 @@ def _check_column(field: str, schema: Any) -> None:
         pyarrow.types.is_string_view,
     )
     if not any(check(value) for check in checks):
-        raise ValueError(f"the field {field!r} is of type {kind}, not text")
+        raise ValueError(f"field {field!r} is of type {kind}, not text")
 
 
-def _missing(field: str, there: Iterable[str]) -> str:
-    names = list(there)
+def _missing(field: str, fields: Iterable[str]) -> str:
+    names = list(fields)
     shown = ", ".join(map(str, names[:_SHOWN_FIELDS])) + (", ..." if len(names) > 12 else "")
-    return f"has no field {field!r}; it has {shown or 'none'}: text_field names the one to take"
+    return (
+        f"has no field {field!r}; it has {shown or 'none'}: --datasets.0.text_field NAME takes one"
+    )

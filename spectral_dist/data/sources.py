@@ -6,7 +6,7 @@ no JAX. Read `find_sources`.
 
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,11 @@ def find_sources(dataset: DatasetConfig, report: Callable[[str], None]) -> list[
     for text in dataset.paths:
         if "\0" in text:
             raise ValueError(f"data_paths: {text!r}: a path holds no NUL")
+        if "://" in text:
+            raise ValueError(
+                f"data_paths: {text}: texts are read from a disk; copy it to one first (curl -O,"
+                " aws s3 cp, gcloud storage cp)"
+            )
         # Not Path.expanduser, which fails where "~x" is no user's folder.
         path = Path(os.path.expanduser(text))
         if path.is_dir():
@@ -95,13 +100,11 @@ def _matching(pattern: str) -> list[Path]:
 
 def _in_folder(folder: Path, report: Callable[[str], None]) -> list[Path]:
     """Return the data files below a folder, sorted; say which files are left out."""
-    every = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not _hidden(path, folder)
-    )
+    every = sorted(_below(folder))
     texts = [path for path in every if _is_data(path)]
-    # Hugging Face datasets keeps a dataset's description beside its Arrow files.
-    if any(path.suffix == ".arrow" for path in texts):
-        texts = [path for path in texts if path.suffix != ".json"]
+    # A .json beside others describes them: dataset_info.json, state.json, a README of a kind.
+    if others := [path for path in texts if path.suffix != ".json"]:
+        texts = others
     binaries = [path for path in every if path.suffix == ".bin"]
     found = texts or binaries
     if not found:
@@ -109,11 +112,11 @@ def _in_folder(folder: Path, report: Callable[[str], None]) -> list[Path]:
             f"data_paths: {folder}: is a folder without data files; their names end in"
             f" {', '.join('.' + e for e in ENDINGS)}, also packed (.{', .'.join(PACKINGS)})"
         )
-    others = [path for path in every if path not in set(found) and not _is_ours(path)]
-    if others:
-        names = ", ".join(str(path.relative_to(folder)) for path in others[:_SHOWN])
-        more = ", ..." if len(others) > _SHOWN else ""
-        report(f"{folder}: {len(others):,} files are no data and are left out ({names}{more})")
+    taken = set(found)
+    if left := [path for path in every if path not in taken and not _is_ours(path)]:
+        names = ", ".join(str(path.relative_to(folder)) for path in left[:_SHOWN])
+        more = ", ..." if len(left) > _SHOWN else ""
+        report(f"{folder}: {len(left):,} files are no data and are left out ({names}{more})")
     return found
 
 
@@ -129,5 +132,17 @@ def _is_ours(path: Path) -> bool:
     return path.suffix == ".bin" or path.name.endswith(".bin.json") or path.name.startswith(".")
 
 
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, hidden ones aside; links to folders are followed."""
+    # Path.rglob passes over links to folders without a word, and texts often lie on another disk.
+    entered: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(here)) in entered:  # a link to where we come from
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(here, name)
+            if not name.startswith(".") and path.is_file():
+                yield path

@@ -62,7 +62,7 @@ def convert(
       block_bytes: bytes read at a time.
 
     Raises:
-      ValueError: if the file is empty or not in this format.
+      ValueError: if the file holds no byte, or is not in this format.
     """
     with (
         _Watched(source, progress) as watched,
@@ -87,8 +87,6 @@ def convert(
             pass
     if watched.bytes == 0:
         raise ValueError("is empty")
-    if tokens == 0:
-        raise ValueError("holds no document")
     return TextFacts(
         **asdict(blocks.facts),
         source_bytes=watched.bytes,

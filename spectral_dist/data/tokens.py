@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spectral_dist.data.build import Manifest, bin_state, build_lock, read_manifest
 from spectral_dist.data.build_all import build_all
 from spectral_dist.data.formats import Format, head_of
@@ -96,7 +98,7 @@ def prepare(
     made_by = TOKENIZERS[tokenizer]
     datasets = name_datasets(datasets)
     # All of them before any work: a mistake in the last path must not cost an hour first.
-    found = [find_sources(dataset, report) for dataset in datasets]
+    found = [_without_empty(find_sources(dataset, report), report) for dataset in datasets]
     for source in itertools.chain(*found):
         _check_readable(source, made_by)
     found = _same_files(found, report)
@@ -122,6 +124,17 @@ def prepare(
         _split(file, validation_fraction, min_tokens, report, dataset)
         for file, dataset in zip(files, datasets, strict=True)
     ]
+
+
+def _without_empty(sources: list[Source], report: Report) -> list[Source]:
+    """Leave out the files without a byte, if a dataset has others; say how many."""
+    # Engines that write a part of a table for each worker leave such files behind.
+    filled = [s for s in sources if not s.path.is_file() or s.path.stat().st_size]
+    if len(filled) == len(sources) or not filled:
+        return sources  # a single one that is empty is named as a mistake
+    first = next(s.path for s in sources if s not in filled)
+    report(f"{len(sources) - len(filled):,} empty files are left out, the first is {first}")
+    return filled
 
 
 def _given(binary: Path, tokenizer: Tokenizer) -> Manifest:
@@ -209,10 +222,11 @@ def _check_readable(source: Source, tokenizer: Tokenizer) -> None:
 
 def _open(name: str, files: Sequence[tuple[Path, Manifest]], tokenizer: Tokenizer) -> TokenFile:
     """Memory-map .bin files whose manifests have been checked; nothing is split yet."""
-    shards = [Shard.open(binary, tokenizer.dtype) for binary, _ in files]
+    # A file may hold no record: nothing of it can be mapped.
+    shards = [Shard.open(binary, tokenizer.dtype) for binary, m in files if m.tokens]
     hashes = [manifest.sha256 for _, manifest in files]
     joined = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-    tokens = Tokens(shards)
+    tokens = Tokens(shards or [np.empty(0, tokenizer.dtype)])
     return TokenFile(
         name=name,
         path=files[0][0],

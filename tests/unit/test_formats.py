@@ -126,13 +126,18 @@ RECORDS = b"".join(json.dumps({"text": str(n)}).encode() + b"\n" for n in range(
         (Format(), b"PAR1" + bytes(9), "is a Parquet file; its name must end in .parquet"),
         (Format(), b"ARROW1\0\0", "is an Arrow file; its name must end in .arrow"),
         (Format("jsonl"), b"PAR1", "is a Parquet file"),
-        (Format("jsonl"), gzip.compress(b"x"), "is packed by gzip; its name must end in .gz"),
+        (
+            Format("jsonl"),
+            gzip.compress(b"x", mtime=0),
+            "is packed by gzip; its name must end in .gz",
+        ),
         (Format("txt", "gzip"), zstd(b"x"), "is packed by zstd; its name must end in"),
         (Format("parquet"), RECORDS, "is no Parquet file, whatever its name says"),
         (Format("jsonl"), b'[{"text": ""}]', "is one JSON array, and a record a line is wanted"),
         (Format("jsonl"), b"plain\n", "is no JSON lines: it begins with b'plain"),
         (Format("jsonl"), "düz".encode("utf-16"), "UTF-16"),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else type(value).__name__,
 )
 def test_content_of_another_format_is_refused(form: Format, head: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
@@ -153,6 +158,7 @@ def test_content_of_another_format_is_refused(form: Format, head: bytes, words: 
         (Format("arrow"), b"ARROW1", False),
         (Format("arrow"), b"\xff\xff\xff\xff\x10", False),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else type(value).__name__,
 )
 def test_content_of_its_format_is_taken(form: Format, head: bytes, given: bool) -> None:
     form.check(head, given)

@@ -124,6 +124,11 @@ def test_another_field() -> None:
 PARQUET = as_parquet(TEXTS)
 
 
+def short(value: object) -> str:
+    """Return what a case is called: not the bytes of its file."""
+    return value[:40] if isinstance(value, str) else type(value).__name__
+
+
 @pytest.mark.parametrize(
     ("content", "form", "words"),
     [
@@ -135,20 +140,23 @@ PARQUET = as_parquet(TEXTS)
             Format("jsonl"),
             "line 1: has no field 'text'; it has id, body",
         ),
-        (b'{"text": ["a"]}\n', Format("jsonl"), "line 1: the field 'text' is a list, not text"),
-        (b'{"text": 7}\n', Format("jsonl"), "line 1: the field 'text' is a int, not text"),
-        (b"\n\n", Format("jsonl"), "holds no document"),
-        (b'{"text": null}\n', Format("jsonl"), "holds no document"),
+        (
+            b'{"text": ["a"]}\n',
+            Format("jsonl"),
+            "line 1: field 'text' is of type list, not text",
+        ),
+        (b'{"text": 7}\n', Format("jsonl"), "line 1: field 'text' is of type int, not text"),
         (b"[" * 100_000 + b"\n", Format("jsonl"), "line 1: is no JSON"),
         (PARQUET[:-8], Format("parquet"), "cannot be read: "),
         (PARQUET[:200] + PARQUET[-100:], Format("parquet"), "cannot be read: "),
         (b"PAR1", Format("parquet"), "cannot be read: "),
         (PARQUET, Format("parquet", "", "body"), "has no field 'body'; it has id, text"),
-        (PARQUET, Format("parquet", "", "id"), "the field 'id' is of type int64, not text"),
+        (PARQUET, Format("parquet", "", "id"), "field 'id' is of type int64, not text"),
         (as_arrow(TEXTS, stream=False)[:-30], Format("arrow"), "cannot be read: "),
         (as_arrow(TEXTS, stream=True)[:300], Format("arrow"), "cannot be read: "),
         (b"garbage of some length, no Arrow", Format("arrow"), "cannot be read: "),
     ],
+    ids=short,
 )
 def test_what_cannot_be_read_is_said_in_one_line(content: bytes, form: Format, words: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
@@ -156,6 +164,21 @@ def test_what_cannot_be_read_is_said_in_one_line(content: bytes, form: Format, w
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("content", "form"),
+    [
+        (b"\n\n", Format("jsonl")),
+        (b'{"text": null}\n', Format("jsonl")),
+        (as_parquet([], pa.string()), Format("parquet")),
+        (as_arrow([], stream=True), Format("arrow")),
+    ],
+    ids=short,
+)
+def test_a_file_may_hold_no_document(content: bytes, form: Format) -> None:
+    facts = convert(io.BytesIO(content), lambda block: None, form=form)
+    assert (facts.documents, facts.tokens) == (0, 0)
 
 
 def test_a_long_line_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,18 @@ def test_a_folder_of_prepared_files_or_of_a_hugging_face_dataset(here: Path) -> 
     sources, lines = found("prepared")
     assert [str(s.path) for s in sources] == ["prepared/data-00000-of-00001.arrow"]
     assert lines == ["prepared: 1 files are no data and are left out (state.json)"]
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "records.json").write_text("x")
+    assert names("prepared") == ["prepared/records.json"]
+
+
+def test_links_to_folders_are_followed_once(here: Path) -> None:
+    (here / "disk").mkdir()
+    (here / "disk" / "z.txt").write_text("x")
+    (here / "other" / "linked").symlink_to(here / "disk")
+    (here / "disk" / "back").symlink_to(here / "other")
+    assert names("other") == ["other/1.txt", "other/linked/z.txt"]
 
 
 def test_the_settings_format_and_field() -> None:
@@ -90,6 +102,7 @@ def test_the_settings_format_and_field() -> None:
     ("path", "words"),
     [
         ("a\0b", "a path holds no NUL"),
+        ("s3://bucket/x.jsonl", "texts are read from a disk; copy it to one first"),
         ("x.parquet.gz", "is packed by gzip: unpack it; parquet is packed inside already"),
         ("empty", "is a folder without data files; their names end in .txt, .jsonl"),
     ],

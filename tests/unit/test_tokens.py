@@ -5,7 +5,9 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from spectral_dist.data.build import bin_path, manifest_path
 from spectral_dist.data.tokens import TokenFile, prepare
@@ -228,3 +230,21 @@ def test_a_home_folder_may_be_written_short(
     assert file.path == tmp_path / "a.bin"
     with pytest.raises(ValueError, match=r"^data_paths: ~nobody-here/a\.txt: no such file"):
         prepare(datasets("~nobody-here/a.txt"), validation_fraction=0.1, min_tokens=10)
+
+
+def test_parts_without_text_are_left_out(tmp_path: Path) -> None:
+    """parts_without text: of a dataset of many files, some may hold no byte or no record."""
+    table = pa.table({"text": ["bir iki üç\n" * 20] * 9})
+    parquet.write_table(table, tmp_path / "part-0.parquet")
+    parquet.write_table(table.slice(0, 0), tmp_path / "part-1.parquet")
+    (tmp_path / "part-2.jsonl").touch()
+    (tmp_path / "part-3.jsonl").write_text('{"text": null}\n')
+    (file,), lines = run(tmp_path)
+    assert file.documents == 9
+    assert len(file.tokens) == 9 * (len("bir iki üç\n".encode()) * 20 + 1)
+    assert any("1 empty files are left out, the first is " in line for line in lines)
+    assert any("1 records have no text (null)" in line for line in lines)
+    with pytest.raises(ValueError, match="too short: 0 tokens"):
+        run(tmp_path / "part-1.parquet")
+    with pytest.raises(ValueError, match=r"part-2\.jsonl: is empty"):
+        run(tmp_path / "part-2.jsonl")
