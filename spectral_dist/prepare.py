@@ -26,12 +26,18 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"processes={options.processes}: must be positive")
     if options.sample < 0:
         raise ValueError(f"sample={options.sample}: must not be negative")
-    from spectral_dist.data.tokens import prepare  # loads numpy
+    from spectral_dist.data.tokens import prepare, prepare_share  # loads numpy
     from spectral_dist.flags import load_config
 
     config = load_config(rest, "spectral_dist.prepare")
     if not config.datasets:
         raise ValueError("data_paths: must name at least one text file, or --config datasets")
+    if options.shard is not None:
+        share = _share(options.shard)
+        how = {"tokenizer": config.data.tokenizer, "processes": options.processes}
+        count = prepare_share((*config.datasets, *config.validation), share, **how, report=say)
+        say(f"shard {options.shard}: {count:,} files are ready")
+        return 0
     files = prepare(
         config.datasets,
         tokenizer=config.data.tokenizer,
@@ -56,6 +62,14 @@ def main(argv: Sequence[str]) -> int:
             for line in text.splitlines():
                 say(line)
     return 0
+
+
+def _share(text: str) -> tuple[int, int]:
+    """Return which share `--shard` names, and of how many."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError(f"shard={text!r}: must be I/N, with I from 0 to N - 1")
+    return int(number), int(count)
 
 
 def _print_statistics(files: "Sequence[TokenFile]") -> None:
@@ -99,6 +113,11 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--processes", type=int, help="texts built at a time (default: the cores of this machine)"
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="build the files of one of N shares alone, I from 0: for N jobs beside each other",
     )
     parser.add_argument(
         "--stats",

@@ -1,9 +1,9 @@
 """Tokenizing a text file: it becomes a .bin of tokens with a manifest.
 
 Owns the two formats of docs/formats.md, when a .bin is up to date, and the lock that lets one
-process at a time build it. `python -m spectral_dist.data.build TEXT_FILE TOKENIZER KIND PACKING
-FIELD` is the worker process that `build_all` starts for each of several text files. Knows nothing
-of splits or batches, imports no JAX. Read `build` first, then `bin_state`.
+process at a time build it. `python -m spectral_dist.data.build` is the worker process that
+`build_all` starts for some files. Knows nothing of splits or batches, imports no JAX. Read `build`
+first, then `bin_state`.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from spectral_dist.data.formats import TEXT_FIELD, Format, find_format
 from spectral_dist.data.text import TextFacts, convert
 from spectral_dist.data.tokenizers import BYTES, TOKENIZERS, Tokenizer
 from spectral_dist.file_lock import Holder, held
-from spectral_dist.subprocesses import say
+from spectral_dist.subprocesses import read_request, say
 
 FORMAT_VERSION = 1
 # A process that builds is taken for hung when its .bin has not grown for this long.
@@ -352,24 +352,31 @@ def _unfinished_bytes(binary: Path) -> int:
     return 0
 
 
-def _build_for_parent(text_file: Path, tokenizer: Tokenizer, form: Format) -> int:
-    """Build one text file in a worker process; report progress, manifest or error to the parent."""
-    reported = 0
-
-    def progress(done: int) -> None:
-        nonlocal reported
-        if done - reported >= 1 << 24:  # 16 MB, some ten lines a second at most
-            reported = done
-            say({"done": done})
-
-    try:
-        say({"manifest": dataclasses.asdict(build(text_file, progress, tokenizer, form))})
-    except ValueError as error:
-        say({"error": str(error)})
-        return 1
+def _build_for_parent(request: dict[str, Any]) -> int:
+    """Build the files that the parent names; report progress, manifests or an error to it."""
+    tokenizer = TOKENIZERS[request["tokenizer"]]
+    for number, (path, form) in enumerate(request["files"]):
+        say({"file": number, "begun": True})
+        try:
+            manifest = build(Path(path), _Told(number), tokenizer, Format(*form))
+        except ValueError as error:
+            say({"file": number, "error": str(error)})
+            return 1
+        say({"file": number, "manifest": dataclasses.asdict(manifest)})
     return 0
 
 
+class _Told:
+    """Tells the parent of a file's progress, every 16 MB: some ten lines a second at most."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self._reported = number, 0
+
+    def __call__(self, done: int) -> None:
+        if done - self._reported >= 1 << 24:
+            self._reported = done
+            say({"file": self._number, "done": done})
+
+
 if __name__ == "__main__":
-    path, name, *form = sys.argv[1:]
-    sys.exit(_build_for_parent(Path(path), TOKENIZERS[name], Format(*form)))
+    sys.exit(_build_for_parent(read_request()))

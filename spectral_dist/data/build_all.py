@@ -5,6 +5,8 @@ Imports no JAX. Read `build_all`.
 """
 
 import contextlib
+import dataclasses
+import heapq
 import os
 import queue
 import threading
@@ -23,6 +25,8 @@ _PARALLEL_BYTES = 1 << 25
 _REPORT_SECONDS = 2.0
 _TOLD_FILES = 8  # of more files at a time only the sum is told
 _WORKER = "spectral_dist.data.build"
+# Of files that a worker builds in its life. Its start takes as long as 50 MB of text.
+_BATCH_BYTES = 1 << 28
 
 
 def build_all(
@@ -62,7 +66,7 @@ def build_all(
             progress.end(source, manifest)
     else:
         for source, event in _run_workers(sources, tokenizer, wanted):
-            if event is None:
+            if "begun" in event:
                 progress.begin(source)
             elif "done" in event:
                 progress(source, event["done"])
@@ -156,36 +160,49 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+def _batches(sources: Sequence[Source], count: int) -> list[list[Source]]:
+    """Divide files among at least `count` batches of like sizes, one for each worker's life."""
+    sizes = {source: source.path.stat().st_size for source in sources}
+    wanted = max(count, sum(sizes.values()) // _BATCH_BYTES)
+    batches: list[list[Source]] = [[] for _ in range(min(wanted, len(sources)))]
+    loads = [(0, number) for number in range(len(batches))]
+    for source in sorted(sources, key=sizes.__getitem__, reverse=True):
+        load, number = heapq.heappop(loads)
+        batches[number].append(source)
+        heapq.heappush(loads, (load + sizes[source], number))
+    return batches
+
+
 def _run_workers(
     sources: Sequence[Source], tokenizer: str, count: int
-) -> Iterator[tuple[Source, dict[str, Any] | None]]:
-    """Tokenize files in `count` processes; yield their events, None when one starts."""
-    # `pop` takes the largest first, so that no large one is left over for the end.
-    waiting = sorted(sources, key=lambda source: source.path.stat().st_size)
-    events: queue.SimpleQueue[tuple[Source, dict[str, Any] | None]] = queue.SimpleQueue()
-    running: dict[Source, ModuleProcess] = {}
+) -> Iterator[tuple[Source, dict[str, Any]]]:
+    """Tokenize files in `count` processes at a time; yield their events."""
+    waiting = _batches(sources, count)
+    events: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
+    batches, running = list(waiting), dict[int, ModuleProcess]()
     finished: set[Source] = set()
 
-    def listen(source: Source, worker: ModuleProcess) -> None:
+    def listen(number: int, worker: ModuleProcess) -> None:
         for event in worker.events():
-            events.put((source, event))
-        events.put((source, None))
+            events.put((number, event))
+        events.put((number, None))
 
     with contextlib.ExitStack() as stopping:
         while waiting or running:
             while waiting and len(running) < count:
-                source = waiting.pop()
-                form = (source.form.kind, source.form.packing, source.form.field)
-                worker = ModuleProcess(_WORKER, [str(source.path), tokenizer, *form])
-                running[source] = stopping.enter_context(worker)
-                threading.Thread(target=listen, args=(source, worker), daemon=True).start()
-                yield source, None
-            source, event = events.get()
+                number = len(batches) - len(waiting)
+                files = [(str(s.path), dataclasses.astuple(s.form)) for s in waiting.pop(0)]
+                worker = ModuleProcess(_WORKER, request={"tokenizer": tokenizer, "files": files})
+                running[number] = stopping.enter_context(worker)
+                threading.Thread(target=listen, args=(number, worker), daemon=True).start()
+            number, event = events.get()
             if event is not None:
+                source = batches[number][event["file"]]
                 finished |= {source} if "manifest" in event else set()
                 yield source, event
                 continue
             # A worker that was killed (out of memory, say) sends no error of its own.
-            ending = running.pop(source).ending()
-            if source not in finished:
-                raise ValueError(f"data_paths: {source.path}: its worker process {ending}")
+            ending = running.pop(number).ending()
+            for source in batches[number]:
+                if source not in finished:
+                    raise ValueError(f"data_paths: {source.path}: its worker process {ending}")

@@ -97,23 +97,10 @@ def prepare(
     """
     made_by = TOKENIZERS[tokenizer]
     datasets = name_datasets(datasets)
-    # All of them before any work: a mistake in the last path must not cost an hour first.
-    found = [_without_empty(find_sources(dataset, report), report) for dataset in datasets]
-    for source in itertools.chain(*found):
-        _check_readable(source, made_by)
-    found = _same_files(found, report)
+    found = _same_files([_files(dataset, made_by, report) for dataset in datasets], report)
     # Each once: two datasets may name the same text file.
     sources = list(dict.fromkeys(itertools.chain(*found)))
-    texts = [source for source in sources if not source.is_binary]
-    _check_outputs(texts, made_by)
-    manifests, missing = _up_to_date(texts, made_by, report)
-    if missing:
-        # One process builds, of this run or another; the others wait, and then find the .bin up to
-        # date when they look again.
-        with build_lock({s.path: s.binary(made_by) for s in missing}, report):
-            later, missing = _up_to_date(missing, made_by, report)
-            manifests |= later | build_all(missing, tokenizer, processes, report)
-    manifests |= {s: _given(s.path, made_by) for s in sources if s.is_binary}
+    manifests = _tokenize(sources, tokenizer, processes, report)
     remark_all({s: manifests[s] for s in sources}, allow_replaced, report)
     allow_open_files(sum(map(len, found)))
     files = [
@@ -126,15 +113,84 @@ def prepare(
     ]
 
 
+def prepare_share(
+    datasets: Sequence[DatasetConfig],
+    share: tuple[int, int],
+    *,
+    tokenizer: str = "bytes",
+    processes: int | None = None,
+    report: Report = print,
+) -> int:
+    """Tokenize one share of the files of some datasets; the other shares are others' work.
+
+    Which files they are follows from their sorted paths alone, and each has a .bin of its own: the
+    tokens do not depend on who made them, in which order, or how often it was tried.
+
+    Args:
+      datasets: all of them.
+      share: which one, from 0, and how many there are.
+      tokenizer: its name in `TOKENIZERS`.
+      processes: largest number of files tokenized at a time (default: the number of cores).
+      report: takes one line for the user at a time.
+
+    Returns:
+      the number of files in the share.
+
+    Raises:
+      ValueError: names the file and what is wrong with it, in one line.
+    """
+    number, count = share
+    made_by = TOKENIZERS[tokenizer]
+    # Found, but not opened: that is for those whose share they are.
+    found = _same_files([find_sources(dataset, report) for dataset in datasets], lambda line: None)
+    own = sorted(set(itertools.chain(*found)), key=lambda s: (s.path, s.form.field))[number::count]
+    filled = [source for source in own if not _is_empty(source)]
+    for source in filled:
+        _check_readable(source, made_by)
+    _tokenize(filled, tokenizer, processes, report)
+    return len(own)
+
+
+def _files(dataset: DatasetConfig, tokenizer: Tokenizer, report: Report) -> list[Source]:
+    """Return the files of a dataset, each looked at."""
+    sources = _without_empty(find_sources(dataset, report), report)
+    # All of them before any work: a mistake in the last path must not cost an hour first.
+    for source in sources:
+        _check_readable(source, tokenizer)
+    return sources
+
+
+def _tokenize(
+    sources: Sequence[Source], tokenizer: str, processes: int | None, report: Report
+) -> dict[Source, Manifest]:
+    """Tokenize the files whose .bin is not up to date; return the manifests of all."""
+    made_by = TOKENIZERS[tokenizer]
+    texts = [source for source in sources if not source.is_binary]
+    _check_outputs(texts, made_by)
+    manifests, missing = _up_to_date(texts, made_by, report)
+    if missing:
+        allow_open_files(len(missing))  # each has a lock
+        # One process builds, of this run or another; the others wait, and then find the .bin up to
+        # date when they look again.
+        with build_lock({s.path: s.binary(made_by) for s in missing}, report):
+            later, missing = _up_to_date(missing, made_by, report)
+            manifests |= later | build_all(missing, tokenizer, processes, report)
+    return manifests | {s: _given(s.path, made_by) for s in sources if s.is_binary}
+
+
 def _without_empty(sources: list[Source], report: Report) -> list[Source]:
     """Leave out the files without a byte, if a dataset has others; say how many."""
     # Engines that write a part of a table for each worker leave such files behind.
-    filled = [s for s in sources if not s.path.is_file() or s.path.stat().st_size]
+    filled = [source for source in sources if not _is_empty(source)]
     if len(filled) == len(sources) or not filled:
         return sources  # a single one that is empty is named as a mistake
     first = next(s.path for s in sources if s not in filled)
     report(f"{len(sources) - len(filled):,} empty files are left out, the first is {first}")
     return filled
+
+
+def _is_empty(source: Source) -> bool:
+    return source.path.is_file() and source.path.stat().st_size == 0
 
 
 def _given(binary: Path, tokenizer: Tokenizer) -> Manifest:

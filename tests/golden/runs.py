@@ -92,7 +92,7 @@ def train_and_evaluate(case: Case, texts: list[Path], changes: Mapping[str, Any]
     """
     paths = {"data_paths": tuple(map(str, texts))}
     config = resolve(from_flat({**SETTINGS, **case._asdict(), **paths, **changes}))
-    config, files = open_datasets(config, lambda line: None, Processes(StopSignal()))
+    config, files, _ = open_datasets(config, lambda line: None, Processes(StopSignal()))
     shape = config.mesh.shape
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
     with jax.set_mesh(mesh):

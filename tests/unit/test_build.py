@@ -1,11 +1,10 @@
 """Building one token file: when it is trusted, and what a failure leaves behind."""
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,9 @@ from spectral_dist.data.build import (
     manifest_path,
     read_manifest,
 )
+from spectral_dist.data.formats import find_format
 from spectral_dist.data.readers import write_txt
+from spectral_dist.subprocesses import ModuleProcess
 
 TEXT = "Çağrı, ığdırlı İsmail'e şöyle öğüt verdi.\n<|endoftext|>\nüçüncü\n".encode() * 50
 
@@ -187,20 +188,31 @@ def test_a_text_that_changes_while_it_is_read_is_refused(source: Path) -> None:
     assert entries(source.parent) == [source.name]
 
 
-def test_the_worker_tells_of_its_manifest_or_its_error(source: Path) -> None:
-    command = [sys.executable, "-m", "spectral_dist.data.build"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    workers = [
-        subprocess.Popen([*command, path, "bytes"], stdout=subprocess.PIPE, env=environment)
-        for path in (str(source), str(source), str(source.with_name("none.txt")))
-    ]
-    outputs = [json.loads(worker.communicate()[0]) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 1]
-    assert "none.txt" in outputs[2]["error"]
+def test_the_worker_tells_of_its_manifests_or_its_error(source: Path) -> None:
+    def request(*paths: Path) -> dict[str, Any]:
+        files = [(str(path), dataclasses.astuple(find_format(path))) for path in paths]
+        return {"tokenizer": "bytes", "files": files}
+
+    other = source.with_name("b.jsonl")
+    other.write_text('{"text": "a"}\n')
+    none = source.with_name("none.txt")
+    wanted = (request(source, other), request(source), request(none, source))
+    with contextlib.ExitStack() as stopping:
+        workers = [
+            stopping.enter_context(ModuleProcess("spectral_dist.data.build", request=files))
+            for files in wanted
+        ]
+        told = [list(worker.events()) for worker in workers]
+        codes = [worker.wait() for worker in workers]
+    assert codes == [0, 0, 1]
+    assert [event["file"] for event in told[0]] == [0, 0, 1, 1]
+    assert [sorted(event) for event in told[2]] == [["begun", "file"], ["error", "file"]]
+    assert "none.txt" in told[2][1]["error"]  # and what comes after it is not begun
     # Two at once on one text: either's files are whole.
-    assert Manifest(**outputs[0]["manifest"]) == read_manifest(bin_path(source))
+    assert Manifest(**told[0][1]["manifest"]) == read_manifest(bin_path(source))
     assert bin_state(source).manifest is not None
-    assert len(entries(source.parent)) == 3
+    assert Manifest(**told[0][3]["manifest"]) == read_manifest(bin_path(other))
+    assert len(entries(source.parent)) == 6
 
 
 def test_a_file_that_is_not_ours_is_never_replaced(source: Path) -> None:

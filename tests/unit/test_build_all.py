@@ -70,3 +70,18 @@ def test_a_bad_file_is_named_by_a_worker_too(tmp_path: Path) -> None:
     for processes in (1, 2):
         with pytest.raises(ValueError, match=r"^data_paths: .*01\.txt: does not look like text"):
             build_all(dict.fromkeys(sources, ""), "bytes", processes, lambda line: None)
+
+
+def test_batches_are_of_like_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """of_like_sizes: one for each worker, or more where there is much."""
+    sources = write(tmp_path, 20)
+    sources[3].path.write_text("x" * 5000)
+    for count in (1, 2, 3):
+        batches = module._batches(sources, count)
+        assert sorted(s.path for b in batches for s in b) == [s.path for s in sources]
+        assert len(batches) == count
+        sizes = [sum(s.path.stat().st_size for s in batch) for batch in batches]
+        assert max(sizes) - min(sizes) <= 5000
+    assert len(module._batches(sources[:2], 8)) == 2
+    monkeypatch.setattr(module, "_BATCH_BYTES", 1000)
+    assert len(module._batches(sources, 2)) == (19 * 400 + 5000 + 10 * 50) // 1000

@@ -74,3 +74,36 @@ def test_as_a_program_a_mistake_is_one_line_and_a_code(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: data_paths: {tmp_path}: is a folder without data files")
+
+
+def test_shares_are_built_by_any_job_and_are_the_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """any_job: the tokens do not depend on who makes them, or how often it is tried."""
+    for side in ("together", "apart"):
+        (tmp_path / side).mkdir()
+        for number in range(7):
+            (tmp_path / side / f"{number}.txt").write_text(f"metin {number}\n" * (number + 9))
+        (tmp_path / side / "empty.txt").touch()
+    assert main(["--data_paths", str(tmp_path / "together")]) == 0
+    flags = ["--data_paths", str(tmp_path / "apart"), "--processes", "1"]
+    for shard, count in (("2/3", 2), ("0/3", 3), ("0/3", 3)):
+        assert main([*flags, "--shard", shard]) == 0
+        assert f"shard {shard}: {count} files are ready" in capsys.readouterr().out
+    assert len(list((tmp_path / "apart").glob("*.bin"))) == 5
+    # What a killed job leaves behind: a temporary file, and a manifest without its .bin.
+    (tmp_path / "apart" / "1.bin.json").write_text("{}")
+    assert main([*flags, "--shard", "1/3"]) == 0
+    capsys.readouterr()
+    assert main(flags) == 0
+    assert "MB/s" not in capsys.readouterr().out  # nothing was left to build
+    both = [sorted((tmp_path / side).glob("*.bin")) for side in ("together", "apart")]
+    assert [p.name for p in both[0]] == [p.name for p in both[1]]
+    assert [p.read_bytes() for p in both[0]] == [p.read_bytes() for p in both[1]]
+
+
+@pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "-1/3", "1/0", "/"])
+def test_a_share_that_is_none(shard: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x\n")
+    with pytest.raises(ValueError, match="must be I/N, with I from 0 to N - 1"):
+        main(["--data_paths", str(tmp_path / "a.txt"), f"--shard={shard}"])
