@@ -104,7 +104,16 @@ CASES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     # the files
     "missing": (nothing, ["--data_paths", "absent.txt"], "data_paths: absent.txt: no such file"),
     "empty": (write("e.txt", ""), ["--data_paths", "e.txt"], "data_paths: e.txt: is empty"),
-    "folder": (nothing, ["--data_paths", "checkpoints"], "data_paths: checkpoints: is a folder"),
+    "folder": (
+        lambda folder: (folder / "empty").mkdir(exist_ok=True),
+        ["--data_paths", "empty"],
+        "data_paths: empty: is a folder without data files",
+    ),
+    "records of another kind": (
+        nothing,
+        ["--data_paths", "checkpoints"],
+        "metrics.jsonl: line 1: has no field 'text'; it has step, time,",
+    ),
     "binary": (
         write("b.txt", bytes(range(256)) * 64),
         ["--data_paths", "b.txt"],
