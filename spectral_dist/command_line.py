@@ -153,6 +153,16 @@ class Parser(argparse.ArgumentParser):
         """Parse the flags that are declared here; return them and the words of the others."""
         return self.parse_known_args([self._spelt(word) for word in argv])
 
+    def add_run_folder(self, *, several: bool = False) -> None:
+        """Add the argument of a command that reads a run's folder; a list, if it takes several."""
+        self.add_argument(
+            "folder",
+            type=run_folder,
+            nargs="+" if several else None,
+            metavar="RUN",
+            help="the folder of a run, or the name of a run in checkpoints/",
+        )
+
     def add_checkpoint(self) -> None:
         """Add the flags of a command that loads a trained model: which run, which checkpoint."""
         self.add_argument("--run_name", required=True, help="run to load")

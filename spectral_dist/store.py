@@ -1,11 +1,11 @@
-"""`spectral-dist store push|pull RUN_FOLDER URL`: a run's newest checkpoint to a store, or from it.
+"""`spectral-dist store push|pull RUN URL`: a run's newest checkpoint to a store, or from it.
 
 Training does both by itself with `--store`. Loads what copies only once the flags are read.
 """
 
 from collections.abc import Sequence
 
-from spectral_dist.command_line import Parser, run_folder, run_main
+from spectral_dist.command_line import Parser, run_main
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +20,7 @@ def make_parser() -> Parser:
     """Return the parser of this command's flags."""
     parser = Parser(prog="python -m spectral_dist.store", description=main.__doc__)
     parser.add_argument("direction", choices=("push", "pull"))
-    parser.add_argument("folder", metavar="RUN_FOLDER", type=run_folder)
+    parser.add_run_folder()
     parser.add_argument("url", metavar="URL", help="of all runs, such as s3://bucket/runs")
     parser.add_argument("--keep", type=int, default=0, help="delete older ones there (default: no)")
     parser.add_argument("--keep_every", type=int, default=0, help="but not every so many steps")

@@ -42,7 +42,7 @@ def copy(flags: Namespace) -> int:
         return 0
     if not flags.follow:
         if not complete_steps(folder):
-            raise ValueError(f"RUN_FOLDER={str(flags.folder)!r}: there is no checkpoint in it")
+            raise ValueError(f"RUN={str(flags.folder)!r}: there is no checkpoint in it")
         with reached(store):
             _push(store, folder, flags.keep, flags.keep_every)
         say(f"checkpoint {complete_steps(folder)[-1]} is in {store.url}")

@@ -1,4 +1,4 @@
-"""TensorBoard: `spectral-dist tensorboard RUN_FOLDER` writes a run's metrics as event files.
+"""TensorBoard: `spectral-dist tensorboard RUN` writes a run's metrics as event files.
 
 It reads metrics.jsonl, as the W&B mirror does, so training knows nothing of it: a run may be
 written while it trains (--follow), afterwards, or on another machine. Owns the only import of
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spectral_dist.command_line import Parser, run_folder, say
+from spectral_dist.command_line import Parser, say
 from spectral_dist.outputs.jsonl import parse_record
 
 _POLL_SECONDS = 5.0
@@ -25,13 +25,7 @@ def make_parser() -> Parser:
         prog="spectral-dist tensorboard",
         description="Write the metrics of runs as TensorBoard event files, in RUN/tensorboard.",
     )
-    parser.add_argument(
-        "folders",
-        type=run_folder,
-        nargs="+",
-        metavar="RUN_FOLDER",
-        help="run folders, or names of runs in checkpoints/",
-    )
+    parser.add_run_folder(several=True)
     parser.add_argument(
         "--follow", action="store_true", help="go on as metrics are added, until Ctrl-C"
     )
@@ -46,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     """
     flags = make_parser().read(argv)
     with contextlib.ExitStack() as closing:
-        runs = [closing.enter_context(EventFiles(folder)) for folder in flags.folders]
+        runs = [closing.enter_context(EventFiles(folder)) for folder in flags.folder]
         for run in runs:
             say(f"{run.update()} records are in {run.folder}")
         roots = " ".join(sorted({str(run.root) for run in runs}))
@@ -74,7 +68,7 @@ class EventFiles:
         """
         self._metrics = run / "metrics.jsonl"
         if not self._metrics.is_file():
-            raise ValueError(f"RUN_FOLDER={str(run)!r}: is no run folder: no metrics.jsonl in it")
+            raise ValueError(f"RUN={str(run)!r}: is no run folder: no metrics.jsonl in it")
         try:
             from tensorboardX import event_file_writer
         except ImportError as error:

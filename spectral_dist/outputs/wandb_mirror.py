@@ -1,4 +1,4 @@
-"""Weights & Biases mirror: `python -m spectral_dist.outputs.wandb_mirror RUN_FOLDER`.
+"""Weights & Biases mirror: `python -m spectral_dist.outputs.wandb_mirror RUN`.
 
 It sends metrics.jsonl to W&B. Training starts it with --follow; by hand it sends what is not sent
 yet of a finished run, or of one copied from elsewhere. Owns the only import of `wandb`. Must not
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spectral_dist.atomic_file import write_text
-from spectral_dist.command_line import Parser, run_folder, run_main
+from spectral_dist.command_line import Parser, run_main
 from spectral_dist.outputs import warn_on_stderr
 from spectral_dist.outputs.follower import training_end
 from spectral_dist.outputs.jsonl import parse_record
@@ -45,12 +45,7 @@ def make_parser() -> Parser:
         prog="python -m spectral_dist.outputs.wandb_mirror",
         description="Send the metrics of a run to Weights & Biases.",
     )
-    parser.add_argument(
-        "folder",
-        type=run_folder,
-        metavar="RUN_FOLDER",
-        help="with config.yaml and metrics.jsonl, or the name of a run in checkpoints/",
-    )
+    parser.add_run_folder()
     parser.add_argument(
         "--mode", choices=("auto", "online", "offline"), default="auto", help="as wandb_mode"
     )
@@ -75,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     folder = flags.folder
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"RUN_FOLDER={str(folder)!r}: is not a run folder: it has no config.yaml")
+        raise ValueError(f"RUN={str(folder)!r}: is not a run folder: it has no config.yaml")
     config = resolve(from_flat(read_yaml(folder / "config.yaml")))
     mode = choose_mode(flags.mode, os.environ)
     if mode == "disabled":

@@ -67,7 +67,7 @@ def test_a_run_is_written_and_followed(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^RUN_FOLDER='.*': is no run folder"):
+    with pytest.raises(ValueError, match=r"^RUN='.*': is no run folder"):
         main([str(tmp_path)])
     (tmp_path / "metrics.jsonl").touch()
     (tmp_path / "tensorboard").touch()

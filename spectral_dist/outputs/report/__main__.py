@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from spectral_dist.command_line import Parser, run_folder, run_main, say
+from spectral_dist.command_line import Parser, run_main, say
 from spectral_dist.outputs.report.compare_page import write_comparison
 from spectral_dist.outputs.report.run_page import write_report
 
@@ -32,12 +32,7 @@ def make_parser() -> Parser:
         prog="python -m spectral_dist.outputs.report",
         description="Draw report.html of a run, or one page that compares several.",
     )
-    parser.add_argument(
-        "folder",
-        type=run_folder,
-        nargs="+",
-        help="run folders, or names of runs in checkpoints/",
-    )
+    parser.add_run_folder(several=True)
     parser.add_argument(
         "--out",
         type=Path,
