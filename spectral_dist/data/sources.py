@@ -75,6 +75,17 @@ def find_sources(dataset: DatasetConfig, report: Callable[[str], None]) -> list[
         first.setdefault(os.path.realpath(path), path)  # not `resolve`, which fails in a loop
     if (again := len(found) - len(first)) and len(dataset.paths) > 1:
         report(f"{dataset.name}: {again:,} files are named twice, and are read once")
+    names = {str(path) for path in first.values()}
+    twice = [
+        path
+        for path in first.values()
+        if path.suffix.lower()[1:] in PACKINGS and str(path.with_suffix("")) in names
+    ]
+    if twice:
+        report(
+            f"warning: {dataset.name}: {len(twice):,} files are there packed and unpacked, such as"
+            f" {twice[0]}, and both are read"
+        )
     return [_source(path, dataset) for path in first.values()]
 
 

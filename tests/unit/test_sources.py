@@ -58,6 +58,16 @@ def test_paths_keep_their_order_and_a_file_is_read_once(here: Path) -> None:
     assert lines == ["d: 2 files are named twice, and are read once"]
 
 
+def test_a_file_that_is_there_packed_too_is_warned_of(here: Path) -> None:
+    (here / "other" / "1.txt.gz").write_text("x")
+    sources, lines = found("other")
+    assert [str(s.path) for s in sources] == ["other/1.txt", "other/1.txt.gz"]
+    assert lines == [
+        "warning: d: 1 files are there packed and unpacked, such as other/1.txt.gz, and both are"
+        " read"
+    ]
+
+
 def test_a_file_may_have_the_name_of_a_pattern(here: Path) -> None:
     (here / "a[1].txt").write_text("x")
     assert names("a[1].txt") == ["a[1].txt"]
