@@ -50,7 +50,7 @@ from spectral_dist.training.step import batch_sharding, make_train_step
 
 SAMPLE_FOLDER = Path("data/sample")
 # Up to 4 passes a repeated text is worth nearly as much as a new one (Muennighoff et al. 2023,
-# "Scaling Data-Constrained Language Models", section 6).
+# "Scaling Data-Constrained Language Models").
 _MANY_PASSES = 4
 
 

@@ -122,8 +122,9 @@ def say(text: str) -> None:
 
 def run_folder(text: str) -> Path:
     """Return the folder of a run, given its path or its name in checkpoints/; may not exist."""
-    path, named = Path(text), Path("checkpoints") / text
-    return named if os.sep not in text and not path.is_dir() and named.is_dir() else path
+    # A plain word is a name, even if a folder here has it: as with --run_name.
+    named = Path("checkpoints") / text
+    return named if os.sep not in text and named.is_dir() else Path(text)
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,7 +12,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from spectral_dist.data.build import Manifest, build
@@ -25,7 +24,7 @@ _PARALLEL_BYTES = 1 << 25
 _REPORT_SECONDS = 2.0
 _TOLD_FILES = 8  # of more files at a time only the sum is told
 _WORKER = "spectral_dist.data.build"
-# Of files that a worker builds in its life. Its start takes as long as 50 MB of text.
+# Of files that a worker builds in its life: its start takes half a second.
 _BATCH_BYTES = 1 << 28
 
 
@@ -129,20 +128,18 @@ class _Progress:
         self._done[source] = manifest.source_bytes
         self._documents += manifest.documents
         if self._each:
-            binary = source.binary(self._tokenizer)
-            self._finish(source.path, self._begun[source], manifest.documents, f" -> {binary}")
+            where = f" -> {source.binary(self._tokenizer)}"
+            begun, done = self._begun[source], manifest.source_bytes
+            self._finish(str(source.path), done, begun, manifest.documents, where)
 
     def close(self) -> None:
         """Tell the sum of many files."""
         if not self._each:
-            self._finish(None, self._start, self._documents, "")
-
-    def _finish(self, path: Path | None, begun: float, documents: int, where: str) -> None:
-        seconds = max(self._clock() - begun, 1e-9)
-        if path is None:
             what, done = f"{len(self._sizes):,} files", sum(self._done.values())
-        else:
-            what, done = str(path), next(n for s, n in self._done.items() if s.path == path)
+            self._finish(what, done, self._start, self._documents)
+
+    def _finish(self, what: str, done: int, begun: float, documents: int, where: str = "") -> None:
+        seconds = max(self._clock() - begun, 1e-9)
         self._report(
             f"{what}: {_size(done)} in {seconds:.1f} s ({done / 1e6 / seconds:.0f} MB/s),"
             f" {documents:,} documents{where}"

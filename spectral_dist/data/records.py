@@ -93,7 +93,7 @@ def read_jsonl(source: BinaryIO, block_bytes: int, field: str) -> Blocks:
             except (ValueError, KeyError, TypeError):
                 text = _slowly(line, field, number)
             if isinstance(text, str):
-                # A lone surrogate, \\ud800, is no character: it is counted as invalid.
+                # A lone surrogate, such as U+D800, is no character: it is counted as invalid.
                 texts.append(text.encode(errors="surrogatepass"))
                 numbers.append(number)
             elif text is None:
@@ -240,7 +240,9 @@ def _check_column(field: str, schema: Any) -> None:
 
 def _missing(field: str, fields: Iterable[str]) -> str:
     names = list(fields)
-    shown = ", ".join(map(str, names[:_SHOWN_FIELDS])) + (", ..." if len(names) > 12 else "")
+    shown = ", ".join(map(str, names[:_SHOWN_FIELDS])) + (
+        ", ..." if len(names) > _SHOWN_FIELDS else ""
+    )
     return (
         f"has no field {field!r}; it has {shown or 'none'}: --datasets.0.text_field NAME takes one"
     )

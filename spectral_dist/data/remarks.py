@@ -10,6 +10,7 @@ from pathlib import Path
 
 from spectral_dist.data.build import Manifest
 from spectral_dist.data.encodings import looks_like
+from spectral_dist.data.formats import find_format
 from spectral_dist.data.readers import SEPARATOR
 from spectral_dist.data.sources import Source
 
@@ -65,13 +66,14 @@ def remark(
             "pieces of invalid UTF-8": manifest.invalid_sequences,
         }
         what = " and ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
-        share = count / manifest.source_bytes
+        # A packed file holds more text than it has bytes.
+        share = count / max(manifest.source_bytes, manifest.tokens)
         unit = "line" if manifest.kind in ("txt", "jsonl") else "record"
         text = (
             f"{what} ({share:.2%} of its bytes, the first in {unit}"
             f" {manifest.first_replaced_line:,})"
         )
-        guess = _guess(path)
+        guess = _guess(path) if manifest.kind == "txt" else ""
         if share > ALLOWED_SHARE and not allow_replaced:
             raise ValueError(
                 f"data_paths: {path}: {text}{f'; it looks like {guess}' if guess else ''};"
@@ -96,7 +98,8 @@ def remark(
 def _guess(path: Path) -> str:
     """Return what a text file looks like, by its beginning and its end; "" if it is not known."""
     with contextlib.suppress(OSError), path.open("rb") as file:
-        if path.suffix == ".bin":  # tokens: what was replaced is gone
+        # Tokens, from which what was replaced is gone; or packed, and what it holds is not seen.
+        if path.suffix == ".bin" or find_format(path).packing:
             return ""
         if guess := looks_like(file.read(_SAMPLE_BYTES)):
             return guess

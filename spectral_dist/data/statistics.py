@@ -1,6 +1,6 @@
 """Statistics of a dataset's tokens, and samples of what a model will see of it.
 
-One pass over the text; a few dozen bytes of memory for each document. Imports no JAX. Read
+One pass over the text; some two hundred bytes of memory for each document. Imports no JAX. Read
 `describe` and `samples`.
 """
 

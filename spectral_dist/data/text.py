@@ -83,7 +83,7 @@ def convert(
             write(encoded.data)
             tokens += len(encoded)
         # What follows the last packed block is part of the file's hash as well.
-        while watched.read(block_bytes):
+        while watched.first_pass and watched.read(block_bytes):
             pass
     if watched.bytes == 0:
         raise ValueError("is empty")
@@ -131,7 +131,7 @@ class _Watched:
         # SHA-256 releases the interpreter lock: in a thread, on a second core, it costs no time.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
         self._hashed: Future[None] | None = None
-        self._first = True
+        self.first_pass = True
         self.digest = hashlib.sha256()
         self.bytes = 0
 
@@ -143,14 +143,14 @@ class _Watched:
 
     def read(self, size: int = -1) -> bytes:
         # Readers may seek back and read again; those bytes must not be hashed twice.
-        if not self._first:
+        if not self.first_pass:
             return self._source.read(size)
         if self.bytes:
             self._progress(self.bytes)
         block = self._source.read(size)
         if self._hashed is not None:
             self._hashed.result()  # one block at a time, so that memory stays constant
-        self._first = bool(block)
+        self.first_pass = bool(block)
         self.bytes += len(block)
         self._hashed = self._pool.submit(self.digest.update, block)
         return block

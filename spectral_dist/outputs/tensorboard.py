@@ -7,6 +7,7 @@ written while it trains (--follow), afterwards, or on another machine. Owns the 
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,9 +100,9 @@ class EventFiles:
         """
         try:
             with self._metrics.open("rb") as file:
-                inode, size = Path(self._metrics).stat().st_ino, self._metrics.stat().st_size
-                if self._writer is None or inode != self._file or size < self._read:
-                    self._writer = self._begin(inode)
+                stat = os.fstat(file.fileno())
+                if self._writer is None or stat.st_ino != self._file or stat.st_size < self._read:
+                    self._writer = self._begin(stat.st_ino)
                 file.seek(self._read)
                 count = 0
                 for line in file:

@@ -81,8 +81,11 @@ def test_a_line_is_counted_in_what_is_packed(ending: str) -> None:
     assert facts.first_replaced_line == TEXT.count(b"\n") + 1
 
 
-@pytest.mark.parametrize("ending", PACK)
-@pytest.mark.parametrize("damage", ["cut", "cut early", "changed"])
+# Not ("zst", "changed"): these frames have no checksum; those of the command zstd have.
+@pytest.mark.parametrize(
+    ("ending", "damage"),
+    [(e, d) for e in PACK for d in ("cut", "cut early", "changed") if (e, d) != ("zst", "changed")],
+)
 def test_a_damaged_packed_file_is_said(ending: str, damage: str) -> None:
     content = bytearray(PACK[ending](TEXT))
     match damage:
@@ -90,8 +93,6 @@ def test_a_damaged_packed_file_is_said(ending: str, damage: str) -> None:
             del content[-6:]
         case "cut early":
             del content[len(content) // 2 :]
-        case _ if ending == "zst":
-            return  # these frames have no checksum; those of the command zstd have
         case _:
             content[len(content) // 2] ^= 0xFF
     with pytest.raises(ValueError, match="cannot be unpacked by") as caught:

@@ -1,5 +1,6 @@
 """What is said of a text at every start, and what is refused."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,18 @@ def test_separators_that_are_nearly_right_are_counted(
     assert line.startswith(
         f"<|endoftext|> stands 2 times inside a line, the first in line {lines + 1:,}: there it is"
     )
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl"])
+def test_no_encoding_is_guessed_of_a_file_whose_bytes_are_not_the_text(
+    tmp_path: Path, name: str
+) -> None:
+    """what_it_holds: a packed file would look like gzip, and gzip -d is no remedy."""
+    path = tmp_path / name
+    record = b'{"text": "' + b"x" * 5000 + b'\\u0000"}\n'
+    path.write_bytes(gzip.compress(b"x" * 5000 + b"\0\n") if name.endswith("gz") else record)
+    told: list[str] = []
+    remark(path, build(path), False, told.append)
+    assert len(told) == 1
+    assert "1 NUL bytes" in told[0]
+    assert told[0].endswith("are replaced by U+FFFD")

@@ -282,14 +282,16 @@ def test_failed_write_keeps_the_earlier_page(
 def test_runs_may_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """named_runs: a plain word is a run in checkpoints/, unless a folder here has that name."""
+    """named_runs: a plain word is a run in checkpoints/, even if a folder here has that name."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("checkpoints/one", "checkpoints/two", "two"):
+    for folder in ("checkpoints/one", "checkpoints/two", "two", "four"):
         Path(folder).mkdir(parents=True)
         Path(folder, "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
     assert main(["one"]) == 0
     assert main(["two"]) == 0
-    assert capsys.readouterr().out == "checkpoints/one/report.html\ntwo/report.html\n"
+    assert main(["four"]) == 0
+    told = capsys.readouterr().out.split()
+    assert told == [f"{n}/report.html" for n in ("checkpoints/one", "checkpoints/two", "four")]
     assert main(["one", "checkpoints/two"]) == 0
     with pytest.raises(ValueError, match=r"^metrics file 'three/metrics.jsonl': cannot be read"):
         main(["three"])

@@ -44,4 +44,4 @@ def test_samples_are_spread_over_the_training_part_and_show_the_ends() -> None:
     assert "document 14" in found[2]
     assert not any("document 16" in text for text in samples(file, 50, 30))  # held out
     assert samples(dataset("ş" * 9), 1, 3)[0] == "ş\ufffd"
-    assert samples(dataset("kısa"), 2, 900) == samples(dataset("kısa"), 2, 900)
+    assert samples(dataset("kısa"), 2, 900) == ["kıs", "kıs"]  # all that is trained on
