@@ -121,10 +121,13 @@ def _reported(config: Config) -> dict[str, Any]:
     return found | {"phases": flat["phases"]}
 
 
-def _changes_data_order(name: str) -> bool:
-    """Return whether a setting decides which sequence an index stands for."""
+def _changes_data_order(name: str, before: Any, now: Any) -> bool:
+    """Return whether a changed setting decides which sequence an index stands for."""
     if name in SETTINGS:
         return SETTINGS[name].traits.order
+    if name == "phases":  # their learning rates decide nothing
+        old, new = ([(p["steps"], p["weights"]) for p in phases] for phases in (before, now))
+        return old != new
     # The same text under another path is the same text.
     return name not in ("data_paths", "validation")
 
@@ -231,7 +234,7 @@ def resume(
     # sequences, but not the same ones.
     hashes = [dataset["sha256"] for dataset in description["datasets"]]
     new_data = hashes != [f.sha256 for f in files]
-    if new_data or any(_changes_data_order(name) for name in changed):
+    if new_data or any(_changes_data_order(name, *both) for name, both in changed.items()):
         report(
             "the order of the data is another one from here on: some sequences may come twice or"
             " never"

@@ -12,6 +12,7 @@ from spectral_dist.flags import load_config
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.resume import (
+    _changes_data_order,
     check_model,
     check_run,
     describe,
@@ -185,3 +186,13 @@ def test_the_settings_of_an_optimizer_may_change() -> None:
 def test_how_the_model_is_computed_may_change() -> None:
     flags = ["--chunk_size", "64", "--spectral_form", "fft", "--compute_dtype", "float32"]
     check_model(load_config([*BASE, *flags]), describe(load_config(BASE), FILES, 0))
+
+
+def test_the_rate_of_a_phase_changes_no_order() -> None:
+    def phases(factor: float, steps: int = 5) -> list[dict[str, object]]:
+        return [{"steps": steps, "weights": {"a": 1.0}, "lr_factor": factor}]
+
+    assert not _changes_data_order("phases", phases(1.0), phases(0.5))
+    assert _changes_data_order("phases", phases(1.0), phases(1.0, steps=6))
+    assert _changes_data_order("seed", 0, 1)
+    assert not _changes_data_order("data_paths", ["a"], ["b"])
