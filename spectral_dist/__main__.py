@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "bits per byte of a run on held-out or other text"),
     "generate": ("generate", "write text with a trained model"),
     "prepare": ("prepare", "turn text into token files ahead of a run"),
+    "tokenizer": ("tokenizer", "train a BPE tokenizer on text"),
     "dryrun": ("dryrun", "memory and speed of a run on devices that are not there"),
     "launch": ("launch", "start several processes on this host"),
     "runs": ("runs", "list the runs of a folder"),

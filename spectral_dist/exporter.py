@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.inference import LoadedRun, load_run
 from spectral_dist.model import filters
 from spectral_dist.model.exchange import CONFIG, SETTINGS, exported_names, write_tensors
@@ -80,6 +81,7 @@ def export_run(
 def _write(run: LoadedRun, folder: Path, shard_bytes: int) -> int:
     """Write every file of an export; return the bytes of the tensors."""
     config, model = run.config, run.config.model
+    tokenizer = find_tokenizer(config)
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(run.params)
@@ -102,10 +104,13 @@ def _write(run: LoadedRun, folder: Path, shard_bytes: int) -> int:
     shutil.copyfile(filters.__file__, folder / "filters_spectral.py")
     for name, values in (
         (CONFIG, _model_config(config, run.step)),
-        ("generation_config.json", _generation_config()),
+        ("generation_config.json", _generation_config(tokenizer.end)),
         ("tokenizer_config.json", _tokenizer_config()),
     ):
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    tokenizer.write_to(folder)  # one from a file takes the place of the byte tokenizer's
+    if (folder / "tokenizer.json").is_file():
+        (folder / "tokenization_spectral.py").unlink()
     card = _model_card(run, sum(leaf.size for leaf in leaves.values()))
     (folder / "README.md").write_text(card, encoding="utf-8")
     return sum(sizes.values())
@@ -147,16 +152,16 @@ def _model_config(config: Config, step: int) -> dict[str, Any]:
         "tau_min": spectral.tau_min,
         "tau_max": spectral.tau_max,
         "conv_width": spectral.conv_width,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
+        "bos_token_id": find_tokenizer(config).end,
+        "eos_token_id": find_tokenizer(config).end,
         "dtype": "float32",
         "tie_word_embeddings": False,
         SETTINGS: {name: nested[name] for name in ("data", "model", "mixers")} | {"step": step},
     }
 
 
-def _generation_config() -> dict[str, Any]:
-    return {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "max_new_tokens": 400}
+def _generation_config(end: int) -> dict[str, Any]:
+    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "max_new_tokens": 400}
 
 
 def _tokenizer_config() -> dict[str, Any]:

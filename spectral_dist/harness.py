@@ -153,11 +153,15 @@ class HarnessModel(LM):
 
     def _sequence(self, context: str, continuation: str) -> tuple[list[int], int]:
         """Return the tokens of both after the end of a document, and where the second begins."""
-        parts = [
-            self._tokenizer.encode(t.encode(errors="replace")) for t in (context, continuation)
-        ]
-        before = [self._tokenizer.end, *parts[0].tolist()]
-        return [*before, *parts[1].tolist()], len(before)
+        # Blanks before the continuation are part of its first word, and both are one text: what a
+        # token of the vocabulary joins may not be cut.
+        kept = context.rstrip(" ")
+        continuation = context[len(kept) :] + continuation
+        both, before = (
+            self._tokenizer.encode(t.encode(errors="replace")).tolist()
+            for t in (kept + continuation, kept)
+        )
+        return [self._tokenizer.end, *both], 1 + len(before)
 
     def _scored(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with jax.set_mesh(self._run.mesh):

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from spectral_dist.compilation_cache import keep_compilations
-from spectral_dist.data.tokenizers import Tokenizer, find_tokenizer
+from spectral_dist.data.tokenizers import Tokenizer, find_tokenizer, own_copy
 from spectral_dist.mesh import attached_devices, make_mesh
 from spectral_dist.model.lm import State
 from spectral_dist.model.sampling import sample
@@ -123,7 +123,7 @@ def load_run(
         with jax.set_mesh(mesh):
             description = checkpoints.describe(step)
             # The run's own settings: the arrays have the shapes that these describe.
-            config = stored_config(description)
+            config = own_copy(stored_config(description), folder)
             # The moments are twice the size of the parameters, and of no use here.
             abstract = {"params": abstract_state(config, mesh).params}
             params = checkpoints.restore_part(abstract, step)["params"]

@@ -36,13 +36,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "vocab": ("tensor",),
     # vectors and thin matrices have one long dimension only: it takes both mesh axes. Tensor comes
     # first: gathering over fsdp then leaves the contiguous channels that a tensor shard works on.
     "thin_channels": ("tensor", "fsdp", "sequence"),
     "norm": ("fsdp", "sequence"),
     # short dimensions: whole on every device
     "layers": (),
-    "vocab": (),
     "branches": (),
     "taps": (),
     "poles": (),

@@ -24,7 +24,7 @@ from typing import Any
 from spectral_dist.atomic_file import replacing, temporaries, write_text
 from spectral_dist.data.formats import TEXT_FIELD, Format, find_format
 from spectral_dist.data.text import TextFacts, convert
-from spectral_dist.data.tokenizers import BYTES, TOKENIZERS, Tokenizer
+from spectral_dist.data.tokenizers import BYTES, Tokenizer, open_tokenizer
 from spectral_dist.file_lock import Holder, held
 from spectral_dist.subprocesses import read_request, say
 
@@ -354,7 +354,9 @@ def _unfinished_bytes(binary: Path) -> int:
 
 def _build_for_parent(request: dict[str, Any]) -> int:
     """Build the files that the parent names; report progress, manifests or an error to it."""
-    tokenizer = TOKENIZERS[request["tokenizer"]]
+    # Workers are as many as cores: each with a thread for every core would only get in the way.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer = open_tokenizer(request["tokenizer"])
     for number, (path, form) in enumerate(request["files"]):
         say({"file": number, "begun": True})
         try:

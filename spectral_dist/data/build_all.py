@@ -16,7 +16,7 @@ from typing import Any
 
 from spectral_dist.data.build import Manifest, build
 from spectral_dist.data.sources import Source
-from spectral_dist.data.tokenizers import TOKENIZERS
+from spectral_dist.data.tokenizers import open_tokenizer
 from spectral_dist.subprocesses import ModuleProcess
 
 # Below this many bytes in all (0.1 s of work), starting processes costs more than it saves.
@@ -38,7 +38,7 @@ def build_all(
 
     Args:
       reasons: the files, and why each is built again; "" for the first time.
-      tokenizer: its name in `TOKENIZERS`.
+      tokenizer: "bytes", or the path of a tokenizer.json.
       processes: how many at a time (default: the number of cores).
       report: takes one line at a time.
 
@@ -47,7 +47,7 @@ def build_all(
     """
     if not reasons:  # another process has built them all meanwhile
         return {}
-    sources, made_by = list(reasons), TOKENIZERS[tokenizer]
+    sources, made_by = list(reasons), open_tokenizer(tokenizer)
     for source, reason in reasons.items():
         if reason:
             report(f"{source.path}: building {source.binary(made_by).name} again: {reason}")
@@ -94,7 +94,7 @@ class _Progress:
         self._sizes = {source: source.path.stat().st_size for source in sources}
         self.total = sum(self._sizes.values())
         self._each = len(sources) <= _TOLD_FILES
-        self._tokenizer, self._report, self._clock = TOKENIZERS[tokenizer], report, clock
+        self._tokenizer, self._report, self._clock = open_tokenizer(tokenizer), report, clock
         self._done = dict.fromkeys(sources, 0)
         self._documents = 0
         now = clock()

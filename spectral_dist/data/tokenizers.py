@@ -1,14 +1,17 @@
-"""Tokenizers: text to tokens and back; the table of those that a run may name.
+"""Tokenizers: text to tokens and back; those of this package, and those of a file.
 
 No other module knows the size of the vocabulary, how a token is stored, or which token ends a
-document. To add one: a class below, one line in `TOKENIZERS`, its name among the settings' choices.
-Imports no JAX. Read `Tokenizer`.
+document. One from a file is in tokenizer_file.py. To add one of our own: a class below and one line
+in `TOKENIZERS`. Imports no JAX. Read `Tokenizer`.
 """
 
+import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +48,9 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, tokens: np.ndarray) -> bytes:
         """Return the text of tokens [n], among which `end` is not."""
+
+    def write_to(self, folder: Path) -> None:  # noqa: B027
+        """Write into a folder what this tokenizer must be read from again: for some nothing."""
 
     def encode_documents(self, pieces: Sequence[bytes]) -> np.ndarray:
         """Return the tokens of pieces of text with `end` between them, as a .bin holds them."""
@@ -109,6 +115,45 @@ BYTES = ByteTokenizer()
 TOKENIZERS: dict[str, Tokenizer] = {"bytes": BYTES}
 
 
+def open_tokenizer(name: str) -> Tokenizer:
+    """Return a tokenizer by its name in `TOKENIZERS`, or by the path of a `tokenizer.json`.
+
+    Raises:
+      ValueError: if there is no such file, or it cannot be used; says why.
+    """
+    if name in TOKENIZERS:
+        return TOKENIZERS[name]
+    path = Path(name).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        stat = path.stat()
+    except OSError:
+        raise ValueError(
+            f"tokenizer={name!r}: no such file; give {', '.join(TOKENIZERS)}, or the path of a"
+            " tokenizer.json"
+        ) from None
+    return _open_file(path, stat.st_mtime_ns, stat.st_size)
+
+
+def own_copy(config: "Config", folder: Path) -> "Config":
+    """Return the settings of a run with the copy of its tokenizer that its folder holds."""
+    copy = folder / "tokenizer.json"
+    if config.data.tokenizer in TOKENIZERS or not copy.is_file():
+        return config
+    data = dataclasses.replace(config.data, tokenizer=str(copy))
+    return dataclasses.replace(config, data=data)
+
+
+@functools.lru_cache
+def _open_file(path: Path, mtime_ns: int, size: int) -> Tokenizer:
+    """Return the tokenizer of a file, read once for each of its versions."""
+    del mtime_ns, size
+    # Imported here, so that a run on bytes does not load the package.
+    from spectral_dist.data.tokenizer_file import FileTokenizer
+
+    return FileTokenizer(path)
+
+
 def find_tokenizer(config: "Config") -> Tokenizer:
-    """Return the tokenizer of a run."""
-    return TOKENIZERS[config.data.tokenizer]
+    """Return the tokenizer of a run; raises as `open_tokenizer` does."""
+    return open_tokenizer(config.data.tokenizer)

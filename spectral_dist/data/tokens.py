@@ -25,7 +25,7 @@ from spectral_dist.data.remarks import remark_all
 from spectral_dist.data.shards import Shard, Tokens, allow_open_files
 from spectral_dist.data.sources import Source, find_sources
 from spectral_dist.data.split import split_point
-from spectral_dist.data.tokenizers import BYTES, TOKENIZERS, Tokenizer
+from spectral_dist.data.tokenizers import BYTES, Tokenizer, open_tokenizer
 from spectral_dist.data.trained import sketch
 from spectral_dist.settings.datasets import DatasetConfig, name_datasets
 
@@ -87,7 +87,7 @@ def prepare(
         manifests, which need no text beside them.
       validation_fraction: share of each dataset's tokens to hold out: 0 for none, 1 for all.
       min_tokens: tokens that each part of each dataset must hold, if it has that part; at least 1.
-      tokenizer: its name in `TOKENIZERS`.
+      tokenizer: "bytes", or the path of a tokenizer.json.
       processes: largest number of files tokenized at a time (default: the number of cores).
       allow_replaced: whether more than a thousandth of a text may be no UTF-8.
       report: takes one line for the user at a time.
@@ -95,7 +95,7 @@ def prepare(
     Raises:
       ValueError: names the file and what is wrong with it, in one line.
     """
-    made_by = TOKENIZERS[tokenizer]
+    made_by = open_tokenizer(tokenizer)
     datasets = name_datasets(datasets)
     found = _same_files([_files(dataset, made_by, report) for dataset in datasets], report)
     # Each once: two datasets may name the same text file.
@@ -129,7 +129,7 @@ def prepare_share(
     Args:
       datasets: all of them.
       share: which one, from 0, and how many there are.
-      tokenizer: its name in `TOKENIZERS`.
+      tokenizer: "bytes", or the path of a tokenizer.json.
       processes: largest number of files tokenized at a time (default: the number of cores).
       report: takes one line for the user at a time.
 
@@ -140,7 +140,7 @@ def prepare_share(
       ValueError: names the file and what is wrong with it, in one line.
     """
     number, count = share
-    made_by = TOKENIZERS[tokenizer]
+    made_by = open_tokenizer(tokenizer)
     # Found, but not opened: that is for those whose share they are.
     found = _same_files([find_sources(dataset, report) for dataset in datasets], lambda line: None)
     own = sorted(set(itertools.chain(*found)), key=lambda s: (s.path, s.form.field))[number::count]
@@ -164,7 +164,7 @@ def _tokenize(
     sources: Sequence[Source], tokenizer: str, processes: int | None, report: Report
 ) -> dict[Source, Manifest]:
     """Tokenize the files whose .bin is not up to date; return the manifests of all."""
-    made_by = TOKENIZERS[tokenizer]
+    made_by = open_tokenizer(tokenizer)
     texts = [source for source in sources if not source.is_binary]
     _check_outputs(texts, made_by)
     manifests, missing = _up_to_date(texts, made_by, report)

@@ -16,6 +16,7 @@ from flax import nnx
 
 from spectral_dist.array_typing import Array, Float, Float32, Integer
 from spectral_dist.mesh import constrain, platform, shards
+from spectral_dist.model.embedding import embed_tokens, padded
 from spectral_dist.model.layers import ResidualNorm, RMSNorm, SwiGLU, normal, parameter
 from spectral_dist.model.mixers import MIXERS
 from spectral_dist.params import ModelSpec, make_spec
@@ -27,6 +28,7 @@ LayerCall = Callable[[jax.Array, State], tuple[jax.Array, State]]
 # On a CPU a loop over blocks costs copies of their parameters and gradients. Compile time grows
 # with the number of layers, so that a deep model keeps the loop.
 _UNROLLED_LAYERS = 12
+_NEVER = -1e30  # a logit without probability; finite, so that no gradient becomes NaN
 
 # Level 1 on an L4 needs 26.0 GiB of temporaries with "none" and 7.7 with "dots" (docs/log.md).
 REMAT_POLICIES = {
@@ -148,14 +150,17 @@ class SpectralLM(nnx.Module):
     def __init__(
         self, model: ModelConfig, mixers: MixersConfig, vocab_size: int, rngs: nnx.Rngs
     ) -> None:
-        """Declare embed [V, D], the stacked blocks, the last block, the norm and head [D, V]."""
+        """Declare embed [V, D], the stacked blocks, the last block, the norm and head [D, V].
+
+        V is vocab_size, filled up to a multiple of 128; no token and no logit has those rows.
+        """
         dim, pattern = model.hidden_dim, model.pattern
         self.dtype = jnp.dtype(model.compute_dtype)
         self.vocab_size = vocab_size
         self.unroll, self.num_layers = model.unroll, model.num_layers
         self.num_blocks = model.num_layers // len(pattern)
         rest = pattern[: model.num_layers % len(pattern)]
-        self.embed = parameter(rngs, (vocab_size, dim), ("vocab", "embed"), normal(1.0))
+        self.embed = parameter(rngs, (padded(vocab_size), dim), ("vocab", "embed"), normal(1.0))
         # Attribute names are parameter names, also in checkpoints: "groups" holds the stacked
         # blocks and "rest" the last one. Renamed, old checkpoints could not be read.
         if self.num_blocks:
@@ -166,7 +171,8 @@ class SpectralLM(nnx.Module):
         self.norm = RMSNorm(dim, "norm", rngs)
         # Small, so that the first loss is that of a uniform guess, ln V (Yang et al. 2022,
         # arXiv:2203.03466, table 8: the readout starts at 1 / width).
-        self.head = parameter(rngs, (dim, vocab_size), ("embed", "vocab"), normal(1.0 / dim))
+        shape = (dim, padded(vocab_size))
+        self.head = parameter(rngs, shape, ("embed", "vocab"), normal(1.0 / dim))
 
     def __call__(
         self, tokens_BT: Integer[Array, "B T"], state: State = None
@@ -180,23 +186,44 @@ class SpectralLM(nnx.Module):
         Raises:
           ValueError: if the mesh divides time into shards that T is no multiple of.
         """
+        hidden_BTD, state = self.hidden(tokens_BT, state)
+        return self.logits(hidden_BTD), state
+
+    def hidden(
+        self, tokens_BT: Integer[Array, "B T"], state: State = None
+    ) -> tuple[Float[Array, "B T D"], State]:
+        """Return the normalised residual stream after the last layer; as `__call__` otherwise."""
         if tokens_BT.shape[1] % shards("time"):
             raise ValueError(
                 f"tokens: {tokens_BT.shape[1]} of them cannot be divided into {shards('time')}"
                 " shards of time; use a mesh without sequence_parallel"
             )
-        # compute_dtype float32 means float32: a GPU would otherwise multiply in TF32.
-        precision = "highest" if self.dtype == jnp.float32 else None
-        with jax.default_matmul_precision(precision):
+        with jax.default_matmul_precision(self._precision):
             return self._forward(tokens_BT, state)
 
+    def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
+        """Return the logits of each next token from what `hidden` returned."""
+        with jax.default_matmul_precision(self._precision):
+            logits_BTV = jnp.einsum(
+                "btd,dv->btv",
+                hidden_BTD,
+                self.head[...].astype(self.dtype),
+                # The loss needs float32 logits, whatever the dtype of the operands.
+                preferred_element_type=jnp.float32,
+            )
+        if self.vocab_size == logits_BTV.shape[-1]:
+            return logits_BTV
+        # The rows that fill the table up are no tokens: they have no probability.
+        is_token = jnp.arange(logits_BTV.shape[-1]) < self.vocab_size
+        return jnp.where(is_token[None, None], logits_BTV, _NEVER)
+
+    @property
+    def _precision(self) -> str | None:
+        # compute_dtype float32 means float32: a GPU would otherwise multiply in TF32.
+        return "highest" if self.dtype == jnp.float32 else None
+
     def _forward(self, tokens_BT: jax.Array, state: State) -> tuple[jax.Array, State]:
-        # The embedding is a product with one-hot vectors, not a gather. It is partitioned like any
-        # product, and its gradient is a product too, not a scatter. (A gather from a table sharded
-        # over embed made XLA rematerialise all of it.) With 256 tokens it costs next to nothing,
-        # with a large vocabulary as much as the head.
-        one_hot = jax.nn.one_hot(tokens_BT, self.vocab_size, dtype=self.dtype)
-        x_BTD = constrain(one_hot @ self.embed[...].astype(self.dtype), "batch", "time", "width")
+        x_BTD = embed_tokens(tokens_BT, self.embed[...], self.dtype)
         after: dict[str, State] = {}
         if self.num_blocks:
             definition, stacked = nnx.split(self.groups)
@@ -212,15 +239,7 @@ class SpectralLM(nnx.Module):
         if hasattr(self, "rest"):
             before = None if state is None else state["rest"]
             x_BTD, after["rest"] = self.rest(x_BTD, before, in_loop=False)
-        normed = self.norm(x_BTD)
-        logits_BTV = jnp.einsum(
-            "btd,dv->btv",
-            normed,
-            self.head[...].astype(self.dtype),
-            # The loss needs float32 logits, whatever the dtype of the operands.
-            preferred_element_type=jnp.float32,
-        )
-        return logits_BTV, after
+        return self.norm(x_BTD), after
 
     def _unrolled(self) -> bool:
         """Return whether the blocks are compiled one after another instead of as one loop."""

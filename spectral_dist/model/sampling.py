@@ -42,8 +42,13 @@ def _advance(spec: ModelSpec[SpectralLM]) -> Any:
         temperature: jax.Array,
     ) -> tuple[jax.Array, State]:
         # A single token has no time to divide.
-        logits_BTV, state = whole(lambda p, *x: spec.bind(p)(*x), "time")(params, tokens_BT, state)
-        last_V = logits_BTV[0, -1]
+        def last(params: Params, *inputs: Any) -> tuple[jax.Array, State]:
+            model = spec.bind(params)
+            hidden_BTD, state = model.hidden(*inputs)
+            return model.logits(hidden_BTD[:, -1:]), state
+
+        logits_B1V, state = whole(last, "time")(params, tokens_BT, state)
+        last_V = logits_B1V[0, -1]
         # Without fold_in every draw would use the same noise.
         draw = jax.random.fold_in(key, index)
         # Of a temperature of 0 the quotient is not used.

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from spectral_dist.atomic_file import write_text
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.file_lock import NO_LOCKS, FileLock, Holder, held
 from spectral_dist.settings import Config
 from spectral_dist.settings.files import to_yaml
@@ -39,7 +40,7 @@ _PACKAGES = (
 def write_run_folder(
     folder: Path, config: Config, argv: Sequence[str], *, enabled: bool = True
 ) -> None:
-    """Write config.yaml, which `--config` can load, and environment.json.
+    """Write config.yaml, which `--config` can load, environment.json, and the tokenizer's file.
 
     Args:
       folder: the run folder; created if missing.
@@ -55,6 +56,8 @@ def write_run_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", to_yaml(config))
+        # The run must be readable when the file that was named is no longer there.
+        find_tokenizer(config).write_to(folder)
         write_text(folder / "environment.json", json.dumps(environment(argv), indent=2) + "\n")
     except OSError as error:
         raise _unwritable(config, folder, error) from error

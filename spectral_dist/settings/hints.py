@@ -39,7 +39,7 @@ _SAME = {
     "clip_norm": "grad_clip max_grad_norm gradient_clip_val clip_grad gradient_clipping"
     " gradient_clipping_threshold clip_gradient",
     "weight_decay": "wd decay",
-    "data.tokenizer": "tokenizer tokenizer_name tokenizer_path tokenizer_type",
+    "tokenizer": "tokenizer_name tokenizer_path tokenizer_type",
     "data_paths": "dataset data train_file train_files train_data data_dir data_path dataset_path"
     " dataset_name train_path input",
     "data_weights": "mixture mixture_weights data_mix sampling_weights",

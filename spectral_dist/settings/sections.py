@@ -196,8 +196,12 @@ class MeshConfig:
 class DataConfig:
     """How text becomes tokens and batches."""
 
-    tokenizer: Literal["bytes"] = setting(
-        "bytes", "how text is split into tokens", flag="", resume="same", compiled=True
+    # Whether a resumed run has the same one is asked of its fingerprint, not of its path.
+    tokenizer: Text = setting(
+        "bytes",
+        "how text is split into tokens: bytes, or the path of a tokenizer.json",
+        resume="silent",
+        compiled=True,
     )
     # The end of a text, not a random part: its neighbours in training would give it away.
     validation_fraction: Float = setting(

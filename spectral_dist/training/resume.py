@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
 from spectral_dist.outputs.jsonl import read_metrics
@@ -42,7 +43,7 @@ def describe(config: Config, files: Sequence[TokenFile], next_sequence: int) -> 
         for f in files
     ]
     found = {"config": config.flat(), "datasets": datasets, "next_sequence": next_sequence}
-    return {"format": FORMAT} | found
+    return {"format": FORMAT, "tokenizer": find_tokenizer(config).fingerprint} | found
 
 
 def stored_config(description: dict[str, Any]) -> Config:
@@ -147,6 +148,21 @@ def check_optimizer(config: Config, description: dict[str, Any]) -> None:
         )
 
 
+def check_tokenizer(config: Config, description: dict[str, Any]) -> None:
+    """Refuse to resume with another tokenizer: its tokens mean something else.
+
+    Raises:
+      ValueError: names both.
+    """
+    # Checkpoints from before there was a choice name none.
+    now, then = find_tokenizer(config).fingerprint, description.get("tokenizer", "bytes")
+    if now != then:
+        raise ValueError(
+            f"tokenizer={config.data.tokenizer!r}: is {now}, and run_name={config.run.run_name!r}"
+            f" was trained with {then}; its run folder holds a copy, or use another --run_name"
+        )
+
+
 def check_run(config: Config, description: dict[str, Any]) -> None:
     """Refuse to resume from a checkpoint that does not fit the settings.
 
@@ -154,6 +170,7 @@ def check_run(config: Config, description: dict[str, Any]) -> None:
       ValueError: names each setting that differs, with both values.
     """
     check_optimizer(config, description)
+    check_tokenizer(config, description)
     check_model(config, description)
 
 

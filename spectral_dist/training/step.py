@@ -104,8 +104,7 @@ def make_accumulate(
 
     def objective(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         tokens_BT = tokens_BT.astype(jnp.int32)
-        logits_BTV, _ = spec.bind(params)(tokens_BT[:, :-1])
-        return loss_sums(logits_BTV, tokens_BT[:, 1:], config.optimizer.z_loss)
+        return loss_sums(spec.bind(params), tokens_BT, config.optimizer.z_loss)
 
     def one(params: Params, tokens_BT: jax.Array) -> Any:
         (_, loss), grads = jax.value_and_grad(objective, has_aux=True)(params, tokens_BT)
@@ -168,9 +167,10 @@ def make_eval_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
 
     def eval_step(params: Params, tokens_BT: jax.Array, targets: int) -> jax.Array:
         tokens_BT = tokens_BT.astype(jnp.int32)
-        logits_BTV, _ = spec.bind(params)(tokens_BT[:, :-1])
+        model = spec.bind(params)
+        hidden_BTD, _ = model.hidden(tokens_BT[:, :-1])
         # The tokens before the last `targets` are context only.
-        loss_BT, _ = token_cross_entropy(logits_BTV[:, -targets:], tokens_BT[:, -targets:])
+        loss_BT, _ = token_cross_entropy(model, hidden_BTD[:, -targets:], tokens_BT[:, -targets:])
         return jnp.sum(loss_BT, axis=1)
 
     sequences = NamedSharding(mesh, PartitionSpec(RULES["batch"]))

@@ -26,7 +26,10 @@ from spectral_dist.training.manifest import MANIFEST, Unreadable, read_manifest,
 
 _ID = "store_id.txt"  # in the run folder and in its copy: they are of one run
 # Files of a run folder beside its checkpoints.
-_BESIDE = ("config.yaml", "environment.json", "metrics.jsonl")
+_BESIDE = (
+    *("config.yaml", "environment.json", "metrics.jsonl"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
 
 
 class Store:

@@ -30,7 +30,7 @@ def test_no_word_of_ours_is_taken_for_another_s() -> None:
         ("--learning-rate=3", "here it is --lr"),
         ("--resume", "the same command with the same --run_name resumes by itself"),
         ("--optimizer", "here it is --optimizer.name"),
-        ("--tokenizer", "here it is --data.tokenizer"),
+        ("--tokenizer_name", "here it is --tokenizer"),
         ("--output_dir", "here it is --checkpoint_dir"),
         ("--epochs", "a run is --steps long"),
         ("--gradient_accumulation_steps", "here it is --accum_steps"),

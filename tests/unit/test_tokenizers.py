@@ -2,7 +2,6 @@
 
 import io
 import json
-import typing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +16,6 @@ from spectral_dist.data.text import convert
 from spectral_dist.data.tokenizers import BYTES, TOKENIZERS, Tokenizer
 from spectral_dist.data.tokens import prepare
 from spectral_dist.settings import DatasetConfig
-from spectral_dist.settings.sections import DataConfig
 
 T = 16
 
@@ -66,12 +64,6 @@ def run(path: Path, tokenizer: str = "pairs"):  # type: ignore[no-untyped-def]
         report=lambda line: None,
     )
     return file
-
-
-def test_the_settings_name_every_tokenizer() -> None:
-    monkeypatched = TOKENIZERS.keys() - {"pairs"}
-    choices = typing.get_args(typing.get_type_hints(DataConfig)["tokenizer"])
-    assert set(choices) == monkeypatched
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.lines"])

@@ -126,8 +126,7 @@ def _saved_per_sequence(spec: ModelSpec[SpectralLM], seq_len: int, z_loss: float
     """Return the bytes of residuals that one more sequence adds on an undivided model."""
 
     def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BTV, _ = spec.bind(params)(tokens_BT[:, :-1])
-        return loss_sums(logits_BTV, tokens_BT[:, 1:], z_loss)
+        return loss_sums(spec.bind(params), tokens_BT, z_loss)
 
     def kept(sequences: int) -> int:
         tokens_BT = jax.ShapeDtypeStruct((sequences, seq_len + 1), jnp.int32)
