@@ -6,8 +6,13 @@ bytes a token of each dataset stands for. Read `main`.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectral_dist.command_line import Parser, run_main, say
+
+if TYPE_CHECKING:  # they load numpy and the package tokenizers
+    from spectral_dist.data.tokenizer_file import FileTokenizer
+    from spectral_dist.data.tokens import TokenFile
 
 _MEASURED = 2_000_000  # bytes of each part of a dataset that are tokenized for the figures
 
@@ -38,10 +43,6 @@ def main(argv: Sequence[str]) -> int:
     if not config.datasets:
         raise ValueError("data_paths: must name at least one text file, or --config datasets")
     # Imported here: they load numpy and the package tokenizers.
-    from functools import partial
-
-    import numpy as np
-
     from spectral_dist.atomic_file import write_text
     from spectral_dist.data.tokenizer_file import FileTokenizer
     from spectral_dist.data.tokenizer_training import train_bpe
@@ -51,28 +52,32 @@ def main(argv: Sequence[str]) -> int:
     weights, message = normalise_weights(config.datasets)
     if message:
         say(message)
-    opened = partial(
-        prepare,
+    files = prepare(
+        config.datasets,
         validation_fraction=0.0 if config.validation else config.data.validation_fraction,
         min_tokens=1,
         allow_replaced=config.data.allow_replaced,
         report=say,
     )
-    files = opened(config.datasets)
     trained = train_bpe(files, weights, options.vocab_size, options.sample_mb * 1_000_000, say)
     write_text(out, trained.to_str(pretty=True) + "\n")
     tokenizer = FileTokenizer(out)
     for file in files:
-        # Of what it was trained on and of what it was not: the difference is what it learned by
-        # heart.
-        for name, part in (("training", file.train), ("held out", file.validation)):
-            if len(part):
-                whole = file.tokenizer.decode_documents(np.asarray(part[:_MEASURED]))
-                tokens = tokenizer.encode_documents(whole)
-                rate = int(tokenizer.token_bytes[tokens].sum()) / len(tokens)
-                say(f"{file.name}, {name}: {rate:.2f} bytes a token")
+        _measure(file, tokenizer)
     say(f"{out}: {tokenizer.vocab_size:,} tokens, {tokenizer.fingerprint}; use --tokenizer {out}")
     return 0
+
+
+def _measure(file: "TokenFile", tokenizer: "FileTokenizer") -> None:
+    """Say how many bytes a token of a dataset stands for."""
+    # Of what it was trained on and of what it was not: the difference is what it learned by heart.
+    for name, part in (("training", file.train), ("held out", file.validation)):
+        if len(part):
+            # The window may begin inside a character, which no tokenizer needs to give back.
+            beginning = bytes(part[:_MEASURED]).decode(errors="ignore").encode()
+            tokens = tokenizer.encode_documents(beginning.split(b"\0"))
+            rate = int(tokenizer.token_bytes[tokens].sum()) / len(tokens)
+            say(f"{file.name}, {name}: {rate:.2f} bytes a token")
 
 
 def make_parser() -> Parser:
