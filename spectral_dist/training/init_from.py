@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from spectral_dist.cluster.agreement import Processes
+from spectral_dist.data.tokenizers import BYTES, find_tokenizer, open_tokenizer
 from spectral_dist.model.exchange import Export, exported_names, is_export
 from spectral_dist.settings import Config
 from spectral_dist.training.checkpoint import Checkpoints
@@ -53,6 +54,12 @@ def first_state(
             f"init_from: {len(names)} of {len(here)} parameters are those of {source};"
             " optimizer and data begin anew"
         )
+        now, then = find_tokenizer(config).fingerprint, source.tokenizer()
+        if now != then and {"embed", "head"} & set(names):
+            report(
+                f"warning: init_from: {source} was trained with the tokenizer {then}, and this run"
+                f" has {now}: the rows of embed and head stand for other tokens"
+            )
     return dataclasses.replace(state, params=_merged(state.params, found)), 0, 0
 
 
@@ -70,6 +77,10 @@ class _Run:
         arrays = read_manifest(self._checkpoints.folder / str(self._step))["arrays"]
         prefix = "params/"
         return {n.removeprefix(prefix): kind for n, kind in arrays.items() if n.startswith(prefix)}
+
+    def tokenizer(self) -> str:
+        """Return the fingerprint of its tokenizer."""
+        return self._checkpoints.describe(self._step).get("tokenizer", BYTES.fingerprint)
 
     def read(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters that a nested dict of shapes and shardings asks for."""
@@ -94,6 +105,11 @@ class _Exported:
         """Return name and type of each parameter."""
         shapes = self._export.shapes(self._names)
         return {name: f"float32[{','.join(map(str, shape))}]" for name, shape in shapes.items()}
+
+    def tokenizer(self) -> str:
+        """Return the fingerprint of its tokenizer."""
+        has_file = (self._folder / "tokenizer.json").is_file()
+        return open_tokenizer(str(self._folder)).fingerprint if has_file else BYTES.fingerprint
 
     def read(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters that a nested dict of shapes and shardings asks for."""
