@@ -68,6 +68,7 @@ def test_every_text_comes_back_and_none_becomes_the_end(trained: Path, text: str
     tokens = one.encode(text.encode())
     assert one.decode(tokens) == text.encode()
     assert one.end not in tokens
+    assert one.token_bytes[one.end] == 1
     assert int(one.token_bytes[tokens].sum()) == len(text.encode())
     assert tokens.dtype == one.dtype == np.uint16
     pieces = [text.encode(), b"", b"b"]
