@@ -153,9 +153,9 @@ class HarnessModel(LM):
 
     def _sequence(self, context: str, continuation: str) -> tuple[list[int], int]:
         """Return the tokens of both after the end of a document, and where the second begins."""
-        # Blanks before the continuation are part of its first word, and both are one text: what a
-        # token of the vocabulary joins may not be cut.
-        kept = context.rstrip(" ")
+        # Both are one text: what a token of the vocabulary joins may not be cut, and blanks before
+        # the continuation are part of its first word.
+        kept = context if self._tokenizer.joins else context.rstrip(" ")
         continuation = context[len(kept) :] + continuation
         both, before = (
             self._tokenizer.encode(t.encode(errors="replace")).tolist()
