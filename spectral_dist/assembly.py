@@ -156,6 +156,7 @@ def open_datasets(
     # Hosts with another copy of a file would train on other sequences without any other error.
     facts = {f.name: f"{f.sha256}, held out from token {f.split}" for f in files}
     facts |= {f"validation.{f.name}": f.sha256 for f in held_out if config.validation}
+    facts["tokenizer"] = find_tokenizer(config).fingerprint  # its path may hold another file there
     processes.agree("text", facts)
     return config, files, held_out
 

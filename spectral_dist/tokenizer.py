@@ -60,7 +60,10 @@ def main(argv: Sequence[str]) -> int:
         report=say,
     )
     trained = train_bpe(files, weights, options.vocab_size, options.sample_mb * 1_000_000, say)
-    write_text(out, trained.to_str(pretty=True) + "\n")
+    try:
+        write_text(out, trained.to_str(pretty=True) + "\n")
+    except OSError as error:
+        raise ValueError(f"out={str(out)!r}: cannot be written: {error.strerror}") from error
     tokenizer = FileTokenizer(out)
     for file in files:
         _measure(file, tokenizer)

@@ -7,6 +7,7 @@ package only here. Read `FileTokenizer`.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +62,8 @@ class FileTokenizer(Tokenizer):
         self._own.no_padding()
         self._own.no_truncation()
         vocabulary: dict[str, int] = self._own.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise self._wrong("has no token")
         self.vocab_size = max(vocabulary.values()) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         self._special: dict[str, int] = {
@@ -157,8 +160,8 @@ class FileTokenizer(Tokenizer):
                 texts[number] = added[number].encode()
             elif byte_level:
                 texts[number] = _from_byte_level(token)
-            elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-                texts[number] = bytes([int(token[3:5], 16)])  # byte fallback of SentencePiece
+            elif byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", token):
+                texts[number] = bytes.fromhex(byte[1])  # byte fallback of SentencePiece
             else:
                 texts[number] = token.replace("\u2581", " ").encode()
         return texts

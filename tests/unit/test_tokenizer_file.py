@@ -128,12 +128,13 @@ def without_a_byte() -> tokenizers.Tokenizer:
     [
         ("{", "is not a tokenizer.json"),
         ("[]", "is not a tokenizer.json"),
+        (tokenizers.Tokenizer(models.BPE()).to_str(), "has no token"),
         ('{"model": 3}', "is not a tokenizer.json"),
         (byte_level(end="").to_str(), "no special token that ends a document"),
         (lower(byte_level()).to_str(), "does not give a text back"),
         (without_a_byte().to_str(), "no token for 1 of the bytes"),
     ],
-    ids=["cut short", "a list", "no model", "no end", "lower case", "a byte is missing"],
+    ids=["cut short", "a list", "empty", "no model", "no end", "lower case", "a byte is missing"],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(
     tmp_path: Path, content: str, said: str
