@@ -14,7 +14,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from spectral_dist.data.tokens import TokenFile
 
 END = "<|endoftext|>"
-SMALLEST = 257  # the bytes, and the end of a document
 # A word with its accents and at most one sign before it (a blank, an apostrophe, a bracket); a
 # single digit; signs with the line ends after them; line ends; blanks, the last one before a word
 # aside. Of Turkish: "Türkiye'nin" is Türkiye and 'nin, so that a suffix is the same after any name.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from spectral_dist import tokenizer as command
 from spectral_dist.data.tokenizer_file import FileTokenizer, _cut
@@ -147,6 +147,33 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("size", "stored"), [(1 << 16, "uint16"), ((1 << 16) + 1, "uint32")])
+def test_the_last_token_of_a_large_vocabulary_is_stored_as_it_is(
+    tmp_path: Path, size: int, stored: str
+) -> None:
+    made = byte_level()
+    made.add_tokens([f"«{n}»" for n in range(size - made.get_vocab_size())])
+    path = tmp_path / "tokenizer.json"
+    path.write_text(made.to_str())
+    one = open_tokenizer(str(path))
+    assert (one.vocab_size, one.dtype.name) == (size, stored)
+    last = f"«{size - 258}»".encode()
+    assert one.encode(last).tolist() == [size - 1]
+    assert one.decode(one.encode(last)) == last
+
+
+def test_what_a_file_adds_around_each_text_is_left_out(tmp_path: Path) -> None:
+    made = byte_level()
+    end = (END, made.token_to_id(END))
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A {END}", special_tokens=[end]
+    )
+    path = tmp_path / "tokenizer.json"
+    path.write_text(made.to_str())
+    one = open_tokenizer(str(path))
+    assert (one.encode_documents([b"a", b"b"]) == one.end).sum() == 1
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tokenizer='byts': no such file; give bytes, or the path"):
         open_tokenizer("byts")
@@ -191,7 +218,8 @@ def test_two_tokenizers_have_token_files_of_their_own(tmp_path: Path, trained: P
     ("flags", "said"),
     [
         (["--vocab_size=256"], "vocab_size=256: must be at least 257"),
-        (["--sample_mb=0"], "sample_mb=0: must be positive"),
+        (["--sample_mb=0"], "sample_mb=0: must be from 1 to 2000"),
+        (["--sample_mb=2001"], "sample_mb=2001: must be from 1 to 2000"),
         (["--out={there}"], "is there and is not replaced"),
         (["--out={there}/x/y.json"], "there is no folder"),
         (["--vocab_size=60000"], "vocab_size=60000: the text has pairs for"),
