@@ -56,8 +56,8 @@ def test_arguments_have_names_shapes_and_places() -> None:
     assert sizes == sorted(sizes, reverse=True)
     named = {array.name: array for array in found}
     embed = named["state/params/embed"]
-    assert (embed.shape, embed.dtype, embed.spec) == ((256, 32), "float32", "P(None, fsdp)")
-    assert embed.bytes == 256 * 32 * 4 // 2
+    assert (embed.shape, embed.dtype, embed.spec) == ((256, 32), "float32", "P(tensor, fsdp)")
+    assert embed.bytes == 256 * 32 * 4 // 4
     assert named["batch"].dtype == "uint8"
     opt_state = [name for name in named if name.startswith("state/opt_state/") and "embed" in name]
     assert len(opt_state) == 2

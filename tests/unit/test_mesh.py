@@ -36,7 +36,7 @@ EXPECTED = {
     "thin_channels": ("tensor", "fsdp"),
     "norm": ("fsdp",),
     "layers": None,
-    "vocab": None,
+    "vocab": ("tensor",),
     "branches": None,
     "taps": None,
     "poles": None,
@@ -51,7 +51,7 @@ EXPECTED_IN_TIME = {
     "embed": ("fsdp", "sequence"),
     "thin_channels": ("fsdp", "sequence"),
     "norm": ("fsdp", "sequence"),
-    **dict.fromkeys(("channels", "heads", "kv_heads", "mlp")),
+    **dict.fromkeys(("channels", "heads", "kv_heads", "mlp", "vocab")),
 }
 
 

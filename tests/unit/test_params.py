@@ -61,8 +61,8 @@ def test_what_each_token_is_multiplied_by() -> None:
 
 def test_a_device_holds_its_share() -> None:
     spec = make_spec(Small)
-    # fsdp divides the norm, the table and the stack; tensor the stack's other side.
-    assert spec.local_size({"data": 2, "fsdp": 2, "tensor": 2}) == 2 + 64 // 4 + 20
+    # fsdp divides the norm, the table and the stack; tensor the other side of table and stack.
+    assert spec.local_size({"data": 2, "fsdp": 2, "tensor": 2}) == 2 + 64 // 4 + 10
     with pytest.raises(ValueError, match=r"stack/w.*'mlp'.*tensor=3"):
         spec.local_size({"data": 1, "fsdp": 1, "tensor": 3})
     placed = spec.shardings(make_mesh((2, 2, 2)))

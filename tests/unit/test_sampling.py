@@ -85,15 +85,15 @@ def test_nothing_is_yielded_beyond_the_limit(params: Any, greedy: list[int]) -> 
 def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three programs whatever the lengths of prompt and text; a state that does not grow."""
     advances, sizes = [], []
-    call = SpectralLM.__call__
+    call = SpectralLM.hidden
 
     def spied(self: SpectralLM, tokens: Any, state: Any = None) -> Any:
-        logits, after = call(self, tokens, state)
+        hidden, after = call(self, tokens, state)
         advances.append(tokens.shape)
         sizes.extend([leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (state, after))
-        return logits, after
+        return hidden, after
 
-    monkeypatch.setattr(SpectralLM, "__call__", spied)
+    monkeypatch.setattr(SpectralLM, "hidden", spied)
     sampling._advance.cache_clear()  # other tests have compiled these programs already
     settings: dict[str, Any] = {"end": 0, "temperature": 0.0, "key": jax.random.key(1)}
     for length in (300, 290, 4):

@@ -121,8 +121,7 @@ def test_every_long_dimension_is_divided() -> None:
     axes = jax.tree.leaves(model_spec(made).axes, is_leaf=lambda node: isinstance(node, tuple))
     for leaf, names in zip(jax.tree.leaves(state.params), axes, strict=True):
         share = np.prod(leaf.shape) // np.prod(leaf.sharding.shard_shape(leaf.shape))
-        halves = "norm" in names or "vocab" in names
-        assert share == (1 if "head" in names else 2 if halves else 4), names
+        assert share == (1 if "head" in names else 2 if "norm" in names else 4), names
 
 
 @pytest.mark.parametrize(
