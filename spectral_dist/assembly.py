@@ -142,6 +142,7 @@ def open_datasets(
         tokenizer=config.data.tokenizer,
         min_tokens=config.data.seq_len + 1,  # the inputs and the targets, shifted by one
         allow_replaced=config.data.allow_replaced,
+        cache=config.data.data_cache,
         report=report_progress,
     )
     share = 0.0 if config.validation else config.data.validation_fraction

@@ -34,6 +34,25 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
       OSError: if it cannot be written.
     """
+    with scratch(path) as file:
+        yield file
+        file.flush()
+        # Without fsync, a crash of the machine can leave the new name with no content.
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file of `path`, which is gone after the block.
+
+    Args:
+      path: what the file is for, in an existing folder.
+
+    Raises:
+      OSError: if it cannot be made.
+    """
     _remove_abandoned(path)
     temporary = _temporary(path)
     try:
@@ -44,15 +63,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
-            file.flush()
-            # Without fsync, a crash of the machine can leave the new name with no content.
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:  # Ctrl-C too
+    finally:  # after Ctrl-C too
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
-    _sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

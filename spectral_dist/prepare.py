@@ -5,7 +5,7 @@ training, `--config` among them, and shows what is in the text. Read `main`.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spectral_dist.command_line import Parser, run_main, say
 
@@ -34,7 +34,11 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("data_paths: must name at least one text file, or --config datasets")
     if options.shard is not None:
         share = _share(options.shard)
-        how = {"tokenizer": config.data.tokenizer, "processes": options.processes}
+        how: dict[str, Any] = {
+            "tokenizer": config.data.tokenizer,
+            "processes": options.processes,
+            "cache": config.data.data_cache,
+        }
         count = prepare_share((*config.datasets, *config.validation), share, **how, report=say)
         say(f"shard {options.shard}: {count:,} files are ready")
         return 0
@@ -45,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
         min_tokens=1,
         processes=options.processes,
         allow_replaced=config.data.allow_replaced,
+        cache=config.data.data_cache,
         report=say,
     )
     for file in files:

@@ -115,6 +115,7 @@ def open_texts(
         validation_fraction=data.validation_fraction,
         min_tokens=1,
         allow_replaced=data.allow_replaced or allow_replaced,
+        cache=data.data_cache,
         report=console.note,
     )
     return [

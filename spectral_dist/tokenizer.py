@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         validation_fraction=0.0 if config.validation else config.data.validation_fraction,
         min_tokens=1,
         allow_replaced=config.data.allow_replaced,
+        cache=config.data.data_cache,
         report=say,
     )
     trained = train_bpe(files, weights, options.vocab_size, options.sample_mb * 1_000_000, say)

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from spectral_dist.data.build import Manifest, build
+from spectral_dist.command_line import Ending
+from spectral_dist.data.build import build
+from spectral_dist.data.manifest import Manifest
 from spectral_dist.data.sources import Source
 from spectral_dist.data.tokenizers import open_tokenizer
 from spectral_dist.subprocesses import ModuleProcess
@@ -44,13 +46,14 @@ def build_all(
 
     Raises:
       ValueError: names a file and what is wrong with it.
+      Ending: if the store of a URL cannot be reached.
     """
     if not reasons:  # another process has built them all meanwhile
         return {}
     sources, made_by = list(reasons), open_tokenizer(tokenizer)
     for source, reason in reasons.items():
         if reason:
-            report(f"{source.path}: building {source.binary(made_by).name} again: {reason}")
+            report(f"{source.name}: building {source.binary(made_by).name} again: {reason}")
     progress = _Progress(sources, tokenizer, report, time.monotonic)
     wanted = min(len(sources), processes or _cores())
     built: dict[Source, Manifest] = {}
@@ -58,9 +61,8 @@ def build_all(
     if wanted == 1 or (processes is None and progress.total < _PARALLEL_BYTES):
         for source in sources:
             progress.begin(source)
-            manifest = build(
-                source.path, lambda done, s=source: progress(s, done), made_by, source.form
-            )
+            told = lambda done, s=source: progress(s, done)  # noqa: E731
+            manifest = build(source.path, told, made_by, source.form, source.remote)
             built[source] = manifest
             progress.end(source, manifest)
     else:
@@ -73,7 +75,8 @@ def build_all(
                 built[source] = Manifest(**event["manifest"])
                 progress.end(source, built[source])
             else:
-                raise ValueError(event["error"])
+                code = event.get("code")
+                raise Ending(event["error"], code) if code else ValueError(event["error"])
     progress.close()
     return built
 
@@ -91,7 +94,7 @@ class _Progress:
         report: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
-        self._sizes = {source: source.path.stat().st_size for source in sources}
+        self._sizes = {source: source.size for source in sources}
         self.total = sum(self._sizes.values())
         self._each = len(sources) <= _TOLD_FILES
         self._tokenizer, self._report, self._clock = open_tokenizer(tokenizer), report, clock
@@ -111,7 +114,7 @@ class _Progress:
         now = self._clock()
         if self._each and now - self._reported[source] >= _REPORT_SECONDS:
             self._reported[source] = now
-            self._tell(str(source.path), done, self._sizes[source], now - self._begun[source])
+            self._tell(source.name, done, self._sizes[source], now - self._begun[source])
         if not self._each and now - self._told >= _REPORT_SECONDS:
             self._told = now
             what = f"{len(self._sizes):,} files"
@@ -130,7 +133,7 @@ class _Progress:
         if self._each:
             where = f" -> {source.binary(self._tokenizer)}"
             begun, done = self._begun[source], manifest.source_bytes
-            self._finish(str(source.path), done, begun, manifest.documents, where)
+            self._finish(source.name, done, begun, manifest.documents, where)
 
     def close(self) -> None:
         """Tell the sum of many files."""
@@ -159,7 +162,7 @@ def _cores() -> int:
 
 def _batches(sources: Sequence[Source], count: int) -> list[list[Source]]:
     """Divide files among at least `count` batches of like sizes, one for each worker's life."""
-    sizes = {source: source.path.stat().st_size for source in sources}
+    sizes = {source: source.size for source in sources}
     wanted = max(count, sum(sizes.values()) // _BATCH_BYTES)
     batches: list[list[Source]] = [[] for _ in range(min(wanted, len(sources)))]
     loads = [(0, number) for number in range(len(batches))]
@@ -188,7 +191,14 @@ def _run_workers(
         while waiting or running:
             while waiting and len(running) < count:
                 number = len(batches) - len(waiting)
-                files = [(str(s.path), dataclasses.astuple(s.form)) for s in waiting.pop(0)]
+                files = [
+                    (
+                        str(s.path),
+                        dataclasses.astuple(s.form),
+                        dataclasses.astuple(s.remote) if s.remote else None,
+                    )
+                    for s in waiting.pop(0)
+                ]
                 worker = ModuleProcess(_WORKER, request={"tokenizer": tokenizer, "files": files})
                 running[number] = stopping.enter_context(worker)
                 threading.Thread(target=listen, args=(number, worker), daemon=True).start()
@@ -202,4 +212,4 @@ def _run_workers(
             ending = running.pop(number).ending()
             for source in batches[number]:
                 if source not in finished:
-                    raise ValueError(f"data_paths: {source.path}: its worker process {ending}")
+                    raise ValueError(f"data_paths: {source.name}: its worker process {ending}")

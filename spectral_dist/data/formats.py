@@ -8,6 +8,7 @@ no JAX. Read `Format`, then `find_format`.
 
 import bz2
 import contextlib
+import dataclasses
 import gzip
 import json
 import lzma
@@ -44,7 +45,7 @@ READERS: dict[str, Callable[[str], Reader]] = {
 }
 # Their readers go back and forth in a file, so it must not be packed.
 _SEEKING = ("parquet", "arrow")
-_SAMPLE_BYTES = 1 << 16
+SAMPLE_BYTES = 1 << 16  # of a file's beginning, to see what it is
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,13 @@ class Format:
       kind: of its content, a name in `READERS`.
       packing: a value of `PACKINGS`, or "" for a file that is not packed.
       field: of a record, that holds the text; unused for txt.
+      given: whether the user said the format, and not the file's name.
     """
 
     kind: str = "txt"
     packing: str = ""
     field: str = TEXT_FIELD
+    given: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def seeks(self) -> bool:
@@ -71,12 +74,13 @@ class Format:
         """The reader of the unpacked file."""
         return READERS[self.kind](self.field)
 
-    def check(self, head: bytes, given: bool) -> None:
+    def check(self, head: bytes) -> None:
         """Raise ValueError if a file's first bytes, unpacked, look like another format.
+
+        Plain text may look like JSON if the user said himself that it is text.
 
         Args:
           head: the first bytes, some kilobytes.
-          given: whether the user said the format himself; then plain text may look like JSON.
         """
         head = head.removeprefix(b"\xef\xbb\xbf")  # the mark that Windows puts in front
         packed = next((ending for ending, magic in _MAGIC.items() if head.startswith(magic)), "")
@@ -90,7 +94,7 @@ class Format:
             raise ValueError(f"is packed by {PACKINGS[packed]}; its name must end in .{packed}")
         elif self.kind == "parquet":
             raise ValueError("is no Parquet file, whatever its name says")
-        elif self.kind == "txt" and not given and _is_json_lines(head):
+        elif self.kind == "txt" and not self.given and _is_json_lines(head):
             raise ValueError(
                 "looks like JSON, a record a line: with the ending .jsonl, or format: jsonl in a"
                 " settings file, the field text of each is a document; format: txt takes the lines"
@@ -133,11 +137,12 @@ def find_format(path: PurePath, kind: str = "auto", field: str = TEXT_FIELD) -> 
     packing = PACKINGS.get(endings[-1], "") if endings else ""
     if packing:
         endings.pop()
-    if kind == "auto":
+    given = kind != "auto"
+    if not given:
         kind = ENDINGS.get(endings[-1], "txt") if endings else "txt"
     if packing and kind in _SEEKING:
         raise ValueError(f"is packed by {packing}: unpack it; {kind} is packed inside already")
-    return Format(kind, packing, TEXT_FIELD if kind == "txt" else field)
+    return Format(kind, packing, TEXT_FIELD if kind == "txt" else field, given)
 
 
 @contextlib.contextmanager
@@ -214,7 +219,7 @@ class _Kept:
 def head_of(stream: BinaryIO, packing: str) -> bytes:
     """Return the first bytes of what a stream holds, unpacked; the stream is at its start again."""
     with unpacked(stream, packing) as content:
-        head = content.read(_SAMPLE_BYTES)
+        head = content.read(SAMPLE_BYTES)
     stream.seek(0)
     return head
 

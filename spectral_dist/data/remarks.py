@@ -8,9 +8,9 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from spectral_dist.data.build import Manifest
 from spectral_dist.data.encodings import looks_like
 from spectral_dist.data.formats import find_format
+from spectral_dist.data.manifest import Manifest
 from spectral_dist.data.readers import SEPARATOR
 from spectral_dist.data.sources import Source
 
@@ -37,7 +37,7 @@ def remark_all(
     told: list[str] = []
     for source, manifest in manifests.items():
         before = len(told)
-        remark(source.path, manifest, allow_replaced, told.append)
+        remark(source, manifest, allow_replaced, told.append)
         if before < _TOLD_FILES:
             for text in told[before:]:
                 report(text)
@@ -46,12 +46,12 @@ def remark_all(
 
 
 def remark(
-    path: Path, manifest: Manifest, allow_replaced: bool, report: Callable[[str], None]
+    source: Source, manifest: Manifest, allow_replaced: bool, report: Callable[[str], None]
 ) -> None:
     """Report what is odd about a text that was tokenized.
 
     Args:
-      path: the text file, or a .bin.
+      source: the text file, or a .bin.
       manifest: of its .bin.
       allow_replaced: whether more than `ALLOWED_SHARE` of it may be replaced by U+FFFD.
       report: takes one line for each remark.
@@ -59,6 +59,7 @@ def remark(
     Raises:
       ValueError: if too much was replaced; names the encoding that it looks like.
     """
+    path = source.name
     count = manifest.nul_bytes + manifest.invalid_sequences
     if count:
         kinds = {
@@ -73,7 +74,7 @@ def remark(
             f"{what} ({share:.2%} of its bytes, the first in {unit}"
             f" {manifest.first_replaced_line:,})"
         )
-        guess = _guess(path) if manifest.kind == "txt" else ""
+        guess = "" if manifest.kind != "txt" or source.remote else _guess(source.path)
         if share > ALLOWED_SHARE and not allow_replaced:
             raise ValueError(
                 f"data_paths: {path}: {text}{f'; it looks like {guess}' if guess else ''};"

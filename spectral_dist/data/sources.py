@@ -1,4 +1,4 @@
-"""The files of a dataset: paths, folders and patterns that a user names, in one fixed order.
+"""The files of a dataset: paths, URLs, folders and patterns that a user names, in one fixed order.
 
 Owns what stands for many files, and which files of a folder count. Opens none of them, and imports
 no JAX. Read `find_sources`.
@@ -6,16 +6,19 @@ no JAX. Read `find_sources`.
 
 import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
-from spectral_dist.data.build import bin_path
 from spectral_dist.data.formats import ENDINGS, PACKINGS, TXT, Format, find_format
+from spectral_dist.data.manifest import bin_path
+from spectral_dist.data.remote import Remote, find_remote, is_url, path_of, place_of, shown
 from spectral_dist.data.tokenizers import Tokenizer
 from spectral_dist.settings.datasets import DatasetConfig
 
 _SHOWN = 3  # names in a message
+_P = TypeVar("_P", bound=PurePath)
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,32 @@ class Source:
     """One file of a dataset.
 
     Attributes:
-      path: of the file; a .bin is taken as it is.
+      path: of the file; a .bin is taken as it is. Of one behind a URL: its place in the cache,
+        where its tokens are and it is not.
       form: its format.
-      given: whether the user said the format, and not the file's name.
+      remote: the file behind a URL, or None for one on a disk.
     """
 
     path: Path
     form: Format = TXT
-    given: bool = False
+    remote: Remote | None = None
+
+    @property
+    def name(self) -> str:
+        """Its path or its URL, for the user."""
+        return str(self.path) if self.remote is None else self.remote.url
+
+    @property
+    def size(self) -> int:
+        """In bytes; 0 where a web server does not say."""
+        return self.path.stat().st_size if self.remote is None else self.remote.size or 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is known to hold no byte."""
+        if self.remote is not None:
+            return self.remote.size == 0
+        return self.path.is_file() and self.size == 0
 
     @property
     def is_binary(self) -> bool:
@@ -42,25 +63,35 @@ class Source:
         return bin_path(self.path, tokenizer, self.form.field)
 
 
-def find_sources(dataset: DatasetConfig, report: Callable[[str], None]) -> list[Source]:
+def find_sources(
+    dataset: DatasetConfig, report: Callable[[str], None], cache: Path
+) -> list[Source]:
     """Return the files of a dataset, in the order of its paths, sorted where one names many.
 
     Args:
-      dataset: its paths are files, folders (with all that is in them) and patterns (* ? [ **).
+      dataset: its paths are files, folders (with all that is in them), patterns (* ? [ **), and
+        URLs of these.
       report: takes a line about files that are left out.
+      cache: the folder for the tokens of files behind a URL.
 
     Raises:
       ValueError: names a path that is no file and stands for none.
+      Ending: if the store of a URL cannot be reached.
     """
     found: list[Path] = []
+    remotes: dict[Path, Remote] = {}  # by their place in the cache
     for text in dataset.paths:
         if "\0" in text:
             raise ValueError(f"data_paths: {text!r}: a path holds no NUL")
-        if "://" in text:
-            raise ValueError(
-                f"data_paths: {text}: texts are read from a disk; copy it to one first (curl -O,"
-                " aws s3 cp, gcloud storage cp)"
-            )
+        if is_url(text):
+            try:
+                behind = _behind_url(text, report)
+            except ValueError as error:
+                raise ValueError(f"data_paths: {shown(text)}: {error}") from error
+            places = {place_of(remote.url, cache): remote for remote in behind}
+            found += places
+            remotes |= places
+            continue
         # Not Path.expanduser, which fails where "~x" is no user's folder.
         path = Path(os.path.expanduser(text))
         if path.is_dir():
@@ -86,17 +117,49 @@ def find_sources(dataset: DatasetConfig, report: Callable[[str], None]) -> list[
             f"warning: {dataset.name}: {len(twice):,} files are there packed and unpacked, such as"
             f" {twice[0]}, and both are read"
         )
-    return [_source(path, dataset) for path in first.values()]
+    return [_source(path, remotes.get(path), dataset) for path in first.values()]
 
 
-def _source(path: Path, dataset: DatasetConfig) -> Source:
-    if path.suffix == ".bin":
+def _source(path: Path, remote: Remote | None, dataset: DatasetConfig) -> Source:
+    if path.suffix == ".bin" and remote is None:
         return Source(path)
+    name = path if remote is None else path_of(remote.url)
     try:
-        form = find_format(path, dataset.format, dataset.text_field)
+        if path.suffix == ".bin":
+            raise ValueError(
+                "tokens are read from a disk; copy them and their manifest, or give the text"
+            )
+        form = find_format(name, dataset.format, dataset.text_field)
     except ValueError as error:
-        raise ValueError(f"data_paths: {path}: {error}") from error
-    return Source(path, form, dataset.format != "auto")
+        raise ValueError(f"data_paths: {remote.url if remote else path}: {error}") from error
+    return Source(path, form, remote)
+
+
+def _behind_url(url: str, report: Callable[[str], None]) -> list[Remote]:
+    """Return the files that a URL stands for, sorted."""
+    found, folder = find_remote(url)
+    by_path = {path_of(remote.url): remote for remote in found}
+    if folder:
+        root = path_of(url)
+        seen = [path for path in by_path if not _is_hidden(path.relative_to(root))]
+        paths = _data_files(url, root, sorted(seen), report)
+    else:
+        paths = sorted(by_path)
+        if len(paths) != 1 or str(paths[0]) != str(path_of(url)):  # of a pattern
+            paths = [path for path in paths if not _is_ours(path)]
+    if not paths:
+        raise ValueError("no file matches")
+    for remote in (by_path[path] for path in paths):
+        if not remote.version and remote.size is None:
+            report(
+                f"{remote.url}: its server does not tell whether it changes; tokens that are there"
+                " already are used"
+            )
+    return [by_path[path] for path in paths]
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(name.startswith(".") for name in path.parts)
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -111,7 +174,16 @@ def _matching(pattern: str) -> list[Path]:
 
 def _in_folder(folder: Path, report: Callable[[str], None]) -> list[Path]:
     """Return the data files below a folder, sorted; say which files are left out."""
-    every = sorted(_below(folder))
+    try:
+        return _data_files(str(folder), folder, sorted(_below(folder)), report)
+    except ValueError as error:
+        raise ValueError(f"data_paths: {folder}: {error}") from error
+
+
+def _data_files(
+    name: str, folder: _P, every: Sequence[_P], report: Callable[[str], None]
+) -> list[_P]:
+    """Return those files of a folder that are data; say which are left out."""
     texts = [path for path in every if _is_data(path)]
     # A .json beside others describes them: dataset_info.json, state.json, a README of a kind.
     if others := [path for path in texts if path.suffix != ".json"]:
@@ -120,25 +192,25 @@ def _in_folder(folder: Path, report: Callable[[str], None]) -> list[Path]:
     found = texts or binaries
     if not found:
         raise ValueError(
-            f"data_paths: {folder}: is a folder without data files; their names end in"
+            f"is a folder without data files; their names end in"
             f" {', '.join('.' + e for e in ENDINGS)}, also packed (.{', .'.join(PACKINGS)})"
         )
     taken = set(found)
     if left := [path for path in every if path not in taken and not _is_ours(path)]:
         names = ", ".join(str(path.relative_to(folder)) for path in left[:_SHOWN])
         more = ", ..." if len(left) > _SHOWN else ""
-        report(f"{folder}: {len(left):,} files are no data and are left out ({names}{more})")
+        report(f"{name}: {len(left):,} files are no data and are left out ({names}{more})")
     return found
 
 
-def _is_data(path: Path) -> bool:
+def _is_data(path: PurePath) -> bool:
     endings = [suffix.lower().removeprefix(".") for suffix in path.suffixes[-2:]]
     if endings and endings[-1] in PACKINGS:
         endings.pop()
     return bool(endings) and endings[-1] in ENDINGS and not path.name.endswith(".bin.json")
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(path: PurePath) -> bool:
     """Return whether a file is what a build leaves: tokens, their manifest, a lock."""
     return path.suffix == ".bin" or path.name.endswith(".bin.json") or path.name.startswith(".")
 

@@ -11,6 +11,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from spectral_dist.data.build import Manifest, bin_state, build_lock, read_manifest
+from spectral_dist.data.build import bin_state, build_lock
 from spectral_dist.data.build_all import build_all
-from spectral_dist.data.formats import Format, head_of
+from spectral_dist.data.formats import SAMPLE_BYTES, Format, head_of
+from spectral_dist.data.manifest import Manifest, read_manifest
 from spectral_dist.data.remarks import remark_all
+from spectral_dist.data.remote import cache_folder, read_head
 from spectral_dist.data.shards import Shard, Tokens, allow_open_files
 from spectral_dist.data.sources import Source, find_sources
 from spectral_dist.data.split import split_point
@@ -30,6 +33,7 @@ from spectral_dist.data.trained import sketch
 from spectral_dist.settings.datasets import DatasetConfig, name_datasets
 
 Report = Callable[[str], None]
+_REQUESTS = 16  # to a store at a time
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def prepare(
     tokenizer: str = "bytes",
     processes: int | None = None,
     allow_replaced: bool = False,
+    cache: str = "auto",
     report: Report = print,
 ) -> list[TokenFile]:
     """Return the datasets of a run; tokenize each file whose .bin is not up to date.
@@ -90,14 +95,17 @@ def prepare(
       tokenizer: "bytes", or the path of a tokenizer.json.
       processes: largest number of files tokenized at a time (default: the number of cores).
       allow_replaced: whether more than a thousandth of a text may be no UTF-8.
+      cache: the folder for the tokens of texts behind a URL, or "auto" (`remote.cache_folder`).
       report: takes one line for the user at a time.
 
     Raises:
       ValueError: names the file and what is wrong with it, in one line.
+      Ending: if the store of a URL cannot be reached.
     """
-    made_by = open_tokenizer(tokenizer)
+    made_by, folder = open_tokenizer(tokenizer), cache_folder(cache)
     datasets = name_datasets(datasets)
-    found = _same_files([_files(dataset, made_by, report) for dataset in datasets], report)
+    found = [_files(dataset, made_by, report, folder) for dataset in datasets]
+    found = _same_files(found, report)
     # Each once: two datasets may name the same text file.
     sources = list(dict.fromkeys(itertools.chain(*found)))
     manifests = _tokenize(sources, tokenizer, processes, report)
@@ -119,6 +127,7 @@ def prepare_share(
     *,
     tokenizer: str = "bytes",
     processes: int | None = None,
+    cache: str = "auto",
     report: Report = print,
 ) -> int:
     """Tokenize one share of the files of some datasets; the other shares are others' work.
@@ -131,6 +140,7 @@ def prepare_share(
       share: which one, from 0, and how many there are.
       tokenizer: "bytes", or the path of a tokenizer.json.
       processes: largest number of files tokenized at a time (default: the number of cores).
+      cache: the folder for the tokens of texts behind a URL, or "auto".
       report: takes one line for the user at a time.
 
     Returns:
@@ -138,26 +148,45 @@ def prepare_share(
 
     Raises:
       ValueError: names the file and what is wrong with it, in one line.
+      Ending: if the store of a URL cannot be reached.
     """
     number, count = share
-    made_by = open_tokenizer(tokenizer)
+    made_by, folder = open_tokenizer(tokenizer), cache_folder(cache)
     # Found, but not opened: that is for those whose share they are.
-    found = _same_files([find_sources(dataset, report) for dataset in datasets], lambda line: None)
-    own = sorted(set(itertools.chain(*found)), key=lambda s: (s.path, s.form.field))[number::count]
-    filled = [source for source in own if not _is_empty(source)]
-    for source in filled:
-        _check_readable(source, made_by)
+    found = [find_sources(dataset, report, folder) for dataset in datasets]
+    found = _same_files(found, lambda line: None)
+    # By name: where the cache is may differ between those who share the work.
+    own = sorted(set(itertools.chain(*found)), key=lambda s: (s.name, s.form.field))[number::count]
+    filled = [source for source in own if not source.is_empty]
+    _check_all(filled, made_by)
     _tokenize(filled, tokenizer, processes, report)
     return len(own)
 
 
-def _files(dataset: DatasetConfig, tokenizer: Tokenizer, report: Report) -> list[Source]:
+def _files(
+    dataset: DatasetConfig, tokenizer: Tokenizer, report: Report, cache: Path
+) -> list[Source]:
     """Return the files of a dataset, each looked at."""
-    sources = _without_empty(find_sources(dataset, report), report)
+    sources = _without_empty(find_sources(dataset, report, cache), report)
     # All of them before any work: a mistake in the last path must not cost an hour first.
-    for source in sources:
-        _check_readable(source, tokenizer)
+    _check_all(sources, tokenizer)
     return sources
+
+
+def _check_all(sources: Sequence[Source], tokenizer: Tokenizer) -> None:
+    """Raise ValueError if a source cannot be read as what it is said to be."""
+    for source in sources:
+        if source.remote is None:
+            _check_readable(source, tokenizer)
+    # Only those that will be read, and many at a time: each is a request or two.
+    behind = [
+        source
+        for source in sources
+        if source.remote is not None
+        and bin_state(source.path, tokenizer, source.form, source.remote).manifest is None
+    ]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        list(pool.map(_check_remote, behind))
 
 
 def _tokenize(
@@ -169,6 +198,7 @@ def _tokenize(
     _check_outputs(texts, made_by)
     manifests, missing = _up_to_date(texts, made_by, report)
     if missing:
+        _make_folders(missing)
         allow_open_files(len(missing))  # each has a lock
         # One process builds, of this run or another; the others wait, and then find the .bin up to
         # date when they look again.
@@ -178,19 +208,26 @@ def _tokenize(
     return manifests | {s: _given(s.path, made_by) for s in sources if s.is_binary}
 
 
+def _make_folders(sources: Iterable[Source]) -> None:
+    """Make the folders of the cache for files behind a URL."""
+    for source in sources:
+        if source.remote is not None:
+            folder = source.path.parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"data_cache: {folder}: {error.strerror}") from error
+
+
 def _without_empty(sources: list[Source], report: Report) -> list[Source]:
     """Leave out the files without a byte, if a dataset has others; say how many."""
     # Engines that write a part of a table for each worker leave such files behind.
-    filled = [source for source in sources if not _is_empty(source)]
+    filled = [source for source in sources if not source.is_empty]
     if len(filled) == len(sources) or not filled:
         return sources  # a single one that is empty is named as a mistake
-    first = next(s.path for s in sources if s not in filled)
+    first = next(s.name for s in sources if s not in filled)
     report(f"{len(sources) - len(filled):,} empty files are left out, the first is {first}")
     return filled
-
-
-def _is_empty(source: Source) -> bool:
-    return source.path.is_file() and source.path.stat().st_size == 0
 
 
 def _given(binary: Path, tokenizer: Tokenizer) -> Manifest:
@@ -210,7 +247,7 @@ def _same_files(found: Sequence[Sequence[Source]], report: Report) -> list[list[
     times = Counter(itertools.chain(*same))
     for source in (s for s in dict.fromkeys(itertools.chain(*same)) if times[s] > 1):
         report(
-            f"{source.path}: is named {times[source]} times, so its text has the share of all of"
+            f"{source.name}: is named {times[source]} times, so its text has the share of all of"
             " them"
         )
     return same
@@ -226,11 +263,11 @@ def _check_outputs(texts: Sequence[Source], tokenizer: Tokenizer) -> None:
             continue
         if other.path == text.path:
             raise ValueError(
-                f"datasets: {text.path} is read as {other.form.kind} and as {text.form.kind}; give"
+                f"datasets: {text.name} is read as {other.form.kind} and as {text.form.kind}; give"
                 " it one format"
             )
         raise ValueError(
-            f"data_paths: {other.path} and {text.path}: both become {binary.name}; rename one"
+            f"data_paths: {other.name} and {text.name}: both become {binary.name}; rename one"
         )
 
 
@@ -241,12 +278,12 @@ def _up_to_date(
     manifests: dict[Source, Manifest] = {}
     missing: dict[Source, str] = {}
     for text in texts:
-        state = bin_state(text.path, tokenizer, text.form)
+        state = bin_state(text.path, tokenizer, text.form, text.remote)
         if state.manifest is None:
             missing[text] = state.reason
         else:
             if state.refreshed:
-                report(f"{text.path}: a new modification time, the same content; nothing to build")
+                report(f"{text.name}: a new modification time, the same content; nothing to build")
             manifests[text] = state.manifest
     return manifests, missing
 
@@ -265,7 +302,7 @@ def _check_readable(source: Source, tokenizer: Tokenizer) -> None:
             if not source.is_binary:
                 try:
                     head = head_of(file, source.form.packing)
-                    source.form.check(head, source.given)
+                    source.form.check(head)
                 except ValueError as error:
                     raise ValueError(f"data_paths: {path}: {error}") from error
     except FileNotFoundError:
@@ -274,6 +311,20 @@ def _check_readable(source: Source, tokenizer: Tokenizer) -> None:
         raise ValueError(f"data_paths: {path}: no such file{hint}") from None
     except OSError as error:
         raise ValueError(f"data_paths: {path}: cannot be read: {error.strerror}") from error
+
+
+def _check_remote(source: Source) -> None:
+    """Raise ValueError if a file behind a URL is not of its format."""
+    assert source.remote is not None
+    try:
+        head = b"" if source.is_empty else read_head(source.remote, SAMPLE_BYTES)
+        if not head:
+            raise ValueError("is empty")
+        # Of a packed file the beginning alone may not be unpacked: it is checked once it is here.
+        if not source.form.packing:
+            source.form.check(head)
+    except ValueError as error:
+        raise ValueError(f"data_paths: {source.name}: {error}") from error
 
 
 def _open(name: str, files: Sequence[tuple[Path, Manifest]], tokenizer: Tokenizer) -> TokenFile:

@@ -52,7 +52,8 @@ class DatasetConfig:
     paths: Annotated[Texts, AfterValidator(_some)] = setting(
         ...,
         "its files: text in UTF-8, .jsonl, .parquet, .arrow, also .gz, .zst, .bz2, .xz; folders and"
-        " patterns (*) stand for many; or .bin files prepared from them",
+        " patterns (*) stand for many; all of these also as a URL: s3://, gs://, hf://, https://;"
+        " or .bin files prepared from them",
         order=True,
     )
     format: Literal["auto", "txt", "jsonl", "parquet", "arrow"] = setting(
@@ -185,7 +186,7 @@ def name_datasets(
 
 def _default_name(text: str) -> str:
     """Return the name of a dataset by its first path: a file's or a folder's, without endings."""
-    path = Path(text)
+    path = Path(text.partition("?")[0] if text.startswith(("http://", "https://")) else text)
     while glob.has_magic(path.name) and path.parent != path:
         path = path.parent
     if path.suffix.lower() in _PACKED:

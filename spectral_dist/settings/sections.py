@@ -229,6 +229,11 @@ class DataConfig:
         "train also where more than a thousandth of a text is no UTF-8, with U+FFFD in its place",
         resume="silent",
     )
+    data_cache: Text = setting(
+        "auto",
+        "folder for the tokens of texts behind a URL; auto for one in the user's cache",
+        resume="silent",
+    )
     prefetch_steps: Int = positive(
         2, "batches prepared ahead of the devices, in steps", resume="silent", compiled=True
     )

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
+from spectral_dist.command_line import FAULT, Ending
 from spectral_dist.data import build as module
-from spectral_dist.data.build import (
+from spectral_dist.data.build import bin_state, build
+from spectral_dist.data.formats import find_format
+from spectral_dist.data.manifest import (
     Manifest,
     bin_path,
-    bin_state,
     blocks_crc32,
-    build,
     manifest_path,
     read_manifest,
 )
-from spectral_dist.data.formats import find_format
 from spectral_dist.data.readers import write_txt
 from spectral_dist.subprocesses import ModuleProcess
 
@@ -190,7 +190,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(source: Path) -> None:
 
 def test_the_worker_tells_of_its_manifests_or_its_error(source: Path) -> None:
     def request(*paths: Path) -> dict[str, Any]:
-        files = [(str(path), dataclasses.astuple(find_format(path))) for path in paths]
+        files = [(str(path), dataclasses.astuple(find_format(path)), None) for path in paths]
         return {"tokenizer": "bytes", "files": files}
 
     other = source.with_name("b.jsonl")
@@ -240,3 +240,19 @@ def test_a_kill_before_the_tokens_have_their_name_leaves_what_is_built_again(
     assert bin_state(source).manifest is None  # and not: a file that is not ours
     build(source)
     assert bin_state(source).manifest is not None
+
+
+def test_a_worker_tells_a_fault_from_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[dict[str, Any]] = []
+
+    def gone(*_: object) -> None:
+        raise Ending("data_paths: s3://b/x.txt: no answer", FAULT)
+
+    monkeypatch.setattr(module, "say", said.append)
+    monkeypatch.setattr(module, "build", gone)
+    request = {"tokenizer": "bytes", "files": [(str(tmp_path), ("txt", "", "text", False), None)]}
+    assert module._build_for_parent(request) == 1
+    answer = {"file": 0, "error": "data_paths: s3://b/x.txt: no answer", "code": FAULT}
+    assert said == [{"file": 0, "begun": True}, answer]

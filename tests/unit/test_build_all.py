@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spectral_dist.command_line import FAULT, Ending
 from spectral_dist.data import build_all as module
 from spectral_dist.data.build_all import build_all
 from spectral_dist.data.sources import Source
@@ -85,3 +86,11 @@ def test_batches_are_of_like_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(module._batches(sources[:2], 8)) == 2
     monkeypatch.setattr(module, "_BATCH_BYTES", 1000)
     assert len(module._batches(sources, 2)) == (19 * 400 + 5000 + 10 * 50) // 1000
+
+
+def test_a_fault_in_a_worker_is_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    event = {"error": "data_paths: s3://b/x.txt: no answer", "code": FAULT}
+    monkeypatch.setattr(module, "_run_workers", lambda sources, *_: [(sources[0], event)])
+    with pytest.raises(Ending, match=r"^data_paths: s3://b/x\.txt: no answer$") as caught:
+        build_all(dict.fromkeys(write(tmp_path, 2), ""), "bytes", 2, lambda line: None)
+    assert caught.value.code == FAULT

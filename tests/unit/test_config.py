@@ -228,6 +228,7 @@ def test_every_number_has_a_range() -> None:
     texts = {"run_name", "checkpoint_dir", "compilation_cache", "mesh", "layer_pattern"}
     texts |= {"wandb_project", "eval_lengths", "sequence_parallel", "profile"}
     texts |= {"init_from", "init_names", "allow_replaced", "lock", "store", "tokenizer"}
+    texts |= {"data_cache"}
     assert set(POSITIVE) | set(NOT_NEGATIVE) | set(SHARES) == numbers - texts
 
 

@@ -142,24 +142,24 @@ RECORDS = b"".join(json.dumps({"text": str(n)}).encode() + b"\n" for n in range(
 )
 def test_content_of_another_format_is_refused(form: Format, head: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
-        form.check(head, given=False)
+        form.check(head)
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("form", "head", "given"),
+    ("form", "head"),
     [
-        (Format(), RECORDS, True),
-        (Format(), b"{\n  int main() {}\n", False),
-        (Format(), b'{"a": 1}\nfree text\n', False),
-        (Format(), b"", False),
-        (Format("jsonl"), b"\xef\xbb\xbf" + RECORDS, False),
-        (Format("jsonl"), b"\n\n" + RECORDS, False),
-        (Format("parquet"), b"PAR1", False),
-        (Format("arrow"), b"ARROW1", False),
-        (Format("arrow"), b"\xff\xff\xff\xff\x10", False),
+        (Format(given=True), RECORDS),
+        (Format(), b"{\n  int main() {}\n"),
+        (Format(), b'{"a": 1}\nfree text\n'),
+        (Format(), b""),
+        (Format("jsonl"), b"\xef\xbb\xbf" + RECORDS),
+        (Format("jsonl"), b"\n\n" + RECORDS),
+        (Format("parquet"), b"PAR1"),
+        (Format("arrow"), b"ARROW1"),
+        (Format("arrow"), b"\xff\xff\xff\xff\x10"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else type(value).__name__,
 )
-def test_content_of_its_format_is_taken(form: Format, head: bytes, given: bool) -> None:
-    form.check(head, given)
+def test_content_of_its_format_is_taken(form: Format, head: bytes) -> None:
+    form.check(head)

@@ -190,7 +190,7 @@ def test_every_third_party_import_is_declared() -> None:
     roots = {name.split(".")[0] for path in MODULES for name, _ in imports(path)} - ours
     project = PROJECT["project"]
     # Extras, for some users alone: the import says so where one is missing.
-    extras = [project["optional-dependencies"][name] for name in ("eval", "tensorboard")]
+    extras = [project["optional-dependencies"][name] for name in ("eval", "store", "tensorboard")]
     listed = [*project["dependencies"], *itertools.chain(*extras)]
     declared = {re.split(r"[>=]", d)[0].lower() for d in listed}
     assert {distributions.get(root, root).lower() for root in roots} <= declared

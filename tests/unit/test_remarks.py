@@ -7,6 +7,7 @@ import pytest
 
 from spectral_dist.data.build import build
 from spectral_dist.data.remarks import remark
+from spectral_dist.data.sources import Source
 
 LINE = "Işığı görünce şaşırdı, ağaçların gölgesinde.\n"
 
@@ -14,7 +15,7 @@ LINE = "Işığı görünce şaşırdı, ağaçların gölgesinde.\n"
 def said(path: Path, content: bytes, allow: bool = False) -> list[str]:
     path.write_bytes(content)
     lines: list[str] = []
-    remark(path, build(path), allow, lines.append)
+    remark(Source(path), build(path), allow, lines.append)
     return [line.removeprefix(f"{path}: ") for line in lines]
 
 
@@ -65,7 +66,7 @@ def test_no_encoding_is_guessed_of_a_file_whose_bytes_are_not_the_text(
     record = b'{"text": "' + b"x" * 5000 + b'\\u0000"}\n'
     path.write_bytes(gzip.compress(b"x" * 5000 + b"\0\n") if name.endswith("gz") else record)
     told: list[str] = []
-    remark(path, build(path), False, told.append)
+    remark(Source(path), build(path), False, told.append)
     assert len(told) == 1
     assert "1 NUL bytes" in told[0]
     assert told[0].endswith("are replaced by U+FFFD")

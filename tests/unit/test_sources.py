@@ -12,7 +12,8 @@ from spectral_dist.settings import DatasetConfig
 
 def found(*paths: str, **others: str) -> tuple[list[Source], list[str]]:
     lines: list[str] = []
-    return find_sources(DatasetConfig(name="d", paths=paths, **others), lines.append), lines
+    dataset = DatasetConfig(name="d", paths=paths, **others)
+    return find_sources(dataset, lines.append, Path("cache")), lines
 
 
 def names(*paths: str) -> list[str]:
@@ -103,7 +104,8 @@ def test_links_to_folders_are_followed_once(here: Path) -> None:
 
 def test_the_settings_format_and_field() -> None:
     sources, _ = found("data/x.csv", format="jsonl", text_field="body")
-    assert sources == [Source(Path("data/x.csv"), Format("jsonl", "", "body"), given=True)]
+    assert sources == [Source(Path("data/x.csv"), Format("jsonl", "", "body"))]
+    assert sources[0].form.given
     sources, _ = found("data/b.txt", text_field="body")  # plain text has no fields
     assert sources[0].form == Format()
 
@@ -112,7 +114,6 @@ def test_the_settings_format_and_field() -> None:
     ("path", "words"),
     [
         ("a\0b", "a path holds no NUL"),
-        ("s3://bucket/x.jsonl", "texts are read from a disk; copy it to one first"),
         ("x.parquet.gz", "is packed by gzip: unpack it; parquet is packed inside already"),
         ("empty", "is a folder without data files; their names end in .txt, .jsonl"),
     ],

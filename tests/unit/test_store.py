@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from spectral_dist.command_line import FAULT, Ending
 from spectral_dist.flags import load_config
@@ -20,28 +18,6 @@ from spectral_dist.training.manifest import write_manifest
 from spectral_dist.training.store import Store, pull_newest
 
 NAMES = ("_METADATA", "d/one", "ocdbt.process_0/d/two")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of an S3 server on the loopback interface."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket there."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-    files = s3fs.S3FileSystem(skip_instance_cache=True)
-    if not files.exists("bucket"):
-        files.mkdir("bucket")
-    return "s3://bucket"
 
 
 @pytest.fixture(params=["s3", "file"])

@@ -8,8 +8,9 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 
-from spectral_dist.data.build import bin_path, build, manifest_path, read_manifest
+from spectral_dist.data.build import build
 from spectral_dist.data.formats import ENDINGS, READERS
+from spectral_dist.data.manifest import bin_path, manifest_path, read_manifest
 from spectral_dist.data.mixture import TrainSequences, long_windows, validation_windows
 from spectral_dist.data.readers import Blocks, ReaderFacts
 from spectral_dist.data.text import convert

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from spectral_dist.data.build import bin_path, manifest_path
+from spectral_dist.data.manifest import bin_path, manifest_path
 from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.settings import DatasetConfig
 

@@ -10,7 +10,8 @@ import pytest
 
 from spectral_dist import file_lock
 from spectral_dist.data import build as module
-from spectral_dist.data.build import bin_path, build, build_lock
+from spectral_dist.data.build import build, build_lock
+from spectral_dist.data.manifest import bin_path
 from spectral_dist.data.tokens import prepare
 from spectral_dist.file_lock import FileLock
 from spectral_dist.settings import DatasetConfig
