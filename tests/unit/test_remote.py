@@ -206,9 +206,11 @@ class _Web(BaseHTTPRequestHandler):
             self.failures[self.path] -= 1
             self.send_error(503)
             return
-        if "403" in self.path or "404" in self.path:
+        if self.path[1:4] in ("403", "404", "410"):
             self.send_error(int(self.path[1:4]))
             return
+        if "short" in self.path and not head:
+            content = content[:-10]
         gz = ".gz" in self.path
         content = gzip.compress(content, mtime=0) if gz else content
         self.send_response(200)
@@ -255,6 +257,10 @@ def test_a_file_of_a_web_server(web: str, tmp_path: Path, name: str) -> None:
 def test_a_server_that_is_busy_is_asked_again(web: str, tmp_path: Path) -> None:
     _Web.failures = {"/x.txt": 3}
     assert run(tmp_path / "a", f"{web}/x.txt")[0].documents == 50
+    # Four tries, each by HEAD and by GET.
+    _Web.failures = {"/x.txt": 7}
+    assert find_remote(f"{web}/x.txt")[0][0].size == len(TEXT)
+    assert _Web.failures == {"/x.txt": 0}
     _Web.failures = {"/x.txt": 1000}
     with pytest.raises(Ending, match=r"x\.txt: .*503") as caught:
         run(tmp_path / "b", f"{web}/x.txt")
@@ -281,7 +287,13 @@ def test_a_server_that_goes_away_is_a_fault_of_the_machine(
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("403.txt", "may not be read: .*403"), ("404.txt", "no such file")]
+    ("name", "words"),
+    [
+        ("403.txt", "may not be read: .*403"),
+        ("404.txt", "no such file"),
+        ("410.txt", "no such file"),
+        ("short.txt", "changed while it was read; start again"),
+    ],
 )
 def test_what_a_web_server_refuses_is_the_users_to_mend(
     web: str, tmp_path: Path, name: str, words: str
@@ -300,7 +312,7 @@ def test_the_place_of_a_url_is_inside_the_cache(tmp_path: Path) -> None:
     places = [
         place_of(url, tmp_path)
         for url in (
-            *("s3://b/a/x.txt", "s3://b/../../x.txt", "s3://b/a%2Fx.txt", "s3://c/a/x.txt"),
+            *("s3://b/a/x.txt", "s3://b/../../../../x.txt", "s3://b/a%2Fx.txt", "s3://c/a/x.txt"),
             *("https://b/a/x.txt", "https://b/a/x.txt?v=1", "https://b/a/x.txt?v=2", "s3://b/./x"),
         )
     ]
