@@ -24,9 +24,9 @@ from spectral_dist.model.kernels.norm import residual_norm_kernel
 from spectral_dist.model.kernels.spectral import spectral_kernel
 from spectral_dist.model.kernels.spectral_plan import Plan
 from spectral_dist.model.kernels.window import Tiles, window_kernel
-from spectral_dist.model.layers import rms_norm
+from spectral_dist.model.layers import causal_convolution, rms_norm
 from spectral_dist.model.mixers.attention import rotate
-from spectral_dist.model.mixers.spectral import causal_convolution, mix_chunked
+from spectral_dist.model.mixers.spectral import mix_chunked
 from spectral_dist.model.mixers.window import window_attention
 
 Function = Callable[..., jax.Array]

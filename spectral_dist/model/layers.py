@@ -1,4 +1,4 @@
-"""Layers: RMSNorm, SwiGLU (the MLP), and the declaration of a parameter with its initial values.
+"""Layers: RMSNorm, SwiGLU (the MLP), the short convolution; and how a parameter is declared.
 
 A parameter is declared once, with its shape, initial values and logical axes. Its sharding, its
 optimizer state and its weight decay follow from that. Knows nothing of mixers. Read `parameter`.
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spectral_dist.array_typing import Array, Float
+from spectral_dist.array_typing import Array, Float, Float32
 from spectral_dist.mesh import Axes, constrain, local, shards
 from spectral_dist.model.kernels import kernels_run
 
@@ -46,6 +46,45 @@ def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Initial values of 1."""
     del key
     return jnp.ones(shape, jnp.float32)
+
+
+def identity_taps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Initial values of a short convolution: nearly the identity, the first tap is 1."""
+    # So that queries, keys and values see their own token.
+    return (0.02 * jax.random.normal(key, shape, jnp.float32)).at[0].add(1.0)
+
+
+def causal_convolution(
+    x_BTD: Float[Array, "B T D"],
+    before: Float[Array, "B J D"],
+    taps_KD: Float32[Array, "K D"],
+) -> Float[Array, "B T D"]:
+    """Short causal convolution: each channel with its K taps, sum over k of taps[k] x[t - k].
+
+    Args:
+      x_BTD: input.
+      before: the K - 1 inputs before it.
+      taps_KD: the first one multiplies the current input.
+    """
+    time, taps = x_BTD.shape[1], taps_KD.shape[0]
+    padded = jnp.concatenate([before, x_BTD], axis=1)
+    weights = taps_KD.astype(x_BTD.dtype)
+    # K shifted products, which the compiler fuses into one pass; K is 4 or so.
+    return jnp.asarray(
+        sum(
+            padded[:, taps - 1 - k : taps - 1 - k + time] * weights[None, None, k]
+            for k in range(taps)
+        )
+    )
+
+
+def convolve_from_start(
+    x_BTD: Float[Array, "B T D"], taps_KD: Float32[Array, "K D"]
+) -> Float[Array, "B T D"]:
+    """Short causal convolution of whole sequences: zeros come before them."""
+    batch, _, channels = x_BTD.shape
+    before = jnp.zeros((batch, taps_KD.shape[0] - 1, channels), x_BTD.dtype)
+    return causal_convolution(x_BTD, before, taps_KD)
 
 
 def rms_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:

@@ -89,6 +89,32 @@ class TimeShards:
         mine = jax.lax.dynamic_index_in_dim(before_SBND, self.index(), keepdims=False)
         return mine, last
 
+    def decayed(
+        self,
+        sums_BHNE: Float32[Array, "B H N E"],
+        start_BHNE: Float32[Array, "B H N E"],
+        across_BH: Float32[Array, "B H"],
+    ) -> tuple[Float32[Array, "B H N E"], Float32[Array, "B H N E"]]:
+        """Return the state before this shard, and the one after the last; decays are of the data.
+
+        Args:
+          sums_BHNE: the state after this shard if it began with none.
+          start_BHNE: the state before the first shard.
+          across_BH: the factor that this shard leaves of a state before it.
+        """
+
+        def step(
+            state: jax.Array, shard: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            inflow, factor = shard
+            return factor[:, :, None, None] * state + inflow, state
+
+        if not self.axes:
+            return start_BHNE, step(start_BHNE, (sums_BHNE, across_BH))[0]
+        shards_of_time = jax.lax.all_gather((sums_BHNE, across_BH), self.axes)
+        last, before_SBHNE = jax.lax.scan(step, start_BHNE, shards_of_time)
+        return jax.lax.dynamic_index_in_dim(before_SBHNE, self.index(), keepdims=False), last
+
     def _shifted(self, x: jax.Array, hops: int) -> jax.Array:
         """Return the array of the shard `hops` before this one; zeros where there is none."""
         pairs = [(i, i + hops) for i in range(self.count) if 0 <= i + hops < self.count]

@@ -18,6 +18,7 @@ from spectral_dist.settings.mixers import (
     AttentionConfig,
     MixersConfig,
     SpectralConfig,
+    SSDConfig,
     WindowConfig,
 )
 from spectral_dist.settings.optimizers import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
@@ -55,6 +56,7 @@ __all__ = [
     "OutputConfig",
     "PhaseConfig",
     "RunConfig",
+    "SSDConfig",
     "Setting",
     "SpectralConfig",
     "WindowConfig",

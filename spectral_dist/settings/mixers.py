@@ -1,4 +1,4 @@
-"""Settings and rules of each mixer: spectral, window attention, full attention.
+"""Settings and rules of each mixer: spectral, window attention, full attention, ssd.
 
 The field names of `MixersConfig` are the names in a layer pattern, and the keys of the table
 `spectral_dist.model.mixers.MIXERS`; a test compares the two. A section's `check` holds its mixer's
@@ -125,7 +125,15 @@ class WindowConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AttentionConfig:
-    """Full attention, the baseline; it has no settings of its own."""
+    """Full attention, the baseline."""
+
+    conv_width: Int = positive(
+        1,
+        "taps of a short convolution of its queries, keys and values, in tokens; 1 for none",
+        flag="attention_conv_width",
+        resume="same",
+        compiled=True,
+    )
 
     def check(self, model: ModelConfig, mesh: MeshConfig) -> None:
         """Check the heads, and that time is whole.
@@ -142,9 +150,67 @@ class AttentionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class SSDConfig:
+    """The ssd mixer: linear attention in heads whose state decays."""
+
+    decay: Literal["data", "fixed"] = setting(
+        "data",
+        "what sets the decay of an ssd head: the token (data), or a constant (fixed)",
+        flag="ssd_decay",
+        resume="same",
+        compiled=True,
+    )
+    tau_max: Float | None = positive(
+        None,
+        "longest time constant of the ssd mixer, in tokens (default: seq_len / 4)",
+        flag="ssd_tau_max",
+        resume="same",
+        compiled=True,
+        # As in the spectral mixer: a longer memory meets states that training never saw.
+        derive=lambda config: max(config.data.seq_len / 4, 2.0),
+        follows=("data.seq_len",),
+    )
+    conv_width: Int = positive(
+        4,
+        "taps of the ssd mixer's short convolution, in tokens",
+        flag="ssd_conv_width",
+        resume="same",
+        compiled=True,
+    )
+    chunk_size: Int = not_negative(
+        0,
+        "tokens in a chunk of the ssd mixer; 0: 32 on a CPU and 128 elsewhere",
+        flag="ssd_chunk_size",
+        compiled=True,
+    )
+
+    def groups(self, model: ModelConfig) -> int:
+        """Return how many groups share queries and keys: half of the heads; 1 of an odd number."""
+        # With half as many the mixer has as many parameters as the others, 4 D^2.
+        heads = check_width(model)
+        return 1 if heads % 2 else heads // 2
+
+    def check(self, model: ModelConfig, mesh: MeshConfig) -> None:
+        """Check the groups of heads and the longest time constant.
+
+        Raises:
+          ValueError: names the setting, its value and the rule.
+        """
+        groups = self.groups(model)
+        if groups % (tensor := mesh.sizes.get("tensor", 1)):
+            raise ValueError(
+                f"mesh={mesh.mesh}: tensor={tensor} must divide the {groups} groups of ssd heads of"
+                f" hidden_dim={model.hidden_dim} and head_dim={model.head_dim}"
+            )
+        if cast(float, self.tau_max) <= 1:
+            raise ValueError(f"ssd_tau_max={self.tau_max}: must be above 1")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MixersConfig:
     """The mixers: a section for each kind."""
 
     spectral: SpectralConfig = SpectralConfig()
     window: WindowConfig = WindowConfig()
     attention: AttentionConfig = AttentionConfig()
+    ssd: SSDConfig = SSDConfig()

@@ -57,6 +57,19 @@ def test_losses_and_gradients_are_those_of_one_device(
         np.testing.assert_allclose(found, exact, rtol=0, atol=3e-6 * np.abs(exact).max())
 
 
+def test_ssd_can_be_divided(long_model: MakeConfig, mesh_of: Callable[[Config], Mesh]) -> None:
+    found = [
+        gradients(config, mesh_of(config))
+        for config in (
+            long_model(mesh, layer_pattern="ssd,window", ssd_chunk_size=16)
+            for mesh in ("1x1x1", "1x1x4")
+        )
+    ]
+    assert found[1][0] == pytest.approx(found[0][0], rel=3e-7)
+    for mine, exact in zip(*(jax.tree.leaves(grads) for _, grads in found), strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=0, atol=3e-6 * np.abs(exact).max())
+
+
 def test_held_out_losses_are_those_of_one_device(
     long_model: MakeConfig, mesh_of: Callable[[Config], Mesh]
 ) -> None:
@@ -82,11 +95,12 @@ def test_every_form_of_the_spectral_mixer_can_be_divided(
     assert loss == pytest.approx(truth[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("pattern", ["spectral,window", "ssd"])
 def test_a_state_goes_in_and_comes_out(
-    long_model: MakeConfig, mesh_of: Callable[[Config], Mesh]
+    pattern: str, long_model: MakeConfig, mesh_of: Callable[[Config], Mesh]
 ) -> None:
     """A sequence in two pieces, each over four shards, is the sequence at once on one device."""
-    whole, divided = long_model("1x1x1"), long_model("1x1x4")
+    whole, divided = (long_model(mesh, layer_pattern=pattern) for mesh in ("1x1x1", "1x1x4"))
     tokens = np.random.default_rng(1).integers(0, 256, (2, 512))
     spec = model_spec(whole)
     params = spec.init(jax.random.key(0))

@@ -30,7 +30,7 @@ MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
 
 # Every mixer and form on the mesh that has all three axes, the spectral ones on the others too.
 CASES = [
-    *[(name, "chunked", "2x2x2") for name in ("window", "attention")],
+    *[(name, "chunked", "2x2x2") for name in ("window", "attention", "ssd")],
     *[("spectral", form, mesh) for form in ("chunked", "fft") for mesh in MESHES],
 ]
 

@@ -37,6 +37,7 @@ def _config(pattern: str, num_layers: int, form: str = "chunked") -> Config:
     """A window and chunks that end many times within the text."""
     values = {"hidden_dim": 16, "head_dim": 8, "num_layers": num_layers, "mlp_dim": 16}
     values |= {"layer_pattern": pattern, "window": 5, "num_poles": 4, "chunk_size": 7}
+    values |= {"attention_conv_width": 3, "ssd_chunk_size": 7}
     values |= {"spectral_form": form, "compute_dtype": "float32", "seq_len": TIME}
     return resolve(from_flat(values))
 
@@ -100,9 +101,10 @@ def test_the_hybrid_by_fft_is_causal_to_rounding() -> None:
     _check(_influence(_config(REAL_PATTERN, 12, "fft")), TIME, 3e-5)
 
 
-def test_full_attention_is_causal() -> None:
-    """The baseline, twelve layers of it."""
-    _check(_influence(_config("attention", 12)), TIME, 0.0)
+@pytest.mark.parametrize("mixer", ["attention", "ssd"])
+def test_a_mixer_alone_is_causal(mixer: str) -> None:
+    """Layers of it; of attention with its short convolution."""
+    _check(_influence(_config(mixer, 12 if mixer == "attention" else 3)), TIME, 0.0)
 
 
 def test_window_layers_alone_reach_as_far_as_they_say() -> None:

@@ -208,19 +208,26 @@ def _short(state: WindowState) -> WindowState:
     return WindowState(keys, values, state.filled)
 
 
-def _module(window: int | None) -> FullAttention | WindowAttention:
+def _module(window: int | None, conv_width: int = 1) -> FullAttention | WindowAttention:
     tiny = {"hidden_dim": 24, "head_dim": SIZE, "num_kv_heads": GROUPS, "num_layers": 2}
-    config = resolve(from_flat(tiny | {"seq_len": 64, "window": window or 1}))
+    tiny |= {"seq_len": 64, "window": window or 1, "attention_conv_width": conv_width}
+    config = resolve(from_flat(tiny))
     rngs = nnx.Rngs(params=jax.random.key(5))
     if window is None:
         return FullAttention(config.model, config.mixers.attention, rngs)
     return WindowAttention(config.model, config.mixers.window, rngs)
 
 
-@pytest.mark.parametrize("window", [None, 4])
-def test_the_module_is_its_formula(window: int | None) -> None:
-    """Projections, QK-norm with its scales, grouped attention, output."""
-    module = _module(window)
+def _convolved(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
+    padded = np.pad(x, ((0, 0), (len(taps) - 1, 0), (0, 0)))
+    shifted = [padded[:, len(taps) - 1 - k :][:, : x.shape[1]] for k in range(len(taps))]
+    return np.einsum("kbtd,kd->btd", np.stack(shifted), taps)
+
+
+@pytest.mark.parametrize(("window", "conv_width"), [(None, 1), (4, 1), (None, 3)])
+def test_the_module_is_its_formula(window: int | None, conv_width: int) -> None:
+    """Projections, the short convolution, QK-norm with its scales, grouped attention, output."""
+    module = _module(window, conv_width)
     module.query_norm.scale[...] = jnp.linspace(0.5, 1.5, SIZE)
     module.key_norm.scale[...] = jnp.linspace(1.5, 0.5, SIZE)
     x = _draw(BATCH, 11, 24)
@@ -239,9 +246,14 @@ def test_the_module_is_its_formula(window: int | None) -> None:
         return heads / np.sqrt(np.mean(heads**2, axis=-1, keepdims=True) + 1e-6) * scale
 
     x64 = np.asarray(x, np.float64)
-    query = normed((x64 @ w_query).reshape(BATCH, 11, HEADS, SIZE), query_scale)
-    key = normed((x64 @ w_key_value[:, 0]).reshape(BATCH, 11, GROUPS, SIZE), key_scale)
-    value = (x64 @ w_key_value[:, 1]).reshape(BATCH, 11, GROUPS, SIZE)
+    query, key, value = x64 @ w_query, x64 @ w_key_value[:, 0], x64 @ w_key_value[:, 1]
+    if conv_width > 1:
+        taps = np.asarray(module.key_value_taps[...], np.float64)
+        query = _convolved(query, np.asarray(module.query_taps[...], np.float64))
+        key, value = _convolved(key, taps[:, 0]), _convolved(value, taps[:, 1])
+    query = normed(query.reshape(BATCH, 11, HEADS, SIZE), query_scale)
+    key = normed(key.reshape(BATCH, 11, GROUPS, SIZE), key_scale)
+    value = value.reshape(BATCH, 11, GROUPS, SIZE)
     expected = _naive(query, key, value, window or 11).reshape(BATCH, 11, 24) @ w_out
     mixed, state = _jit(lambda x: module(x, None))(x)
     np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-5)

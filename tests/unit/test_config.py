@@ -47,8 +47,8 @@ def write(folder: Path, text: str) -> Path:
 # ---- declarations ----
 
 
-def test_fewer_than_70_settings_and_each_explained() -> None:
-    assert len(SETTINGS) < 70
+def test_fewer_than_75_settings_and_each_explained() -> None:
+    assert len(SETTINGS) < 75
     for name, setting in SETTINGS.items():
         assert re.fullmatch(r"[a-z][a-z0-9_.]*", name)
         assert len(setting.help) > 10, name
@@ -127,7 +127,7 @@ def test_attention_asks_for_heads_that_divide() -> None:
     check_heads(ModelConfig(hidden_dim=128, num_kv_heads=2), MeshConfig(mesh="1x1x2"))
     with pytest.raises(ValueError, match="tensor=4 must divide the 2 heads"):
         check_heads(ModelConfig(hidden_dim=128, num_kv_heads=2), MeshConfig(mesh="1x1x4"))
-    assert mixer_names() == ("spectral", "window", "attention")
+    assert mixer_names() == ("spectral", "window", "attention", "ssd")
 
 
 # ---- types ----
@@ -214,11 +214,12 @@ POSITIVE = [
     *("accum_steps", "prefetch_steps", "hidden_dim", "num_layers", "mlp_dim", "head_dim"),
     *("num_kv_heads", "window", "num_poles", "conv_width", "eval_every"),
     *("eval_windows", "extrapolation_windows", "tau_min", "tau_max", "lr", "adam_eps"),
-    *("clip_norm", "start_timeout", "hang_timeout"),
+    *("clip_norm", "start_timeout", "hang_timeout", "attention_conv_width"),
+    *("ssd_tau_max", "ssd_conv_width"),
 ]
 NOT_NEGATIVE = [
     *("seed", "chunk_size", "weight_decay", "z_loss", "warmup_steps", "save_minutes"),
-    *("keep_every", "final_lr_fraction", "max_failed_starts"),
+    *("keep_every", "final_lr_fraction", "max_failed_starts", "ssd_chunk_size"),
 ]
 SHARES = ["beta1", "beta2", "decay_fraction", "validation_fraction"]
 
@@ -228,7 +229,7 @@ def test_every_number_has_a_range() -> None:
     texts = {"run_name", "checkpoint_dir", "compilation_cache", "mesh", "layer_pattern"}
     texts |= {"wandb_project", "eval_lengths", "sequence_parallel", "profile"}
     texts |= {"init_from", "init_names", "allow_replaced", "lock", "store", "tokenizer"}
-    texts |= {"data_cache"}
+    texts |= {"data_cache", "ssd_decay"}
     assert set(POSITIVE) | set(NOT_NEGATIVE) | set(SHARES) == numbers - texts
 
 

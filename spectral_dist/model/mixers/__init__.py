@@ -14,6 +14,7 @@ from flax import nnx
 
 from spectral_dist.model.mixers.attention import FullAttention
 from spectral_dist.model.mixers.spectral import SpectralMixer
+from spectral_dist.model.mixers.ssd import SSDMixer
 from spectral_dist.model.mixers.window import WindowAttention
 from spectral_dist.settings import ModelConfig
 
@@ -48,4 +49,5 @@ MIXERS: dict[str, Callable[[ModelConfig, Any, nnx.Rngs], Mixer]] = {
     "spectral": SpectralMixer,
     "window": WindowAttention,
     "attention": FullAttention,
+    "ssd": SSDMixer,
 }

@@ -13,7 +13,13 @@ from flax import nnx
 
 from spectral_dist.array_typing import Array, Float
 from spectral_dist.mesh import local
-from spectral_dist.model.layers import RMSNorm, fan_in, parameter
+from spectral_dist.model.layers import (
+    RMSNorm,
+    convolve_from_start,
+    fan_in,
+    identity_taps,
+    parameter,
+)
 from spectral_dist.settings import AttentionConfig, ModelConfig
 
 ROTARY_BASE = 10_000.0
@@ -96,8 +102,11 @@ class GroupedQueryAttention(nnx.Module):
     Sharding: heads over tensor; the one all-reduce comes after w_out.
     """
 
-    def __init__(self, model: ModelConfig, rngs: nnx.Rngs) -> None:
-        """Declare w_query [D, H E], w_key_value [D, 2, G E], two norms [E] and w_out [H E, D]."""
+    def __init__(self, model: ModelConfig, rngs: nnx.Rngs, conv_width: int = 1) -> None:
+        """Declare w_query [D, H E], w_key_value [D, 2, G E], two norms [E] and w_out [H E, D].
+
+        A short convolution of K > 1 taps has query_taps [K, H E] and key_value_taps [K, 2, G E].
+        """
         dim, size, kv_heads = model.hidden_dim, model.head_dim, model.num_kv_heads
         assert kv_heads is not None
         self.shape = (dim // size, kv_heads, size)
@@ -108,15 +117,28 @@ class GroupedQueryAttention(nnx.Module):
         self.query_norm = RMSNorm(size, "head", rngs)
         self.key_norm = RMSNorm(size, "head", rngs)
         self.w_out = parameter(rngs, (dim, dim), ("heads", "embed"), fan_in(dim, model.num_layers))
+        self.conv_width = conv_width
+        if conv_width > 1:
+            taps, wide = (conv_width, dim), (conv_width, 2, kv_heads * size)
+            self.query_taps = parameter(rngs, taps, ("taps", "heads"), identity_taps)
+            self.key_value_taps = parameter(
+                rngs, wide, ("taps", "branches", "kv_heads"), identity_taps
+            )
 
     def project(self, x_BTD: Float[Array, "B T D"]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries [B, T, H, E], keys and values [B, T, G, E], in x's dtype."""
         dtype = x_BTD.dtype
         batch, time, _ = x_BTD.shape
         heads, kv_heads, size = self.shape
-        query = (x_BTD @ self.w_query[...].astype(dtype)).reshape(batch, time, heads, size)
+        query = x_BTD @ self.w_query[...].astype(dtype)
         both = jnp.einsum("btd,dkg->btkg", x_BTD, self.w_key_value[...].astype(dtype))
-        key, value = (both[:, :, i].reshape(batch, time, kv_heads, size) for i in range(2))
+        key, value = (both[:, :, i] for i in range(2))
+        if self.conv_width > 1:  # of a whole sequence, which begins here
+            taps = self.key_value_taps[...]
+            query = convolve_from_start(query, self.query_taps[...])
+            key, value = (convolve_from_start(x, taps[:, i]) for i, x in enumerate((key, value)))
+        query = query.reshape(batch, time, heads, size)
+        key, value = (x.reshape(batch, time, kv_heads, size) for x in (key, value))
         return self.query_norm(query), self.key_norm(key), value
 
     def project_out(self, mixed: Float[Array, "B T H E"]) -> Float[Array, "B T D"]:
@@ -136,8 +158,7 @@ class FullAttention(GroupedQueryAttention):
 
     def __init__(self, model: ModelConfig, settings: AttentionConfig, rngs: nnx.Rngs) -> None:
         """Declare the parameters of attention."""
-        del settings  # there are none
-        super().__init__(model, rngs)
+        super().__init__(model, rngs, settings.conv_width)
 
     def flops(self, seq_len: int) -> float:
         """Return forward FLOPs for a token of a sequence of T tokens."""

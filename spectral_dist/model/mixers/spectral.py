@@ -24,7 +24,13 @@ from spectral_dist.mesh import local, platform
 from spectral_dist.model.filters import FilterBank, balanced_poles
 from spectral_dist.model.kernels import kernels_run
 from spectral_dist.model.kernels.spectral_plan import kernel_takes
-from spectral_dist.model.layers import fan_in, parameter, rms_norm
+from spectral_dist.model.layers import (
+    causal_convolution,
+    fan_in,
+    identity_taps,
+    parameter,
+    rms_norm,
+)
 from spectral_dist.model.sequence import TimeShards, time_shards
 from spectral_dist.settings import ModelConfig, SpectralConfig
 
@@ -172,30 +178,6 @@ def mix_recurrent(
     return y_TBD.swapaxes(0, 1), last_BND
 
 
-def causal_convolution(
-    x_BTD: Float[Array, "B T D"],
-    before: Float[Array, "B J D"],
-    taps_KD: Float32[Array, "K D"],
-) -> Float[Array, "B T D"]:
-    """Short causal convolution: each channel with its K taps, sum over k of taps[k] x[t - k].
-
-    Args:
-      x_BTD: input.
-      before: the K - 1 inputs before it.
-      taps_KD: the first one multiplies the current input.
-    """
-    time, taps = x_BTD.shape[1], taps_KD.shape[0]
-    padded = jnp.concatenate([before, x_BTD], axis=1)
-    weights = taps_KD.astype(x_BTD.dtype)
-    # K shifted products, which the compiler fuses into one pass; K is 4 or so.
-    return jnp.asarray(
-        sum(
-            padded[:, taps - 1 - k : taps - 1 - k + time] * weights[None, None, k]
-            for k in range(taps)
-        )
-    )
-
-
 def choose_form(settings: SpectralConfig, bank: FilterBank) -> MixForm:
     """Return the form of computation that the setting `spectral_form` names."""
     return {
@@ -248,10 +230,6 @@ class SpectralMixer(nnx.Module):
         self.recurrent = partial(mix_recurrent, bank=bank)
         self.shape = (poles, width, dim, model.head_dim)
         thin = "thin_channels"
-
-        # Starts as the identity (the first tap is 1), so that q, k and v see their own token.
-        def identity_taps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return (0.02 * jax.random.normal(key, shape, jnp.float32)).at[0].add(1.0)
 
         def one_exponential(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
             # Each channel starts as one exponential of unit norm. Their time constants are spread
