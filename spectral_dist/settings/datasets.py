@@ -96,6 +96,11 @@ class PhaseConfig:
         ..., "weight of each dataset by name; a dataset that is left out has none", order=True
     )
     lr_factor: Float = positive(1.0, "factor of the learning rate in this phase")
+    ramp: Int = not_negative(
+        0,
+        "steps at its beginning over which weights and lr_factor move from those of the last phase",
+        order=True,
+    )
 
 
 def from_lists(lists: Mapping[str, Any], earlier: Any) -> list[dict[str, Any]]:

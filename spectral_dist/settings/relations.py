@@ -68,6 +68,11 @@ def _check_phases(config: "Config") -> None:
                 raise ValueError(f"{path}.{name}: must name one of the datasets: {there}")
         if sum(weight for _, weight in phase.weights) <= 0:
             raise ValueError(f"{path}: at least one weight must be above 0")
+        ramp = f"phases.{number}.ramp={phase.ramp}"
+        if phase.ramp > phase.steps:
+            raise ValueError(f"{ramp}: must be at most its steps={phase.steps}")
+        if phase.ramp and number == 0:
+            raise ValueError(f"{ramp}: must be 0, since no phase comes before it")
     # Equal, because steps without a phase would have no mixture.
     total = sum(phase.steps for phase in config.phases)
     if config.phases and total != config.run.steps:

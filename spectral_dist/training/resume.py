@@ -127,7 +127,9 @@ def _changes_data_order(name: str, before: Any, now: Any) -> bool:
     if name in SETTINGS:
         return SETTINGS[name].traits.order
     if name == "phases":  # their learning rates decide nothing
-        old, new = ([(p["steps"], p["weights"]) for p in phases] for phases in (before, now))
+        old, new = (
+            [(p["steps"], p["weights"], p["ramp"]) for p in phases] for phases in (before, now)
+        )
         return old != new
     # The same text under another path is the same text.
     return name not in ("data_paths", "validation")

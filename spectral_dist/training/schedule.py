@@ -18,14 +18,23 @@ def learning_rate(config: Config) -> Callable[[Any], Any]:
 
     Linear warm-up to the peak, then a cosine over the rest or (wsd) a plateau and a linear decay
     over the last share of the run, down to final_lr_fraction of the peak in the last step. In each
-    phase of a curriculum that is multiplied by its lr_factor.
+    phase of a curriculum that is multiplied by its lr_factor, which a ramp leads to.
     """
     schedule = _without_phases(config)
     factors = [phase.lr_factor for phase in config.phases]
     if set(factors) <= {1.0}:
         return schedule
     ends = list(itertools.accumulate(phase.steps for phase in config.phases))
-    factor = optax.join_schedules(list(map(optax.constant_schedule, factors)), ends[:-1])
+    before = [factors[0], *factors]
+    factor = optax.join_schedules(
+        [
+            optax.linear_schedule(before[i], phase.lr_factor, phase.ramp)
+            if phase.ramp
+            else optax.constant_schedule(phase.lr_factor)
+            for i, phase in enumerate(config.phases)
+        ],
+        ends[:-1],
+    )
     return lambda step: schedule(step) * factor(step)
 
 

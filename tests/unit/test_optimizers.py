@@ -83,6 +83,20 @@ def test_a_phase_multiplies_the_rate() -> None:
             assert rate(step) == pytest.approx(factor * plain(step), rel=1e-6), step
 
 
+def test_a_ramp_leads_to_the_rate_of_a_phase() -> None:
+    phases = [
+        {"steps": 30, "weights": {"a": 1}, "lr_factor": 1.5},
+        {"steps": 70, "weights": {"a": 1}, "lr_factor": 0.5, "ramp": 20},
+    ]
+    settings = {"steps": 100, "warmup_steps": 1}
+    plain, rate = (
+        schedule(**settings),
+        schedule(**settings, phases=phases, datasets=[{"paths": "a"}]),
+    )
+    for step, factor in ((29, 1.5), (30, 1.5), (35, 1.25), (40, 1.0), (50, 0.5), (99, 0.5)):
+        assert rate(step) == pytest.approx(factor * plain(step), rel=1e-6), step
+
+
 def test_wsd_holds_the_peak_and_then_falls_in_a_line() -> None:
     rate = schedule(steps=100, warmup_steps=10, schedule="wsd", decay_fraction=0.2)
     np.testing.assert_allclose([rate(step) for step in range(10, 80)], PEAK, rtol=1e-6)

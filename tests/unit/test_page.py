@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ from spectral_dist.planning.search.remedies import Remedy
 HOSTILE = "<script>alert('x')</script>&\""
 
 
-def a_report(mesh: str = "4x8x1", usable: int | None = 22 * GIB, **changes: Any) -> Report:
-    config = load_config([f"--mesh={mesh}", "--batch_size=256", "--hidden_dim=1024"])
+def a_report(
+    mesh: str = "4x8x1", usable: int | None = 22 * GIB, flags: Sequence[str] = (), **changes: Any
+) -> Report:
+    config = load_config([f"--mesh={mesh}", "--batch_size=256", "--hidden_dim=1024", *flags])
     sizes = config.mesh.shape
     devices = sizes[0] * sizes[1] * sizes[2]
     step = Program(
@@ -493,3 +496,19 @@ def test_the_picture_is_light_or_dark_as_asked(
     assert complaints == []
     assert first_pixel(picture) == ((1280, 2000), ground)
     assert picture.stat().st_size > 50_000  # drawn, and not one colour
+
+
+def test_a_curriculum_is_on_the_page_and_in_the_json(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "steps: 30\ndatasets: [{name: tr, paths: [a.txt]}, {name: en, paths: [b.txt]}]\n"
+        "phases: [{steps: 10, weights: {tr: 1}}, {steps: 20, weights: {tr: 1, en: 3}, ramp: 4}]\n"
+    )
+    report = a_report(flags=["--config", str(file)])
+    (first, second) = to_json(report)["curriculum"]
+    assert first["share of each dataset, and its GB"].startswith("tr 100.0% (")
+    assert second["steps"] == "11 to 30, 4 of them a ramp"
+    page = draw_page(report)
+    assert "11 to 30, 4 of them a ramp" in page
+    assert to_json(a_report())["curriculum"] == []
+    assert "Curriculum" not in draw_page(a_report())

@@ -1,6 +1,9 @@
 """Phases of the settings as the mixture takes them."""
 
-from spectral_dist.data.phases import phases_of
+import pytest
+
+from spectral_dist.data.phases import phases_of, shares_of, stretches
+from spectral_dist.planning.report.curriculum import phase_json, phase_rows, phase_table
 from spectral_dist.settings import from_flat, resolve
 
 DATASETS = [{"name": "a", "paths": ["a.txt"]}, {"name": "b", "paths": ["b.txt"]}]
@@ -33,3 +36,64 @@ def test_another_batch_before_moves_what_is_left() -> None:
     # And one that was smaller before: the phase that is over cannot begin before the first.
     found = phases_of(settings(phases=PHASES, batch_size=64), 12, 24)
     assert [first for first, _ in found] == [0, 24 + 3 * 128]
+
+
+def test_a_ramp_leads_from_one_mixture_to_the_next() -> None:
+    phases = [
+        {"steps": 100, "weights": {"a": 1}},
+        {"steps": 100, "weights": {"b": 1}, "ramp": 50},
+        {"steps": 3, "weights": {"a": 1}, "ramp": 3},
+    ]
+    parts = stretches(settings(phases=phases, steps=203))
+    assert [p.first for p in parts] == [
+        0,
+        *(100 + 50 * i // 20 for i in range(20)),
+        150,
+        200,
+        201,
+        202,
+    ]
+    ends = [p.first + p.steps for p in parts]
+    assert ends == [*[p.first for p in parts[1:]], 203]
+    assert [p.weights for p in (parts[0], parts[21])] == [(1.0, 0.0), (0.0, 1.0)]
+    shares = [p.weights[1] for p in parts[:22]]
+    assert shares == sorted(shares)
+    assert shares[1] == pytest.approx(0.02)
+    assert all(sum(p.weights) == pytest.approx(1) for p in parts)
+    assert [p.weights[0] for p in parts[22:]] == pytest.approx([1 / 6, 1 / 2, 5 / 6])
+    # Half of the ramp is of either.
+    assert shares_of(parts, 100, 150) == pytest.approx((0.5, 0.5))
+    assert shares_of(parts, 0, 200) == pytest.approx((125 / 200, 75 / 200))
+    assert shares_of(parts, 7, 7) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "ramp", "words"),
+    [
+        (0, 1, "phases.0.ramp=1: must be 0, since no phase comes before it"),
+        (1, 6, "phases.1.ramp=6: must be at most its steps=5"),
+        (1, -1, "phases.1.ramp=-1: must not be negative"),
+    ],
+)
+def test_rules_of_a_ramp(number: int, ramp: int, words: str) -> None:
+    phases = [phase | ({"ramp": ramp} if i == number else {}) for i, phase in enumerate(PHASES)]
+    with pytest.raises(ValueError, match=words):
+        settings(phases=phases)
+
+
+def test_the_curriculum_is_told_before_it_starts() -> None:
+    phases = [PHASES[0], PHASES[1] | {"ramp": 2, "lr_factor": 0.5}, PHASES[2]]
+    config = settings(phases=phases, lr=1e-3, warmup_steps=1, seq_len=1000)
+    rows = phase_rows(config)
+    assert rows[0] == (
+        "1",
+        "1 to 10",
+        "8e-05",
+        "0.001 to 0.000628",
+        "a 75.0% (6e-05), b 25.0% (2e-05)",
+    )
+    assert rows[1][:2] == ("2", "11 to 15, 2 of them a ramp")
+    assert rows[1][4].startswith("a 15.0% (6e-06), b 85.0%")
+    assert phase_json(config)[2]["phase"] == "3"
+    assert phase_table(config).row_count == 3
+    assert phase_rows(settings()) == []

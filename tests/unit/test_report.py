@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from spectral_dist import atomic_file
 from spectral_dist.outputs.jsonl import MetricsFile
@@ -241,6 +242,36 @@ def test_what_is_on_record_is_shown(tmp_path: Path) -> None:
     assert re.search(r">passes over a</th>\s*<td[^>]*>20<", page)  # 128,000 of 6,400
     assert re.search(r">lr</th>\s*<td[^>]*>0.5</td>\s*<td[^>]*>0.001<", page)
     assert page.count('class="fault"') == page.count('class="start"') / 2 == 3
+
+
+def test_a_curriculum_is_drawn_whole_and_its_passes_are_counted(tmp_path: Path) -> None:
+    settings = yaml.safe_dump(
+        {
+            "datasets": [{"name": n, "paths": [f"{n}.txt"]} for n in ("a", "b")],
+            "steps": 4000,
+            "phases": [
+                {"steps": 1000, "weights": {"a": 1}},
+                {"steps": 3000, "weights": {"a": 1, "b": 1}, "ramp": 100},
+            ],
+        }
+    )
+    folder = run_folder(tmp_path / "trial", full_records(), settings)
+    begun = STARTS[2] | {"train_tokens": {"a": 6400, "b": 6400}}
+    (folder / "starts.jsonl").write_text("\n".join(map(json.dumps, [*STARTS[:2], begun])))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "Mixture of the curriculum" in page
+    assert page.count('class="now"') == 1
+    # Of 2,000 steps b has half of 900 and a quarter of the ramp's 100; 128,000 tokens, 6,400 each.
+    passes = {
+        name: float(n)
+        for name, n in re.findall(r">passes over (.)</th>\s*<td[^>]*>([\d.]+)<", page)
+    }
+    assert passes == {
+        "a": pytest.approx(20 * 1525 / 2000, rel=5e-3),
+        "b": pytest.approx(4.75, rel=5e-3),
+    }
+    plain = run_folder(tmp_path / "plain", full_records(), "data_paths: a.txt\n")
+    assert "Mixture of" not in write_report(plain).read_text(encoding="utf-8")
 
 
 def test_runs_are_compared_and_nothing_else_is_replaced(

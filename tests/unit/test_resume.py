@@ -189,10 +189,11 @@ def test_how_the_model_is_computed_may_change() -> None:
 
 
 def test_the_rate_of_a_phase_changes_no_order() -> None:
-    def phases(factor: float, steps: int = 5) -> list[dict[str, object]]:
-        return [{"steps": steps, "weights": {"a": 1.0}, "lr_factor": factor}]
+    def phases(factor: float, steps: int = 5, ramp: int = 0) -> list[dict[str, object]]:
+        return [{"steps": steps, "weights": {"a": 1.0}, "lr_factor": factor, "ramp": ramp}]
 
     assert not _changes_data_order("phases", phases(1.0), phases(0.5))
     assert _changes_data_order("phases", phases(1.0), phases(1.0, steps=6))
+    assert _changes_data_order("phases", phases(1.0), phases(1.0, ramp=1))
     assert _changes_data_order("seed", 0, 1)
     assert not _changes_data_order("data_paths", ["a"], ["b"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spectral_dist.command_line import FAULT, STOPPED, USER_ERROR
+from spectral_dist.data.phases import shares_of, stretches
 from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.outputs.report.render import Table
 from spectral_dist.outputs.starts import STARTS, read_starts
@@ -138,16 +139,15 @@ class Facts:
         return Table("the run", ["", ""], rows, words=2) if rows else None
 
     def _passes(self, tokens: float, last: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Return how often each dataset was passed over; none for a curriculum of phases."""
+        """Return how often each dataset was passed over."""
         sizes, config = last.get("train_tokens", {}), self.config
-        if config is None or config.phases:
+        if config is None or not config.datasets:
             return []
-        # All have a weight, or none has: then they are equal.
-        given = {str(dataset.name): dataset.weight for dataset in config.datasets}
-        weights = {name: 1.0 if weight is None else weight for name, weight in given.items()}
-        total = sum(weights.values()) or 1.0
+        shares = shares_of(stretches(config), 0, max(self.step, 1))
+        names = [str(dataset.name) for dataset in config.datasets]
+        share = dict(zip(names, shares, strict=True))
         return [
-            (name, f"{tokens * weights.get(name, 0.0) / total / size:,.3g}")
+            (name, f"{tokens * share.get(name, 0.0) / size:,.3g}")
             for name, size in sizes.items()
             if size
         ]

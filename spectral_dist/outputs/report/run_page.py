@@ -11,7 +11,8 @@ from typing import Any
 
 from spectral_dist.atomic_file import write_text
 from spectral_dist.command_line import FAULT
-from spectral_dist.outputs.report.charts import Mark
+from spectral_dist.data.phases import stretches
+from spectral_dist.outputs.report.charts import Mark, Series, draw_chart
 from spectral_dist.outputs.report.facts import Facts
 from spectral_dist.outputs.report.figures import (
     Figure,
@@ -73,13 +74,42 @@ def draw_page(facts: Facts) -> str:
         state=facts.state,
         headline=_headline(facts),
         axes=axes,
-        figures=_figures(records, axes, marks),
+        figures=[*_figures(records, axes, marks), *_curriculum(facts)],
         marks=", ".join(dict.fromkeys(kind for _, kind, _ in marks)),
         extrapolation=_extrapolation(records),
         tables=[(heading, table) for heading, table in tables if table is not None],
         samples=facts.samples(),
         settings=facts.settings_text,
     )
+
+
+def _curriculum(facts: Facts) -> list[Figure]:
+    """Return the figure of the mixture over all steps of the run, those to come included."""
+    if facts.config is None or not facts.config.phases:
+        return []
+    parts = stretches(facts.config)
+    names = [str(dataset.name) for dataset in facts.config.datasets]
+    lines = [
+        Series(
+            name,
+            [
+                (at, part.weights[i])
+                for part in parts
+                for at in (part.first, part.first + part.steps)
+            ],
+        )
+        for i, name in enumerate(names)
+    ]
+    chart = draw_chart(
+        "Mixture",
+        "share",
+        lines,
+        named=True,
+        from_zero=True,
+        marks=[Mark(facts.step, "now", f"step {facts.step:,}, the last that is known")],
+    )
+    legend = [(line.colour(i), line.name) for i, line in enumerate(lines)]
+    return [Figure("Mixture of the curriculum", legend, [chart], "")]
 
 
 def _figures(

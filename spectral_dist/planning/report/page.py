@@ -18,6 +18,7 @@ from spectral_dist.outputs.report.render import Row, Table, bold, render
 from spectral_dist.planning.compile import Program
 from spectral_dist.planning.hlo.collectives import Traffic, mesh_sizes
 from spectral_dist.planning.memory import GIB, MIB, Array, parameter_count
+from spectral_dist.planning.report.curriculum import HEADS, phase_rows
 from spectral_dist.planning.report.drawings import (
     Bar,
     Scale,
@@ -62,6 +63,7 @@ def draw_page(report: Report) -> str:
         verdict=_verdict(report),
         headline=_headline(report),
         defects=[f"{p.name}: {warning}" for p in report.programs for warning in p.warnings],
+        curriculum=Table("the curriculum", list(HEADS), phase_rows(report.config), words=5),
         memory=_memory(report),
         remedies=_remedies(report),
         remedy_found=any(remedy.fits for remedy in report.remedies),

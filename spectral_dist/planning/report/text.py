@@ -43,6 +43,7 @@ from spectral_dist.planning.memory import (
     parameter_count,
     runtime_lines,
 )
+from spectral_dist.planning.report.curriculum import phase_json, phase_table
 from spectral_dist.planning.report.links import LinkCase, link_cases, link_lines
 from spectral_dist.planning.roofline import Prediction, RunCost, predict, run_cost, steps_for
 from spectral_dist.planning.search.candidates import Candidate
@@ -201,6 +202,8 @@ def show_report(report: Report, stream: TextIO | None = None) -> None:
     where = gpu.device_kind if gpu else "fake device"
     # soft_wrap keeps a sentence on one line, so that it can be searched with grep.
     console.print(f"mesh {shape} over {report.hosts} x {report.gpus_per_host} {where}")
+    if report.config.phases:
+        console.print(phase_table(report.config))
     console.print(_program_table(report.programs))
     console.print(_array_table("largest arguments of the training step", report.arguments))
     console.print(_array_table("largest values it makes", report.values))
@@ -348,6 +351,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "hosts": report.hosts,
         "gpus_per_host": report.gpus_per_host,
         "parameters": parameter_count(report.config),
+        "curriculum": phase_json(report.config),
         "programs": programs,
         "arguments": [dataclasses.asdict(array) for array in report.arguments],
         "values": [dataclasses.asdict(array) for array in report.values],
