@@ -32,41 +32,43 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(rest, "spectral_dist.prepare")
     if not config.datasets:
         raise ValueError("data_paths: must name at least one text file, or --config datasets")
+    how: dict[str, Any] = {
+        "tokenizer": config.data.tokenizer,
+        "processes": options.processes,
+        "cache": config.data.data_cache,
+        "report": say,
+    }
     if options.shard is not None:
         share = _share(options.shard)
-        how: dict[str, Any] = {
-            "tokenizer": config.data.tokenizer,
-            "processes": options.processes,
-            "cache": config.data.data_cache,
-        }
-        count = prepare_share((*config.datasets, *config.validation), share, **how, report=say)
+        count = prepare_share((*config.datasets, *config.validation), share, **how)
         say(f"shard {options.shard}: {count:,} files are ready")
         return 0
-    files = prepare(
-        config.datasets,
-        tokenizer=config.data.tokenizer,
-        validation_fraction=config.data.validation_fraction,
-        min_tokens=1,
-        processes=options.processes,
-        allow_replaced=config.data.allow_replaced,
-        cache=config.data.data_cache,
-        report=say,
-    )
-    for file in files:
+    how |= {"min_tokens": 1, "allow_replaced": config.data.allow_replaced}
+    tail = 0.0 if config.validation else config.data.validation_fraction
+    files = prepare(config.datasets, validation_fraction=tail, **how)
+    held_out = prepare(config.validation, validation_fraction=1.0, **how)
+    for file in [*files, *held_out]:
         say(
             f"{file.name}: {len(file.tokens):,} tokens in {file.documents:,} documents,"
             f" {len(file.validation):,} held out; sha256 {file.sha256[:12]}; {file.path}"
         )
     if options.stats:
         _print_statistics(files)
-    for file in files if options.sample else []:
-        from spectral_dist.data.statistics import samples
+        _print_contamination(held_out or files, files)
+    if options.sample:
+        _print_samples(files, options.sample)
+    return 0
 
-        for number, text in enumerate(samples(file, options.sample, _SHOWN), 1):
-            say(f"---- {file.name}, sample {number} of {options.sample}")
+
+def _print_samples(files: "Sequence[TokenFile]", count: int) -> None:
+    """Print pieces of each dataset as the model sees them."""
+    from spectral_dist.data.statistics import samples
+
+    for file in files:
+        for number, text in enumerate(samples(file, count, _SHOWN), 1):
+            say(f"---- {file.name}, sample {number} of {count}")
             for line in text.splitlines():
                 say(line)
-    return 0
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -108,6 +110,34 @@ def _print_statistics(files: "Sequence[TokenFile]") -> None:
     Console(width=160).print(table)
 
 
+def _print_contamination(held_out: "Sequence[TokenFile]", trained: "Sequence[TokenFile]") -> None:
+    """Print how much of the held-out text is trained on, and a warning where it is much."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from spectral_dist.data.contamination import WINDOW, find_contamination
+
+    table = Table(box=box.ASCII, title="held-out text that stands in the training text")
+    for heading in (
+        *("held out", "documents", f"share {WINDOW} bytes", "half or more", "of all text"),
+        *("most of it in", "such as"),
+    ):
+        words = heading in ("held out", "most of it in", "such as")
+        table.add_column(heading, justify="left" if words else "right")
+    for found in find_contamination(held_out, trained):
+        table.add_row(
+            found.name,
+            f"{found.documents:,}",
+            f"{found.touched:,}",
+            f"{found.mostly:,}",
+            f"{found.found / max(found.windows, 1):.2%}",
+            found.trained,
+            repr(found.example.decode(errors="replace"))[1:-1],
+        )
+    Console(width=160).print(table)
+
+
 def make_parser() -> Parser:
     """Return the parser of this command's own flags; every flag of training is one too."""
     parser = Parser(
@@ -127,7 +157,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--stats",
         action="store_true",
-        help="print a table: lengths, exact duplicates, letters of Turkish; reads all of it",
+        help="print tables: lengths, exact duplicates, letters of Turkish, held-out text that is"
+        " trained on; reads all of it, twice",
     )
     parser.add_argument(
         "--sample",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from spectral_dist.data.readers import SEPARATOR
+from spectral_dist.data.shards import Tokens
+from spectral_dist.data.tokenizers import Tokenizer
 from spectral_dist.data.tokens import TokenFile
 
 # Letters of Turkish that English does not have, as they are written in UTF-8.
@@ -51,7 +53,7 @@ def describe(file: TokenFile) -> Statistics:
     lengths: list[int] = []
     seen: set[bytes] = set()
     characters = turkish = replaced = duplicates = duplicate_bytes = 0
-    for document in _documents(file):
+    for document in documents(file.tokens, file.tokenizer):
         lengths.append(len(document))
         # 128 bits: among 10**12 documents, two that differ are alike with a chance of 10**-15.
         digest = hashlib.blake2b(document, digest_size=16).digest()
@@ -79,19 +81,19 @@ def describe(file: TokenFile) -> Statistics:
     )
 
 
-def _documents(file: TokenFile) -> Iterator[bytes]:
-    """Yield the documents of a dataset, decoded; whole ones only, whatever their size."""
-    rest = np.empty(0, file.tokens.dtype)
-    for at in range(0, len(file.tokens), _BLOCK):
-        block = np.concatenate([rest, file.tokens[at : at + _BLOCK]])
-        ends = np.flatnonzero(block == file.tokenizer.end)
+def documents(tokens: Tokens, tokenizer: Tokenizer) -> Iterator[bytes]:
+    """Yield the documents of some tokens, decoded; whole ones only, whatever their size."""
+    rest = np.empty(0, tokens.dtype)
+    for at in range(0, len(tokens), _BLOCK):
+        block = np.concatenate([rest, tokens[at : at + _BLOCK]])
+        ends = np.flatnonzero(block == tokenizer.end)
         if not len(ends):
             rest = block
             continue
-        yield from file.tokenizer.decode_documents(block[: ends[-1]])
+        yield from tokenizer.decode_documents(block[: ends[-1]])
         rest = block[ends[-1] + 1 :]
     if len(rest):
-        yield file.tokenizer.decode(rest)
+        yield tokenizer.decode(rest)
 
 
 def samples(file: TokenFile, count: int, length: int) -> list[str]:

@@ -48,6 +48,27 @@ def test_the_datasets_of_a_settings_file(
     assert any(line.startswith("aynı<|endoftext|>başka şey<|endoftext|>") for line in lines)
 
 
+def test_held_out_text_that_is_trained_on_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = [
+        f"{n} numaralı belge, başka hiçbir yerde geçmeyen bir cümle: {n * n}" for n in range(90)
+    ]
+    for name, part in (("a", documents[:80]), ("v", documents[70:])):
+        (tmp_path / f"{name}.txt").write_text("\n<|endoftext|>\n".join(part), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(
+        f"datasets: [{{name: a, paths: ['{tmp_path}/a.txt']}}]\n"
+        f"validation: [{{name: v, paths: ['{tmp_path}/v.txt']}}]\n"
+    )
+    assert main(["--config", str(tmp_path / "run.yaml"), "--stats"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("v: ") and "in 20 documents, 1," in line for line in lines), lines
+    row = next(line for line in lines if line.startswith("| v "))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:6] == ["v", "20", "10", "10", "50.00%", "a"]
+    assert cells[6].startswith("70 numaralı belge")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
