@@ -17,9 +17,16 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"json={flags.json!r}: must name a file in a folder that exists")
     if flags.tasks is None and (flags.limit is not None or flags.include_path):
         raise ValueError("limit, include_path: are of --tasks, which is not given")
-    from spectral_dist.scoring import score, score_tasks  # loads JAX
+    if flags.pairs is not None and flags.tasks is not None:
+        raise ValueError("pairs, tasks: give one of them")
+    from spectral_dist.scoring import score, score_pair_files, score_tasks  # loads JAX
 
-    score(flags) if flags.tasks is None else score_tasks(flags)
+    if flags.pairs is not None:
+        score_pair_files(flags)
+    elif flags.tasks is not None:
+        score_tasks(flags)
+    else:
+        score(flags)
     return 0
 
 
@@ -43,6 +50,17 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--tasks",
         help="tasks of the lm-evaluation-harness in place of texts, joined by commas (extra: eval)",
+    )
+    parser.add_argument(
+        "--pairs",
+        help="tables of minimal pairs in place of texts, joined by commas: how often the right"
+        " sentence is the likelier",
+    )
+    parser.add_argument(
+        "--pair_columns",
+        metavar="RIGHT,WRONG",
+        default="good_sentence,bad_sentence",
+        help="with --pairs: the columns of both sentences (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, help="with --tasks: examples of each (default: all)")
     parser.add_argument("--include_path", help="with --tasks: folder of tasks of your own")

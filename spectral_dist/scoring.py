@@ -8,6 +8,7 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.data.trained import recognise
 from spectral_dist.inference import LoadedRun, load_run
 from spectral_dist.outputs.console import MEANS, Console
+from spectral_dist.pairs import read_pairs, score_pairs
 from spectral_dist.settings import Config, DatasetConfig, from_flat, resolve
 from spectral_dist.settings.declare import split_list
 from spectral_dist.training.evaluation import Evaluation
@@ -86,6 +88,41 @@ def score_tasks(flags: Namespace) -> None:
             console.note(f"{task}  {name}  {value:.4f}")
     if flags.json:
         values = {f"{task}/{name}": v for task, m in found.items() for name, v in m.items()}
+        _write_json(Path(flags.json), loaded, flags, values)
+
+
+def score_pair_files(flags: Namespace) -> None:
+    """Print, and write where it is asked for, how often a run prefers the right sentence.
+
+    Args:
+      flags: of `evaluate.make_parser`.
+
+    Raises:
+      ValueError: names the file and what is wrong with it.
+    """
+    columns = [name.strip() for name in flags.pair_columns.split(",")]
+    if len(columns) != 2 or not all(columns):
+        raise ValueError(f"pair_columns={flags.pair_columns!r}: must be two names, RIGHT,WRONG")
+    paths = [Path(path).expanduser() for path in split_list(flags.pairs)]
+    # All of them before the model is loaded.
+    files = {path.stem: read_pairs(path, columns) for path in paths}
+    if len(files) != len(paths) or not files:
+        raise ValueError(f"pairs={flags.pairs!r}: must be files of different names")
+    console, loaded = Console(0), _load(flags)
+    found = score_pairs(loaded, files, flags.batch_size)
+    console.note(f"{flags.run_name} at step {loaded.step}")
+    values: dict[str, float] = {}
+    for name, result in found.items():
+        low, high = result.interval
+        alike = f"; {result.alike:,} left out, both sentences alike" if result.alike else ""
+        console.note(
+            f"{name}  {result.share:.1%} of {result.pairs:,} pairs, 95% interval {low:.1%} to"
+            f" {high:.1%}{alike}"
+        )
+        values |= {f"{name}/share": result.share, f"{name}/pairs": result.pairs}
+    values["mean"] = fmean(result.share for result in found.values())
+    console.note(f"mean of {len(found)} files  {values['mean']:.1%}; chance is 50%")
+    if flags.json:
         _write_json(Path(flags.json), loaded, flags, values)
 
 

@@ -31,9 +31,9 @@ def run(request: pytest.FixtureRequest) -> LoadedRun:
 
 @pytest.fixture
 def model(run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> Any:
-    from spectral_dist import harness
+    from spectral_dist import harness, likelihood
 
-    monkeypatch.setattr(harness, "_PIECE", 64)  # so that a text has several pieces
+    monkeypatch.setattr(likelihood, "_PIECE", 64)  # so that a text has several pieces
     return harness.HarnessModel(run, batch_size=3)
 
 
