@@ -33,6 +33,7 @@ _COPIED = {
     "tokenization_spectral.py.txt": "tokenization_spectral.py",
 }
 _END_TEXT = "<|endoftext|>"
+_EXPORTED = ("spectral", "window", "attention")  # mixers of export_files/modeling_spectral.py.txt
 
 
 def export_run(
@@ -63,6 +64,7 @@ def export_run(
         raise ValueError(f"out={str(out)!r}: is in the way and is not replaced; name a new folder")
     if not isinstance(run, LoadedRun):
         run = load_run(run, checkpoint_dir=checkpoint_dir, checkpoint=checkpoint)
+    _check_exported(run.config)
     # Whole or not at all: under another name until it is complete.
     temporary = out.with_name(f".{out.name}.tmp")
     try:
@@ -127,6 +129,18 @@ def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
         shards[-1].append(name)
         held += size
     return shards
+
+
+def _check_exported(config: Config) -> None:
+    """Raise ValueError if the PyTorch model that is exported has not all of a model's parts."""
+    if missing := set(config.model.pattern) - set(_EXPORTED):
+        raise ValueError(
+            f"layer_pattern={config.model.layer_pattern!r}: {', '.join(missing)} is not exported;"
+            f" {', '.join(_EXPORTED)} are"
+        )
+    width = config.mixers.attention.conv_width
+    if "attention" in config.model.pattern and width > 1:
+        raise ValueError(f"attention_conv_width={width}: is not exported; 1 is")
 
 
 def _model_config(config: Config, step: int) -> dict[str, Any]:

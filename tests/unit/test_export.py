@@ -9,6 +9,7 @@ import pytest
 
 from spectral_dist.export import main
 from spectral_dist.exporter import _shards, export_run
+from tests.end_to_end.test_transformers import random_run
 from tests.unit.test_api import folder, make  # noqa: F401 - the fixture
 from tests.unit.test_init_from import begun
 
@@ -96,3 +97,19 @@ def test_files_are_filled_to_the_limit() -> None:
     sizes = {"a": 5, "b": 5, "c": 1, "d": 100, "e": 1}
     assert _shards(sizes, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
     assert _shards(sizes, 1000) == [list(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--layer_pattern spectral,ssd", "layer_pattern='spectral,ssd': ssd is not exported"),
+        (
+            "--layer_pattern attention --attention_conv_width 4",
+            "attention_conv_width=4: is not exported",
+        ),
+    ],
+)
+def test_what_the_exported_model_has_not_is_refused(tmp_path: Path, flags: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        export_run(random_run(flags), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
