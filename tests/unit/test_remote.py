@@ -96,6 +96,15 @@ def test_what_has_not_changed_is_not_read_again(bucket: tuple[str, Path], tmp_pa
     assert bytes(other.tokens[:5]) == b"metin"
 
 
+def test_a_slash_at_the_end_of_a_folder_means_nothing(
+    bucket: tuple[str, Path], tmp_path: Path
+) -> None:
+    first, _ = run(tmp_path / "cache", bucket[0])
+    again, lines = run(tmp_path / "cache", f"{bucket[0]}/")
+    assert len(lines) == 1  # what is left out
+    assert again.sha256 == first.sha256
+
+
 def test_shares_of_a_bucket_are_built_apart(bucket: tuple[str, Path], tmp_path: Path) -> None:
     url, _ = bucket
     datasets = [DatasetConfig(paths=(url,))]

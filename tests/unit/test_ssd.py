@@ -151,6 +151,24 @@ def test_no_memory_is_longer_than_tau_max_and_the_state_does_not_drift() -> None
     assert float(after.max()) == pytest.approx(np.exp(-64 / 16), rel=1e-3)
 
 
+def test_a_token_that_forgets_all_leaves_the_rest_exact() -> None:
+    """As in the public kernels of this kind, where sums of steep decays overflowed."""
+    mixer = _mixer(ssd_chunk_size=64, seq_len=2048)
+    mixer.w_decay[...] = jnp.zeros_like(mixer.w_decay[...]).at[0].set(1e6)
+    x = np.random.default_rng(3).standard_normal((1, 64, 16))
+    x[..., 0] = 0.0
+    x[:, [5, 6, 20], 0] = 1.0  # log decays of -1e6, if they were not bounded
+    run = _jit(lambda x, state: mixer(x, state))
+    whole, _ = run(jnp.asarray(x, jnp.float32), None)
+    state, tokens = mixer.init_state(1, jnp.dtype(jnp.float32)), []
+    for t in range(64):
+        y, state = run(jnp.asarray(x[:, t : t + 1], jnp.float32), state)
+        tokens.append(y)
+    np.testing.assert_allclose(whole, np.concatenate(tokens, axis=1), rtol=0, atol=2e-4)
+    grads = _jit(jax.grad(lambda x: jnp.sum(mixer(x, None)[0] ** 2)))(jnp.asarray(x, jnp.float32))
+    assert np.all(np.isfinite(grads))
+
+
 def test_time_constants_are_spread_over_the_heads() -> None:
     mixer = _mixer(ssd_decay="fixed")
     rates = np.log1p(np.exp(np.asarray(mixer.log_rate[...], np.float64))) + 1 / 16

@@ -35,6 +35,9 @@ from spectral_dist.model.sequence import TimeShards, time_shards
 from spectral_dist.settings import ModelConfig, SSDConfig
 
 _CHUNK = 128  # tokens, where a chunk's products are fast
+# The lowest log a[t], e^-20: of sums of lower ones in a chunk, float32 would lose what slow heads
+# differ by.
+_LOWEST = -20.0
 
 
 class SSDState(NamedTuple):
@@ -118,9 +121,9 @@ def _mix_chunks(
     gain = -jnp.expm1(log_decay)
     # Sums from the start of the chunk: the decay from j to i is exp(total[i] - total[j]).
     total = jnp.cumsum(log_decay, axis=-1)
-    between = total[..., :, None] - total[..., None, :]
+    # Never above 0 but by rounding, which a sum in another order may bring.
+    between = jnp.minimum(total[..., :, None] - total[..., None, :], 0.0)
     causal = jnp.asarray(np.tri(length, dtype=bool)).reshape(1, 1, 1, 1, length, length)
-    # Before exp: where the key is later, the difference is above 0 and may overflow.
     weights = jnp.exp(jnp.where(causal, between, -jnp.inf)) * gain[..., None, :]
     scores = jnp.einsum("bmign,bmjgn->bmgij", query, key, preferred_element_type=jnp.float32)
     scores = (scores[:, :, :, None] * weights).astype(dtype)
@@ -311,7 +314,7 @@ class SSDMixer(nnx.Module):
         # Unit norm, up to sqrt(N): no token's key outweighs the others by its length.
         query, key = rms_norm(query), rms_norm(key)
         heads = value.reshape(batch, time, -1, size)
-        log_decay = -jax.nn.softplus(rate) - self.slowest
+        log_decay = jnp.maximum(-jax.nn.softplus(rate) - self.slowest, _LOWEST)
         y, last = self._in_shards(across, query, key, heads, log_decay, state.heads)
         y = y + skip.astype(y.dtype).reshape(1, 1, -1, size) * heads
         gated = jax.nn.silu(both[:, :, 1]) * rms_norm(y).reshape(batch, time, channels)
