@@ -14,7 +14,7 @@ from benchmarks.figures import OURS, Figure, part_parser, report, single
 from spectral_dist.command_line import run_main
 from spectral_dist.flags import load_config
 from spectral_dist.mesh import make_mesh
-from spectral_dist.model.sampling import sample
+from spectral_dist.model.sampling import Rules, sample
 from spectral_dist.settings import Config
 from spectral_dist.training.state import init_state, model_spec
 
@@ -48,7 +48,7 @@ def measure(config: Config, lengths: Sequence[int], count: int, rounds: int) -> 
                 prompt,
                 end=0,
                 max_new_tokens=count,
-                temperature=0.0,
+                rules=Rules(0.0),
                 key=jax.random.key(0),
             )
             next(tokens)

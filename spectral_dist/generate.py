@@ -18,15 +18,18 @@ def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     prompt = _prompt(flags.prompt, flags.prompt_file)
     from spectral_dist.inference import Generator, check_sampling  # loads JAX
+    from spectral_dist.model.sampling import Rules
 
-    check_sampling(flags.max_new_tokens, flags.temperature, flags.seed)
+    rules = Rules(flags.temperature, flags.top_p, flags.min_p, flags.repetition_penalty)
+    check_sampling(flags.max_new_tokens, rules, flags.seed, flags.stop)
     generator = Generator(
         flags.run_name, checkpoint_dir=flags.checkpoint_dir, checkpoint=flags.checkpoint
     )
     pieces = generator.stream(
         prompt,
         max_new_tokens=flags.max_new_tokens,
-        temperature=flags.temperature,
+        **rules._asdict(),
+        stop=flags.stop,
         seed=flags.seed,
     )
     # In a file the text is what it is; a terminal would act on control characters.
@@ -73,6 +76,14 @@ def make_parser() -> Parser:
     parser.add_argument("--prompt_file", help="file with the text to continue; - reads stdin")
     parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
+    text = "draw from the likeliest bytes that have this probability together"
+    parser.add_argument("--top_p", type=float, default=1.0, help=text)
+    text = "draw from bytes with this share of the likeliest one's probability"
+    parser.add_argument("--min_p", type=float, default=0.0, help=text)
+    text = "divides the logits of what came before; of use with a tokenizer.json"
+    parser.add_argument("--repetition_penalty", type=float, default=1.0, help=text)
+    text = "end before this text; may be given several times"
+    parser.add_argument("--stop", action="append", default=[], help=text)
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     return parser
 

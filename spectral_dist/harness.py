@@ -69,16 +69,12 @@ class HarnessModel(LM):
         until = wanted.get("until") or []
         stops = [until] if isinstance(until, str) else [stop for stop in until if stop]
         sampled = wanted.get("do_sample", float(wanted.get("temperature", 0.0)) > 0)
-        text = ""
-        for piece in Generator(self._run).stream(
+        return Generator(self._run).text(
             context,
             max_new_tokens=int(wanted.get("max_gen_toks", 256)),
             temperature=float(wanted.get("temperature", 1.0)) if sampled else 0.0,
-        ):
-            text += piece
-            if any(stop in text for stop in stops):
-                break
-        return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+            stop=stops,
+        )
 
 
 def run_tasks(

@@ -7,7 +7,7 @@ import codecs
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -24,7 +24,7 @@ from spectral_dist.compilation_cache import keep_compilations
 from spectral_dist.data.tokenizers import Tokenizer, find_tokenizer, own_copy
 from spectral_dist.mesh import attached_devices, make_mesh
 from spectral_dist.model.lm import State
-from spectral_dist.model.sampling import sample
+from spectral_dist.model.sampling import Rules, sample
 from spectral_dist.params import Params
 from spectral_dist.settings import Config, MeshConfig
 from spectral_dist.training.checkpoint import Checkpoints
@@ -170,18 +170,9 @@ class Generator:
             run = load_run(run, checkpoint_dir=checkpoint_dir, checkpoint=checkpoint)
         self.run = run
 
-    def text(
-        self,
-        prompt: str = "",
-        *,
-        max_new_tokens: int = 400,
-        temperature: float = 0.8,
-        seed: int = 0,
-    ) -> str:
+    def text(self, prompt: str = "", **how: Any) -> str:
         """Generate the continuation of a prompt, as one text; the arguments are `stream`'s."""
-        return "".join(
-            self.stream(prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        )
+        return "".join(self.stream(prompt, **how))
 
     def stream(
         self,
@@ -189,6 +180,10 @@ class Generator:
         *,
         max_new_tokens: int = 400,
         temperature: float = 0.8,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
         seed: int = 0,
     ) -> Iterator[str]:
         """Generate the continuation of a prompt, piece by piece, each of whole characters.
@@ -197,6 +192,11 @@ class Generator:
           prompt: the text to continue, read as the start of a document; it is not returned.
           max_new_tokens: the most tokens to generate; the end of a document ends the text earlier.
           temperature: of the sampling; 0 always takes the likeliest token.
+          top_p: draws from the likeliest tokens that have this probability together; above 0 to 1.
+          min_p: draws from tokens with this share of the likeliest one's probability; 0 to 1.
+          repetition_penalty: divides the logits of tokens that came before; above 0, 1 for none.
+            Of bytes it is of little use: all of them have soon come.
+          stop: texts before the first of which the text ends.
           seed: of the sampling; the same seed, prompt and model give the same text.
 
         Raises:
@@ -204,7 +204,8 @@ class Generator:
             model has full attention, whose state grows with the sequence.
         """
         # Checked here and not in a generator function, where it would wait for the first piece.
-        check_sampling(max_new_tokens, temperature, seed)
+        rules = Rules(temperature, top_p, min_p, repetition_penalty)
+        check_sampling(max_new_tokens, rules, seed, stop)
         run, tokenizer = self.run, find_tokenizer(self.run.config)
         tokens = sample(
             model_spec(run.config),
@@ -213,11 +214,31 @@ class Generator:
             tokenizer.encode(prompt.encode(errors="replace")).tolist(),
             end=tokenizer.end,
             max_new_tokens=max_new_tokens,
-            temperature=temperature,
+            rules=rules,
             key=jax.random.key(seed),
             copies=math.prod(run.mesh.devices.shape[:2]),  # one sequence for each shard
         )
-        return _characters(tokens, tokenizer, run.mesh)
+        pieces = _characters(tokens, tokenizer, run.mesh)
+        return _until(pieces, stop) if stop else pieces
+
+
+def _until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """Yield a text up to the first of some stop strings; what may begin one is held back."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        if places := [held.find(stop) for stop in stops if stop in held]:
+            if text := held[: min(places)]:
+                yield text
+            return
+        # The longest end of it that is the beginning of a stop string.
+        ends = (held[at:] for at in range(max(len(held) - max(map(len, stops)) + 1, 0), len(held)))
+        kept = next((len(end) for end in ends if any(s.startswith(end) for s in stops)), 0)
+        if text := held[: len(held) - kept]:
+            yield text
+        held = held[len(held) - kept :]
+    if held:
+        yield held
 
 
 def _characters(tokens: Iterator[int], tokenizer: Tokenizer, mesh: Mesh) -> Iterator[str]:
@@ -237,7 +258,7 @@ def _characters(tokens: Iterator[int], tokenizer: Tokenizer, mesh: Mesh) -> Iter
         yield piece
 
 
-def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:
+def check_sampling(max_new_tokens: int, rules: Rules, seed: int, stop: Sequence[str] = ()) -> None:
     """Check the arguments of sampling.
 
     Raises:
@@ -245,7 +266,17 @@ def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be positive")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: must be finite and not negative")
+    if not 0 <= rules.temperature < math.inf:
+        raise ValueError(f"temperature={rules.temperature}: must be finite and not negative")
+    if not 0 < rules.top_p <= 1:
+        raise ValueError(f"top_p={rules.top_p}: must be above 0 and at most 1")
+    if not 0 <= rules.min_p <= 1:
+        raise ValueError(f"min_p={rules.min_p}: must be from 0 to 1")
+    if not 0 < rules.repetition_penalty < math.inf:
+        raise ValueError(
+            f"repetition_penalty={rules.repetition_penalty}: must be finite and positive"
+        )
+    if isinstance(stop, str) or not all(stop):
+        raise ValueError(f"stop={stop!r}: must be texts, none of them empty")
     if not 0 <= seed < 2**31:  # the range of a run's `seed`
         raise ValueError(f"seed={seed}: must be at least 0 and below 2**31")

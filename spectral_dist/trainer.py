@@ -289,20 +289,11 @@ class Trainer:
         with self._working(), self._milestones.untimed(self._progress):
             return self._milestones.measure(self.params)
 
-    def generate(
-        self,
-        prompt: str = "",
-        *,
-        max_new_tokens: int = 400,
-        temperature: float = 0.8,
-        seed: int = 0,
-    ) -> str:
-        """Return the text that the model generates after a prompt; see `Generator.text`."""
+    def generate(self, prompt: str = "", **how: Any) -> str:
+        """Return the text that the model generates after a prompt; see `Generator.stream`."""
         with self._working(), self._milestones.untimed(self._progress):
             run = LoadedRun(self.config, self.params, self.step, {}, self.mesh)
-            return Generator(run).text(
-                prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-            )
+            return Generator(run).text(prompt, **how)
 
     @property
     def measured(self) -> dict[str, float]:

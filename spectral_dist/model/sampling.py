@@ -1,14 +1,18 @@
-"""Generation: sample token by token with the recurrent form, in constant memory and time."""
+"""Generation: sample token by token with the recurrent form, in constant memory and time.
+
+Read `choose`, then `sample`.
+"""
 
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_dist.array_typing import Array, Float32
 from spectral_dist.mesh import whole
 from spectral_dist.model.lm import SpectralLM, State
 from spectral_dist.params import ModelSpec, Params
@@ -25,11 +29,58 @@ def _pieces(tokens_BT: np.ndarray) -> list[np.ndarray]:
     return [tokens_BT[:, a:b] for a, b in itertools.pairwise(ends)]
 
 
+class Rules(NamedTuple):
+    """How the next token is drawn; all of it at once in the order of the fields, from the last.
+
+    Attributes:
+      temperature: of the softmax; 0 takes the likeliest token.
+      top_p: drawn is from the likeliest tokens that have this probability together (nucleus
+        sampling, Holtzman et al. 2020, arXiv:1904.09751); 1 for all.
+      min_p: and from those that have this share of the likeliest one's probability (Nguyen et al.
+        2024, arXiv:2407.01082); 0 for all.
+      repetition_penalty: what the logits of tokens that came before are divided by, or multiplied
+        where they are negative (Keskar et al. 2019, arXiv:1909.05858); 1 for none.
+    """
+
+    temperature: float | jax.Array
+    top_p: float | jax.Array = 1.0
+    min_p: float | jax.Array = 0.0
+    repetition_penalty: float | jax.Array = 1.0
+
+
+def choose(
+    logits_V: Float32[Array, " V"], seen_V: jax.Array, key: jax.Array, rules: Rules
+) -> jax.Array:
+    """Return the next token, int32.
+
+    Args:
+      logits_V: of each token.
+      seen_V: which tokens came before, bool [V].
+      key: of the draw.
+      rules: how it is drawn.
+    """
+    factor_V = jnp.where(logits_V > 0, 1 / rules.repetition_penalty, rules.repetition_penalty)
+    logits_V = jnp.where(seen_V, logits_V * factor_V, logits_V)
+    # Of a temperature of 0 the quotient is not used.
+    scaled_V = logits_V / jnp.where(rules.temperature > 0, rules.temperature, 1)
+    probability_V = jax.nn.softmax(scaled_V)
+    order_V = jnp.argsort(-probability_V)
+    sorted_V = probability_V[order_V]
+    # The likeliest one is always kept: before it there is nothing.
+    kept_V = (jnp.cumsum(sorted_V) - sorted_V < rules.top_p) & (
+        sorted_V >= rules.min_p * sorted_V[0]
+    )
+    allowed_V = jnp.zeros_like(kept_V).at[order_V].set(kept_V.at[0].set(True))
+    drawn = jax.random.categorical(key, jnp.where(allowed_V, scaled_V, -jnp.inf))
+    return jnp.where(rules.temperature > 0, drawn, jnp.argmax(logits_V)).astype(jnp.int32)
+
+
 @functools.cache
 def _advance(spec: ModelSpec[SpectralLM]) -> Any:
     """Return the compiled step of a model, which every later call shares.
 
-    (params, tokens_BT, state, key, index, temperature) -> the next token [B, 1] int32, the state.
+    (params, tokens_BT, state, seen_V, key, index, rules) -> the next token [B, 1] int32, the state,
+    and which tokens came before.
     """
 
     @jax.jit
@@ -37,10 +88,11 @@ def _advance(spec: ModelSpec[SpectralLM]) -> Any:
         params: Params,
         tokens_BT: jax.Array,
         state: State,
+        seen_V: jax.Array,
         key: jax.Array,
         index: jax.Array,
-        temperature: jax.Array,
-    ) -> tuple[jax.Array, State]:
+        rules: Rules,
+    ) -> tuple[jax.Array, State, jax.Array]:
         # A single token has no time to divide.
         def last(params: Params, *inputs: Any) -> tuple[jax.Array, State]:
             model = spec.bind(params)
@@ -48,13 +100,10 @@ def _advance(spec: ModelSpec[SpectralLM]) -> Any:
             return model.logits(hidden_BTD[:, -1:]), state
 
         logits_B1V, state = whole(last, "time")(params, tokens_BT, state)
-        last_V = logits_B1V[0, -1]
+        seen_V = seen_V.at[tokens_BT[0]].set(True)
         # Without fold_in every draw would use the same noise.
-        draw = jax.random.fold_in(key, index)
-        # Of a temperature of 0 the quotient is not used.
-        drawn = jax.random.categorical(draw, last_V / jnp.where(temperature > 0, temperature, 1))
-        choice = jnp.where(temperature > 0, drawn, jnp.argmax(last_V))
-        return jnp.full((tokens_BT.shape[0], 1), choice, jnp.int32), state
+        choice = choose(logits_B1V[0, -1], seen_V, jax.random.fold_in(key, index), rules)
+        return jnp.full((tokens_BT.shape[0], 1), choice, jnp.int32), state, seen_V
 
     return advance
 
@@ -66,7 +115,7 @@ def sample(
     *,
     end: int,
     max_new_tokens: int,
-    temperature: float,
+    rules: Rules,
     key: jax.Array,
     copies: int = 1,
 ) -> Iterator[int]:
@@ -78,7 +127,7 @@ def sample(
       prompt: tokens.
       end: the token that ends a document.
       max_new_tokens: limit.
-      temperature: of the softmax; 0 takes the most likely token.
+      rules: how each token is drawn.
       key: of the draws; the same key, prompt and parameters give the same text.
       copies: how many times the same sequence is computed; the first is returned. A mesh with
         several shards of the batch needs one for each.
@@ -90,11 +139,14 @@ def sample(
     state = jax.jit(lambda params: spec.bind(params).init_state(copies))(params)
     # The end token first: in training, too, a document begins after the end of another.
     *pieces, tokens_BT = _pieces(np.tile(np.asarray([[end, *prompt]], np.int32), (copies, 1)))
-    advance, heat = _advance(spec), jnp.float32(temperature)
+    advance, drawing = _advance(spec), Rules(*map(jnp.float32, rules))
+    seen_V = jnp.zeros(spec.shapes["embed"].shape[0], bool)
     for piece_BT in pieces:
-        _, state = advance(params, piece_BT, state, key, jnp.int32(0), heat)
+        _, state, seen_V = advance(params, piece_BT, state, seen_V, key, jnp.int32(0), drawing)
     for index in range(max_new_tokens):
-        tokens_BT, state = advance(params, tokens_BT, state, key, jnp.int32(index), heat)
+        tokens_BT, state, seen_V = advance(
+            params, tokens_BT, state, seen_V, key, jnp.int32(index), drawing
+        )
         token = int(tokens_BT[0, 0])  # waits for the device: the caller wants to print it
         if token == end:
             return

@@ -17,7 +17,7 @@ from spectral_dist.cluster.signals import exit_code
 from spectral_dist.command_line import UNSAVED, invocation
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.data.tokens import TokenFile
-from spectral_dist.model.sampling import sample
+from spectral_dist.model.sampling import Rules, sample
 from spectral_dist.outputs.console import Console
 from spectral_dist.outputs.report import write_report
 from spectral_dist.outputs.report.facts import SAMPLES
@@ -45,7 +45,7 @@ def show_sample(
         tokenizer.encode(prompt).tolist(),
         end=tokenizer.end,
         max_new_tokens=SAMPLE_TOKENS,
-        temperature=0.8,
+        rules=Rules(0.8),
         key=jax.random.key(config.run.seed),
         copies=math.prod(config.mesh.shape[:2]),  # one for each shard of the batch
     )

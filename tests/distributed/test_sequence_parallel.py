@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from spectral_dist.model.sampling import sample
+from spectral_dist.model.sampling import Rules, sample
 from spectral_dist.settings import Config
 from spectral_dist.training.state import init_state, model_spec
 from spectral_dist.training.step import make_accumulate, make_eval_step
@@ -148,7 +148,7 @@ def test_generation_and_what_cannot_be_divided(
                 [5] * 20,
                 end=0,
                 max_new_tokens=4,
-                temperature=0.0,
+                rules=Rules(0.0),
                 key=jax.random.key(0),
             )
             texts.append(list(drawn))

@@ -17,7 +17,8 @@ import pytest
 from spectral_dist.api import Generator, LoadedRun, Record, load_run
 from spectral_dist.data.tokenizers import BYTES
 from spectral_dist.file_lock import FileLock
-from spectral_dist.inference import _characters, check_sampling
+from spectral_dist.inference import _characters, _until, check_sampling
+from spectral_dist.model.sampling import Rules
 from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.trainer import Trainer
 from spectral_dist.training.state import TrainState
@@ -248,10 +249,34 @@ def test_text_is_drawn_by_seed_and_streamed_in_whole_characters(run: LoadedRun) 
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"top_p": 0.0}, "top_p=0.0: must be above 0 and at most 1"),
+        ({"min_p": 1.5}, "min_p=1.5: must be from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be finite and positive"),
+        ({"stop": "x"}, "stop='x': must be texts"),
+        ({"stop": ["a", ""]}, "none of them empty"),
         ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_a_wrong_draw_is_named_at_once(run: LoadedRun, wrong: dict[str, Any], message: str) -> None:
-    check_sampling(1, 0.0, 0)
+    check_sampling(1, Rules(0.0), 0)
     with pytest.raises(ValueError, match=message):
         Generator(run).stream("a", **wrong)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_a_text_ends_before_a_stop_string(size: int) -> None:
+    """However the text comes in pieces; and what only begins like one is not kept back for good."""
+
+    def pieces(text: str) -> list[str]:
+        return [text[i : i + size] for i in range(0, len(text), size)]
+
+    for text, stops, wanted in (
+        ("bir iki üç", ["ki", "üç"], "bir i"),
+        ("bir iki üç", ["üçü", "x"], "bir iki üç"),
+        ("aaab", ["aab"], "a"),
+        ("kiki", ["kikir", "kil"], "kiki"),
+        ("stop", ["stop"], ""),
+    ):
+        assert "".join(_until(iter(pieces(text)), stops)) == wanted
+    # Nothing is held that cannot begin one.
+    assert next(_until(iter(["abc", "d"]), ["cx"])) == "ab"

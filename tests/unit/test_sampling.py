@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spectral_dist.model import sampling
 from spectral_dist.model.lm import SpectralLM, describe_model
-from spectral_dist.model.sampling import sample
+from spectral_dist.model.sampling import Rules, choose, sample
 from spectral_dist.settings import Config, from_flat, resolve
 
 PROMPT = "Dağ".encode()
@@ -30,9 +31,11 @@ def params() -> Any:
 
 
 def _text(params: Any, **changes: Any) -> list[int]:
-    settings: dict[str, Any] = {"max_new_tokens": LIMIT, "temperature": 0.0}
-    settings |= {"end": 0, "key": jax.random.key(1)} | changes
-    return list(sample(SPEC, params, PROMPT, **settings))
+    settings: dict[str, Any] = {"max_new_tokens": LIMIT, "end": 0, "key": jax.random.key(1)}
+    rules = Rules(
+        **{"temperature": 0.0} | {n: changes.pop(n) for n in Rules._fields if n in changes}
+    )
+    return list(sample(SPEC, params, PROMPT, rules=rules, **settings | changes))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(SpectralLM, "hidden", spied)
     sampling._advance.cache_clear()  # other tests have compiled these programs already
-    settings: dict[str, Any] = {"end": 0, "temperature": 0.0, "key": jax.random.key(1)}
+    settings: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "key": jax.random.key(1)}
     for length in (300, 290, 4):
         prompt = bytes(range(32, 92)) * 5
         assert (
@@ -110,7 +113,7 @@ def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_a_long_prompt_is_read_in_pieces(params: Any) -> None:
     """The first byte after it is that of one forward pass over the whole."""
     prompt: list[int] = np.random.default_rng(0).integers(1, 256, 310).tolist()
-    settings: dict[str, Any] = {"end": 0, "temperature": 0.0, "key": jax.random.key(1)}
+    settings: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "key": jax.random.key(1)}
     first = next(sample(SPEC, params, prompt, max_new_tokens=1, **settings))
     tokens = np.asarray([[0, *prompt]], np.int32)
     logits = jax.jit(lambda tokens: SPEC.bind(params)(tokens)[0])(tokens)
@@ -120,6 +123,57 @@ def test_a_long_prompt_is_read_in_pieces(params: Any) -> None:
 def test_full_attention_is_refused() -> None:
     spec = describe_model(_config("spectral,attention"), 256)
     params = jax.jit(spec.init)(jax.random.key(0))
-    settings: dict[str, Any] = {"end": 0, "temperature": 0.0, "key": jax.random.key(0)}
+    settings: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "key": jax.random.key(0)}
     with pytest.raises(ValueError, match="the state of attention grows"):
         next(sample(spec, params, b"a", max_new_tokens=1, **settings))
+
+
+def _share_of_draws(logits: list[float], seen: tuple[int, ...] = (), **rules: float) -> np.ndarray:
+    """Return how often each token is chosen in 4,000 draws."""
+    keys = jax.random.split(jax.random.key(0), 4000)
+    marked = np.isin(np.arange(len(logits)), seen)
+    how = Rules(**{"temperature": 1.0} | rules)
+    given = jnp.float32(logits), jnp.asarray(marked)
+    draw = jax.jit(jax.vmap(lambda key: choose(*given, key, how)))
+    return np.bincount(np.asarray(draw(keys)), minlength=len(logits)) / 4000
+
+
+LOGITS = np.log([0.05, 0.5, 0.3, 0.15]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({}, [0.05, 0.5, 0.3, 0.15]),
+        ({"top_p": 0.8}, [0, 0.625, 0.375, 0]),  # 0.5 and 0.3 are 0.8 together
+        ({"top_p": 0.81}, [0, 0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95]),
+        ({"top_p": 1e-6}, [0, 1, 0, 0]),
+        ({"min_p": 0.5}, [0, 0.625, 0.375, 0]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        ({"temperature": 0.5}, np.square([0.05, 0.5, 0.3, 0.15]) / 0.365),
+        ({"temperature": 0.0, "top_p": 0.9}, [0, 1, 0, 0]),
+        ({"repetition_penalty": 2.0}, np.array([0.05, 0.25, 0.3, 0.15]) / 0.75),
+    ],
+)
+def test_tokens_are_drawn_by_the_rules(rules: dict[str, float], expected: Any) -> None:
+    found = _share_of_draws(LOGITS, seen=(1,), **rules)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.03)
+    assert np.all(found[np.asarray(expected) == 0] == 0)
+
+
+def test_the_penalty_lowers_logits_of_either_sign() -> None:
+    found = _share_of_draws([2.0, 2.0, -1.0, -1.0], seen=(0, 2), repetition_penalty=2.0)
+    expected = np.exp([1.0, 2.0, -2.0, -1.0])
+    np.testing.assert_allclose(found, expected / expected.sum(), rtol=0, atol=0.03)
+
+
+def test_what_came_before_is_known_from_prompt_and_text(params: Any) -> None:
+    """A great penalty leaves what the prompt has not, each once."""
+    left = range(100, 140)
+    prompt = [token for token in range(256) if token not in left]
+    settings: dict[str, Any] = {"end": 0, "max_new_tokens": 8, "key": jax.random.key(1)}
+    rules = Rules(0.0, repetition_penalty=1e9)
+    found = list(sample(SPEC, params, prompt, rules=rules, **settings))
+    assert set(found) <= set(left)
+    assert len(set(found)) == len(found) == 8
+    assert not set(sample(SPEC, params, prompt, rules=Rules(0.0), **settings)) <= set(left)
