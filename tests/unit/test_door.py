@@ -42,8 +42,9 @@ def test_every_command_helps_at_once_and_without_jax(name: str) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("usage: ")
     assert result.stdout.endswith("HEAVY []\n")
-    # Alone on two cores 0.07 to 0.25 s; the processor's time, because others may be busy.
-    assert after.children_user - before.children_user < 1
+    # Alone on two cores 0.7 s of `train`, whose settings are many; JAX would add two. The
+    # processor's time, because others may be busy; beside them it is up to 1.2.
+    assert after.children_user - before.children_user < 1.6
 
 
 def test_help_lists_the_commands_and_version_says_which() -> None:
