@@ -125,13 +125,18 @@ def shown(url: str) -> str:
 
 def place_of(url: str, cache: Path) -> Path:
     """Return the place of a file in the cache: its URL as folders and a name."""
-    parts = urlsplit(url)
-    # A key of a store may hold anything; ".." must not lead out of the cache.
-    names = [quote(name, safe=" ") for name in (parts.netloc, *parts.path.split("/")) if name]
-    names = [f"%{name}" if name in (".", "..") else name for name in names]
-    if parts.query and parts.scheme in _WEB:
-        names.insert(-1, quote(parts.query, safe=""))
-    return cache.joinpath(parts.scheme, *names)
+    scheme, _, rest = url.partition("://")
+    query = ""
+    if scheme in _WEB:  # in a store ? and # are letters of a name
+        parts = urlsplit(url)
+        rest, query = parts.netloc + parts.path, parts.query
+    # A key of a store may hold anything: ".." must not lead out of the cache, and no two keys may
+    # have one place.
+    names = [quote(name, safe=" ") for name in rest.split("/")]
+    names = [f"%{name}" if name in ("", ".", "..") else name for name in names]
+    if query:
+        names.insert(-1, quote(query, safe=""))
+    return cache.joinpath(scheme, *names)
 
 
 def path_of(url: str) -> PurePosixPath:

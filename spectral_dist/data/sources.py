@@ -139,6 +139,8 @@ def _behind_url(url: str, report: Callable[[str], None]) -> list[Remote]:
     """Return the files that a URL stands for, sorted."""
     found, folder = find_remote(url)
     by_path = {path_of(remote.url): remote for remote in found}
+    if len(by_path) < len(found):
+        raise ValueError("two of its files differ by a doubled slash alone; rename one")
     if folder:
         root = path_of(url)
         seen = [path for path in by_path if not _is_hidden(path.relative_to(root))]
@@ -192,7 +194,7 @@ def _data_files(
     found = texts or binaries
     if not found:
         raise ValueError(
-            f"is a folder without data files; their names end in"
+            "is a folder without data files; their names end in"
             f" {', '.join('.' + e for e in ENDINGS)}, also packed (.{', .'.join(PACKINGS)})"
         )
     taken = set(found)

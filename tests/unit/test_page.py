@@ -506,7 +506,7 @@ def test_a_curriculum_is_on_the_page_and_in_the_json(tmp_path: Path) -> None:
     )
     report = a_report(flags=["--config", str(file)])
     (first, second) = to_json(report)["curriculum"]
-    assert first["share of each dataset, and its GB"].startswith("tr 100.0% (")
+    assert first["share of each dataset, and its billion tokens"].startswith("tr 100.0% (")
     assert second["steps"] == "11 to 30, 4 of them a ramp"
     page = draw_page(report)
     assert "11 to 30, 4 of them a ramp" in page

@@ -105,6 +105,18 @@ def test_a_slash_at_the_end_of_a_folder_means_nothing(
     assert again.sha256 == first.sha256
 
 
+def test_names_of_a_store_may_hold_what_a_url_may_not(s3: str, tmp_path: Path) -> None:
+    files = s3fs.S3FileSystem(skip_instance_cache=True)
+    root = f"bucket/odd-{tmp_path.name}"
+    for number, name in enumerate(("C#.txt", "C#2.txt", "what?.txt", "what?2.txt")):
+        files.pipe_file(f"{root}/{name}", f"{number}\n".encode() * 10)
+    file, _ = run(tmp_path / "cache", f"s3://{root}")
+    assert bytes(file.tokens[:]) == b"\0".join(f"{n}\n".encode() * 10 for n in range(4)) + b"\0"
+    files.pipe_file(f"{root}//C#.txt", b"x")
+    with pytest.raises(ValueError, match="differ by a doubled slash alone"):
+        run(tmp_path / "cache", f"s3://{root}")
+
+
 def test_shares_of_a_bucket_are_built_apart(bucket: tuple[str, Path], tmp_path: Path) -> None:
     url, _ = bucket
     datasets = [DatasetConfig(paths=(url,))]
@@ -322,6 +334,7 @@ def test_the_place_of_a_url_is_inside_the_cache(tmp_path: Path) -> None:
         place_of(url, tmp_path)
         for url in (
             *("s3://b/a/x.txt", "s3://b/../../../../x.txt", "s3://b/a%2Fx.txt", "s3://c/a/x.txt"),
+            *("s3://b/a//x.txt", "s3://b/a/x.txt#1", "s3://b/a/x.txt#2", "s3://b/a/x.txt?1"),
             *("https://b/a/x.txt", "https://b/a/x.txt?v=1", "https://b/a/x.txt?v=2", "s3://b/./x"),
         )
     ]

@@ -10,7 +10,13 @@ from spectral_dist.data.phases import shares_of, stretches
 from spectral_dist.settings import Config
 from spectral_dist.training.schedule import learning_rate
 
-HEADS = ("phase", "steps", "GB of tokens", "learning rate", "share of each dataset, and its GB")
+HEADS = (
+    "phase",
+    "steps",
+    "billion tokens",
+    "learning rate",
+    "share of each dataset, and its billion tokens",
+)
 
 
 def phase_rows(config: Config) -> list[tuple[str, ...]]:
