@@ -23,6 +23,8 @@ from spectral_dist.planning.search.worker import answer
 from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.state import abstract_state
 
+pytestmark = pytest.mark.slow
+
 L4 = rates_of(find_gpu("l4"))
 
 

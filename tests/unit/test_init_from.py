@@ -14,6 +14,8 @@ from spectral_dist.training.init_from import first_state
 from spectral_dist.training.state import TrainState
 from tests.unit.test_api import SMALL, folder, make  # noqa: F401 - the fixture
 
+pytestmark = pytest.mark.slow
+
 Arrays = dict[str, np.ndarray]
 
 

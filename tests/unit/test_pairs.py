@@ -14,6 +14,8 @@ from spectral_dist.likelihood import Likelihood
 from spectral_dist.pairs import PairScore, read_pairs, score_pairs
 from tests.end_to_end.test_transformers import MODELS, random_run
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ("good_sentence", "bad_sentence")
 PAIRS = [("ağaç yeşil.", "ağaç yeşildir."), ("a", "b"), ("aynı", "aynı"), ("uzun " * 9, "kısa")]
 

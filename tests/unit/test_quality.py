@@ -12,6 +12,8 @@ from benchmarks.quality import Result, Run, best, flags_of, main, planned, read_
 from spectral_dist.flags import load_config
 from spectral_dist.model.lm import describe_model
 
+pytestmark = pytest.mark.slow
+
 
 def result(variant: str, lr: float, bits: float, seed: int = 0, steps: int = 9) -> Result:
     return Result(

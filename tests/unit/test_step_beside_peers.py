@@ -16,6 +16,8 @@ from benchmarks.peers import process as peer_process
 from benchmarks.peers.process import Sample, StepProcess
 from benchmarks.step_beside_peers import compare, figures_of, main, shape_of
 
+pytestmark = pytest.mark.slow
+
 # Peers are written as their own documentation would, and not by the rules of our tests.
 AS_USUAL = jax.numpy_dtype_promotion("standard")
 WORDS = ("--chunk_size", "16")

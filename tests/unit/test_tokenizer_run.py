@@ -18,6 +18,8 @@ from spectral_dist.settings import DatasetConfig
 from spectral_dist.training.init_from import first_state
 from tests.unit.test_api import folder, make  # noqa: F401 - the fixture
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"save_every": 2, "eval_every": 2}
 
 

@@ -11,6 +11,8 @@ from spectral_dist.model.kernels.window import Tiles, tiles_for, window_kernel
 from spectral_dist.model.mixers.attention import rotate
 from spectral_dist.model.mixers.window import WindowState, window_attention
 
+pytestmark = pytest.mark.slow
+
 SMALL = (Tiles(16, 16, 4), Tiles(16, 16, 4), Tiles(16, 16, 4))
 # Blocks of queries and of keys that differ, each way.
 UNEVEN = (Tiles(32, 16, 4), Tiles(16, 32, 4), Tiles(32, 16, 4))
