@@ -26,7 +26,7 @@ from spectral_dist.model.kernels.spectral_plan import Plan
 from spectral_dist.model.kernels.window import Tiles, window_kernel
 from spectral_dist.model.layers import causal_convolution, rms_norm
 from spectral_dist.model.mixers.attention import rotate
-from spectral_dist.model.mixers.spectral import mix_chunked
+from spectral_dist.model.mixers.spectral_forms import mix_chunked
 from spectral_dist.model.mixers.window import window_attention
 
 Function = Callable[..., jax.Array]

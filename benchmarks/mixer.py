@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.figures import OURS, Figure, compared, in_turn, part_parser, report, single
 from spectral_dist.command_line import run_main
 from spectral_dist.model.filters import FilterBank, balanced_poles
-from spectral_dist.model.mixers.spectral import mix_chunked, mix_fft
+from spectral_dist.model.mixers.spectral_forms import mix_chunked, mix_fft
 
 PART = "mixer"
 POLES, HEAD_DIM = 16, 64

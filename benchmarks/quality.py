@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ssd": {"layer_pattern": "ssd"},
     "ssd-window-2:1": {"layer_pattern": "ssd,ssd,window"},
     "spectral-ssd-window": {"layer_pattern": "spectral,ssd,window"},
+    "document-mask": {"layer_pattern": "spectral,spectral,window", "document_mask": "true"},
 }
 # Turkish first, as the curriculum is; a dataset for each file of the corpus that is there.
 WEIGHTS = {"turkish": 0.4, "code": 0.3, "english": 0.2, "math": 0.1}

@@ -19,6 +19,6 @@ shape; so has an annotation such as Float[Array, "B T D"]. The tests check the a
 import hook.
 """
 
-from jaxtyping import Array, Float, Float32, Int, Integer
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer
 
-__all__ = ["Array", "Float", "Float32", "Int", "Integer"]
+__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Integer"]

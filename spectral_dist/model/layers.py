@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spectral_dist.array_typing import Array, Float, Float32
+from spectral_dist.array_typing import Array, Float, Float32, Int32
 from spectral_dist.mesh import Axes, constrain, local, shards
+from spectral_dist.model.documents import masked
 from spectral_dist.model.kernels import kernels_run
 
 Initialiser = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -58,6 +59,7 @@ def causal_convolution(
     x_BTD: Float[Array, "B T D"],
     before: Float[Array, "B J D"],
     taps_KD: Float32[Array, "K D"],
+    reach_BT: Int32[Array, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Short causal convolution: each channel with its K taps, sum over k of taps[k] x[t - k].
 
@@ -65,6 +67,7 @@ def causal_convolution(
       x_BTD: input.
       before: the K - 1 inputs before it.
       taps_KD: the first one multiplies the current input.
+      reach_BT: how many tokens before its own each sees (documents.py); all, if it is None.
     """
     time, taps = x_BTD.shape[1], taps_KD.shape[0]
     padded = jnp.concatenate([before, x_BTD], axis=1)
@@ -72,19 +75,24 @@ def causal_convolution(
     # K shifted products, which the compiler fuses into one pass; K is 4 or so.
     return jnp.asarray(
         sum(
-            padded[:, taps - 1 - k : taps - 1 - k + time] * weights[None, None, k]
+            masked(
+                padded[:, taps - 1 - k : taps - 1 - k + time] * weights[None, None, k],
+                None if reach_BT is None else reach_BT >= k,
+            )
             for k in range(taps)
         )
     )
 
 
 def convolve_from_start(
-    x_BTD: Float[Array, "B T D"], taps_KD: Float32[Array, "K D"]
+    x_BTD: Float[Array, "B T D"],
+    taps_KD: Float32[Array, "K D"],
+    reach_BT: Int32[Array, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Short causal convolution of whole sequences: zeros come before them."""
     batch, _, channels = x_BTD.shape
     before = jnp.zeros((batch, taps_KD.shape[0] - 1, channels), x_BTD.dtype)
-    return causal_convolution(x_BTD, before, taps_KD)
+    return causal_convolution(x_BTD, before, taps_KD, reach_BT)
 
 
 def rms_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:

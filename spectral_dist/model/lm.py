@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spectral_dist.array_typing import Array, Float, Float32, Integer
+from spectral_dist.array_typing import Array, Float, Float32, Int32, Integer
 from spectral_dist.mesh import constrain, platform, shards
+from spectral_dist.model.documents import reach_of
 from spectral_dist.model.embedding import embed_tokens, padded
 from spectral_dist.model.layers import ResidualNorm, RMSNorm, SwiGLU, normal, parameter
 from spectral_dist.model.mixers import MIXERS
@@ -23,7 +24,8 @@ from spectral_dist.params import ModelSpec, make_spec
 from spectral_dist.settings import Config, MixersConfig, ModelConfig
 
 State = Any  # of a layer: what its mixer's init_state returns; of blocks and the model: dicts of it
-LayerCall = Callable[[jax.Array, State], tuple[jax.Array, State]]
+Reach = Int32[Array, "B T"] | None  # how many tokens before its own each sees; None: all
+LayerCall = Callable[[jax.Array, State, Reach], tuple[jax.Array, State]]
 
 # On a CPU a loop over blocks costs copies of their parameters and gradients. Compile time grows
 # with the number of layers, so that a deep model keeps the loop.
@@ -51,7 +53,9 @@ def activation_checkpointing(remat: str, *, prevent_cse: bool) -> Callable[[Laye
         return lambda layer: layer
     policy = REMAT_POLICIES[remat]
     return lambda layer: jax.checkpoint(
-        lambda x_BTD, state: layer(x_BTD, state), policy=policy, prevent_cse=prevent_cse
+        lambda x_BTD, state, reach_BT: layer(x_BTD, state, reach_BT),
+        policy=policy,
+        prevent_cse=prevent_cse,
     )
 
 
@@ -71,12 +75,12 @@ class Layer(nnx.Module):
         self.mlp = SwiGLU(model.hidden_dim, model.mlp_dim, model.num_layers, rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], state: State
+        self, x_BTD: Float[Array, "B T D"], state: State, reach_BT: Reach
     ) -> tuple[Float[Array, "B T D"], State]:
         """Return the residual stream after this layer, and the mixer's new state."""
         # Each norm returns the residual stream too: on a GPU their gradients meet in one kernel.
         x_BTD, normed_BTD = self.mixer_norm(x_BTD)
-        mixed_BTD, state = self.mixer(normed_BTD, state)
+        mixed_BTD, state = self.mixer(normed_BTD, state, reach_BT)
         x_BTD, normed_BTD = self.mlp_norm(x_BTD, mixed_BTD)
         return constrain(x_BTD + self.mlp(normed_BTD), "batch", "time", "width"), state
 
@@ -105,13 +109,19 @@ class Block(nnx.Module):
             setattr(self, name, Layer(mixer, model, mixers, rngs))
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], state: dict[str, State] | None, *, in_loop: bool
+        self,
+        x_BTD: Float[Array, "B T D"],
+        state: dict[str, State] | None,
+        reach_BT: Reach,
+        *,
+        in_loop: bool,
     ) -> tuple[Float[Array, "B T D"], dict[str, State]]:
         """Run the layers in order.
 
         Args:
           x_BTD: the residual stream.
           state: of each layer; None at the start of a sequence.
+          reach_BT: how many tokens before its own each sees; None if all.
           in_loop: whether this is the body of a loop over blocks.
         """
         # The forward and backward loops of a scan are apart already; the barriers that prevent_cse
@@ -120,7 +130,7 @@ class Block(nnx.Module):
         after = {}
         for name in self.names:
             before = None if state is None else state[name]
-            x_BTD, after[name] = checkpoint(getattr(self, name))(x_BTD, before)
+            x_BTD, after[name] = checkpoint(getattr(self, name))(x_BTD, before, reach_BT)
         return x_BTD, after
 
     def init_state(self, batch: int, dtype: jnp.dtype) -> dict[str, State]:
@@ -148,15 +158,21 @@ class SpectralLM(nnx.Module):
     """
 
     def __init__(
-        self, model: ModelConfig, mixers: MixersConfig, vocab_size: int, rngs: nnx.Rngs
+        self,
+        model: ModelConfig,
+        mixers: MixersConfig,
+        vocab_size: int,
+        document_end: int | None,
+        rngs: nnx.Rngs,
     ) -> None:
         """Declare embed [V, D], the stacked blocks, the last block, the norm and head [D, V].
 
         V is vocab_size, filled up to a multiple of 128; no token and no logit has those rows.
+        document_end: the token at which a document begins anew; None if none does.
         """
         dim, pattern = model.hidden_dim, model.pattern
         self.dtype = jnp.dtype(model.compute_dtype)
-        self.vocab_size = vocab_size
+        self.vocab_size, self.document_end = vocab_size, document_end
         self.unroll, self.num_layers = model.unroll, model.num_layers
         self.num_blocks = model.num_layers // len(pattern)
         rest = pattern[: model.num_layers % len(pattern)]
@@ -224,6 +240,8 @@ class SpectralLM(nnx.Module):
 
     def _forward(self, tokens_BT: jax.Array, state: State) -> tuple[jax.Array, State]:
         x_BTD = embed_tokens(tokens_BT, self.embed[...], self.dtype)
+        end = self.document_end
+        reach_BT = None if end is None else reach_of(tokens_BT, end)
         after: dict[str, State] = {}
         if self.num_blocks:
             definition, stacked = nnx.split(self.groups)
@@ -231,14 +249,14 @@ class SpectralLM(nnx.Module):
             unrolled = self._unrolled()
 
             def block(x: jax.Array, item: tuple[Any, State]) -> tuple[jax.Array, State]:
-                return nnx.merge(definition, item[0])(x, item[1], in_loop=not unrolled)
+                return nnx.merge(definition, item[0])(x, item[1], reach_BT, in_loop=not unrolled)
 
             before = None if state is None else state["groups"]
             blocks = self.num_blocks if unrolled else 1
             x_BTD, after["groups"] = jax.lax.scan(block, x_BTD, (stacked, before), unroll=blocks)
         if hasattr(self, "rest"):
             before = None if state is None else state["rest"]
-            x_BTD, after["rest"] = self.rest(x_BTD, before, in_loop=False)
+            x_BTD, after["rest"] = self.rest(x_BTD, before, reach_BT, in_loop=False)
         return self.norm(x_BTD), after
 
     def _unrolled(self) -> bool:
@@ -290,16 +308,23 @@ def _first_of_stack(stack: nnx.Module) -> tuple[Any, Any]:
     return definition, jax.tree.map(lambda p: p[0], stacked)
 
 
-def describe_model(config: Config, vocab_size: int) -> ModelSpec[SpectralLM]:
+def describe_model(
+    config: Config, vocab_size: int, document_end: int | None = None
+) -> ModelSpec[SpectralLM]:
     """Return the description of a language model, built once for the same settings.
 
     Args:
       config: the settings, resolved; those of the model and of the mixers matter, no other.
       vocab_size: V; tokens are in [0, V).
+      document_end: the token that ends a document, which `document_mask` needs.
     """
-    return _describe(config.model, config.mixers, vocab_size)
+    masks = config.model.document_mask
+    assert document_end is not None or not masks
+    return _describe(config.model, config.mixers, vocab_size, document_end if masks else None)
 
 
 @functools.lru_cache
-def _describe(model: ModelConfig, mixers: MixersConfig, vocab_size: int) -> ModelSpec[SpectralLM]:
-    return make_spec(lambda rngs: SpectralLM(model, mixers, vocab_size, rngs))
+def _describe(
+    model: ModelConfig, mixers: MixersConfig, vocab_size: int, document_end: int | None
+) -> ModelSpec[SpectralLM]:
+    return make_spec(lambda rngs: SpectralLM(model, mixers, vocab_size, document_end, rngs))

@@ -6,12 +6,14 @@ the sequence. Where time is whole there is one shard, and nothing is passed on. 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from spectral_dist.array_typing import Array, Float, Float32
+from spectral_dist.array_typing import Array, Bool, Float, Float32
 from spectral_dist.mesh import mesh_axes, shards
+from spectral_dist.model.documents import masked
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class TimeShards:
         sums_BND: Float32[Array, "B N D"],
         start_BND: Float32[Array, "B N D"],
         across_NN: Float32[Array, "N N"],
+        through_B: Bool[Array, " B"] | None = None,
         *,
         reverse: bool = False,
     ) -> tuple[Float32[Array, "B N D"], Float32[Array, "B N D"]]:
@@ -75,17 +78,20 @@ class TimeShards:
           sums_BND: the state after this shard if it began with none.
           start_BND: the state before the first shard.
           across_NN: what a shard without input makes of a state.
+          through_B: whether a state goes through this shard, in which no document begins; if it is
+            None, through all.
           reverse: whether the sequence runs from the last shard to the first.
         """
 
-        def step(state: jax.Array, inflow: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return jnp.einsum("nm,bmd->bnd", across_NN, state) + inflow, state
+        def step(state: jax.Array, shard: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+            inflow, through = shard
+            return masked(jnp.einsum("nm,bmd->bnd", across_NN, state), through) + inflow, state
 
         if not self.axes:
-            return start_BND, step(start_BND, sums_BND)[0]
+            return start_BND, step(start_BND, (sums_BND, through_B))[0]
         # S short steps on every device alike: one collective in place of S, one after the other.
-        all_SBND = jax.lax.all_gather(sums_BND, self.axes)
-        last, before_SBND = jax.lax.scan(step, start_BND, all_SBND, reverse=reverse)
+        every = jax.lax.all_gather((sums_BND, through_B), self.axes)
+        last, before_SBND = jax.lax.scan(step, start_BND, every, reverse=reverse)
         mine = jax.lax.dynamic_index_in_dim(before_SBND, self.index(), keepdims=False)
         return mine, last
 

@@ -26,6 +26,8 @@ _SAME = {
     "num_layers": "n_layer n_layers num_hidden_layers depth num_decoder_layers",
     "num_kv_heads": "n_kv_heads n_kv_head num_key_value_heads num_query_groups",
     "mlp_dim": "intermediate_size d_ff ffn_dim ffn_hidden_size dim_feedforward",
+    "document_mask": "intra_document_masking document_masking reset_attention_mask"
+    " reset_position_ids eod_mask_loss cross_document_attention packing_mask",
     "window": "sliding_window window_size attention_window",
     "num_poles": "d_state state_size num_filters num_eigh",
     "conv_width": "d_conv conv_kernel",

@@ -282,6 +282,13 @@ class ModelConfig:
         derive=lambda config: max(1, config.model.hidden_dim // config.model.head_dim // 2),
         follows=("model.hidden_dim", "model.head_dim"),
     )
+    document_mask: Bool = setting(
+        False,
+        "whether each document begins anew: attention, state and short convolutions see none of"
+        " those before it in a sequence; not in kernels of our own",
+        resume="same",
+        compiled=True,
+    )
     # Parameters, norms, sums and the loss stay in float32.
     compute_dtype: Literal["bfloat16", "float32"] = setting(
         "bfloat16", "dtype of the operands of matrix products", compiled=True

@@ -45,7 +45,8 @@ class TrainState:
 
 def model_spec(config: Config) -> ModelSpec[SpectralLM]:
     """Return the description of a run's model; it is built once for the same settings."""
-    return describe_model(config, find_tokenizer(config).vocab_size)
+    tokenizer = find_tokenizer(config)
+    return describe_model(config, tokenizer.vocab_size, tokenizer.end)
 
 
 def _first_state(config: Config, params: Params) -> TrainState:

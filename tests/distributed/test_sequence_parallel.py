@@ -24,7 +24,8 @@ def long_model(model: MakeConfig) -> MakeConfig:
 
     def make(mesh: str, **changes: Any) -> Config:
         values = {"layer_pattern": "spectral,window", "seq_len": 256, "window": 40, "batch_size": 4}
-        return model(mesh, sequence_parallel=True, num_layers=4, accum_steps=1, **values | changes)
+        values |= {"num_layers": 4, "accum_steps": 1}
+        return model(mesh, sequence_parallel=True, **values | changes)
 
     return make
 
@@ -68,6 +69,26 @@ def test_ssd_can_be_divided(long_model: MakeConfig, mesh_of: Callable[[Config], 
     assert found[1][0] == pytest.approx(found[0][0], rel=3e-7)
     # Its norm of queries and keys amplifies rounding: chunks of 16 and of 64 tokens on one device
     # differ by 5e-5.
+    for mine, exact in zip(*(jax.tree.leaves(grads) for _, grads in found), strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=0, atol=3e-4 * np.abs(exact).max())
+
+
+def test_documents_begin_anew_in_every_shard(
+    long_model: MakeConfig, mesh_of: Callable[[Config], Mesh]
+) -> None:
+    """Some shards of time hold no beginning, some several; losses and gradients."""
+    tokens = np.random.default_rng(4).integers(1, 256, (1, 4, 257)).astype(np.uint8)
+    for row, places in enumerate(([5, 70, 71, 200], [64], [], [100, 128, 192, 255])):
+        tokens[0, row, places] = 0
+    found = []
+    changes = {"layer_pattern": "spectral,ssd,window", "num_layers": 3, "document_mask": True}
+    for mesh in ("1x1x1", "2x1x4"):
+        config = long_model(mesh, **changes)
+        with jax.set_mesh(mesh_of(config)):
+            params = init_state(config, mesh_of(config)).params
+            result = jax.jit(make_accumulate(config, mesh_of(config)))(params, tokens)
+            found.append(jax.tree.map(np.asarray, result))
+    assert found[1][0] == pytest.approx(found[0][0], rel=3e-7)
     for mine, exact in zip(*(jax.tree.leaves(grads) for _, grads in found), strict=True):
         np.testing.assert_allclose(mine, exact, rtol=0, atol=3e-4 * np.abs(exact).max())
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from spectral_dist.model.lm import describe_model
-from spectral_dist.model.mixers import attention, spectral, window
+from spectral_dist.model.mixers import attention, spectral_forms, window
 from spectral_dist.settings import Config, from_flat, resolve, with_values
 
 VOCAB_SIZE = 256
@@ -143,13 +143,13 @@ def _one_too_many(patch: pytest.MonkeyPatch) -> None:
 
 def _both_ways(patch: pytest.MonkeyPatch) -> None:
     """A Toeplitz matrix with a little of its transpose."""
-    right = spectral.toeplitz
+    right = spectral_forms.toeplitz
 
     def toeplitz(h_DC: Any) -> Any:
         matrix = right(h_DC)
         return matrix + 1e-3 * matrix.swapaxes(1, 2)
 
-    patch.setattr(spectral, "toeplitz", toeplitz)
+    patch.setattr(spectral_forms, "toeplitz", toeplitz)
 
 
 def _unpadded_fft(patch: pytest.MonkeyPatch) -> None:

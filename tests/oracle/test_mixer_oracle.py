@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from spectral_dist.model.filters import FilterBank, balanced_poles
-from spectral_dist.model.mixers.spectral import MixForm, mix_chunked, mix_fft, mix_recurrent
+from spectral_dist.model.mixers.spectral_forms import MixForm, mix_chunked, mix_fft, mix_recurrent
 
 BATCH, CHANNELS, POLES = 2, 3, 4
 LENGTHS = (1, 2, 3, 7, 64, 127, 200)

@@ -227,7 +227,7 @@ SHARES = ["beta1", "beta2", "decay_fraction", "validation_fraction"]
 def test_every_number_has_a_range() -> None:
     numbers = {n for n, s in SETTINGS.items() if s.traits.flag != "" and s.field.metadata}
     texts = {"run_name", "checkpoint_dir", "compilation_cache", "mesh", "layer_pattern"}
-    texts |= {"wandb_project", "eval_lengths", "sequence_parallel", "profile"}
+    texts |= {"wandb_project", "eval_lengths", "sequence_parallel", "document_mask", "profile"}
     texts |= {"init_from", "init_names", "allow_replaced", "lock", "store", "tokenizer"}
     texts |= {"data_cache", "ssd_decay"}
     assert set(POSITIVE) | set(NOT_NEGATIVE) | set(SHARES) == numbers - texts

@@ -42,6 +42,16 @@ def test_the_folder_is_complete(folder: Path, run: str, tmp_path: Path) -> None:
     assert [path for path in out.parent.iterdir()] == [out]
 
 
+def test_a_model_card_tells_what_the_exported_code_does_not_do(
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    with make(folder, "masked", steps=1, document_mask=True) as trainer:
+        list(trainer)
+    export_run("masked", tmp_path / "model", checkpoint_dir=folder)
+    assert "give it one document at a time" in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_a_new_run_begins_from_it(folder: Path, run: str, tmp_path: Path) -> None:  # noqa: F811
     export_run(run, tmp_path / "model", checkpoint_dir=folder, shard_bytes=20_000)
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2

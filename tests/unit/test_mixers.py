@@ -71,7 +71,10 @@ class Average(nnx.Module):
     def init_state(self, batch: int, dtype: jnp.dtype) -> jax.Array:
         return jnp.zeros((batch, self.dim), dtype)
 
-    def __call__(self, x_BTD: jax.Array, state: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x_BTD: jax.Array, state: jax.Array | None, reach: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        assert reach is None  # it cannot begin anew at a document
         dtype = x_BTD.dtype
         state = self.init_state(x_BTD.shape[0], dtype) if state is None else state
 

@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_dist.model.mixers.spectral import (
-    SpectralMixer,
-    SpectralState,
-    causal_convolution,
-    toeplitz,
-)
+from spectral_dist.model.mixers.spectral import SpectralMixer, SpectralState, causal_convolution
+from spectral_dist.model.mixers.spectral_forms import toeplitz
 from spectral_dist.settings import Config, from_flat, resolve
 
 DIM, POLES, GROUP = 16, 4, 8

@@ -13,7 +13,7 @@ from spectral_dist.model.filters import balanced_poles
 from spectral_dist.model.kernels.spectral import spectral_kernel
 from spectral_dist.model.kernels.spectral_plan import Plan, Walk, kernel_takes
 from spectral_dist.model.layers import causal_convolution, rms_norm
-from spectral_dist.model.mixers.spectral import mix_chunked
+from spectral_dist.model.mixers.spectral_forms import mix_chunked
 from spectral_dist.model.sequence import time_shards
 
 POLES, TAPS, GROUP = 4, 4, 16

@@ -34,8 +34,13 @@ class Mixer(Protocol):
         """Return the state before the first token, or None if it would grow with the sequence."""
         ...
 
-    def __call__(self, x: jax.Array, state: Any, /) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: jax.Array, state: Any, reach: jax.Array | None, /
+    ) -> tuple[jax.Array, Any]:
         """Mix x [B, T, D] along time; return the result and the state after the last token.
+
+        reach, int32 [B, T], says how many tokens before its own each one sees, of this call and of
+        the state (documents.py); None if all.
 
         A state of None is the start of a sequence. A sequence in pieces, with the state carried
         from each to the next, gives the same result as the whole.

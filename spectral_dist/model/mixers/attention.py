@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spectral_dist.array_typing import Array, Float
+from spectral_dist.array_typing import Array, Float, Int32
 from spectral_dist.mesh import local
 from spectral_dist.model.layers import (
     RMSNorm,
@@ -27,6 +27,7 @@ ROTARY_BASE = 10_000.0
 # The logical axes of queries [B, T, H, E] and of keys and values [B, T, G, E].
 AT_QUERY = ("batch", "time", "heads", "head")
 AT_KEY = ("batch", "time", "kv_heads", "head")
+AT_REACH = ("batch", "time")
 
 
 def _rotations(start: int, length: int, half: int) -> tuple[jax.Array, jax.Array]:
@@ -88,11 +89,17 @@ def attend(
 
 
 def full_attention(
-    query: Float[Array, "B T H E"], key: Float[Array, "B T G E"], value: Float[Array, "B T G E"]
+    query: Float[Array, "B T H E"],
+    key: Float[Array, "B T G E"],
+    value: Float[Array, "B T G E"],
+    reach_BT: Int32[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H E"]:
-    """Causal attention: every query attends to all tokens up to its own."""
+    """Causal attention: every query attends to all tokens up to its own, of its own document."""
     time = query.shape[1]
-    visible = jnp.tril(jnp.ones((1, time, time), bool))
+    back = np.arange(time)[:, None] - np.arange(time)
+    visible = jnp.asarray(back >= 0)[None]
+    if reach_BT is not None:
+        visible &= jnp.asarray(back)[None] <= reach_BT[:, :, None]
     return attend(rotate(query, 0), rotate(key, 0), value, visible)
 
 
@@ -125,7 +132,9 @@ class GroupedQueryAttention(nnx.Module):
                 rngs, wide, ("taps", "branches", "kv_heads"), identity_taps
             )
 
-    def project(self, x_BTD: Float[Array, "B T D"]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(
+        self, x_BTD: Float[Array, "B T D"], reach_BT: Int32[Array, "B T"] | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries [B, T, H, E], keys and values [B, T, G, E], in x's dtype."""
         dtype = x_BTD.dtype
         batch, time, _ = x_BTD.shape
@@ -135,8 +144,10 @@ class GroupedQueryAttention(nnx.Module):
         key, value = (both[:, :, i] for i in range(2))
         if self.conv_width > 1:  # of a whole sequence, which begins here
             taps = self.key_value_taps[...]
-            query = convolve_from_start(query, self.query_taps[...])
-            key, value = (convolve_from_start(x, taps[:, i]) for i, x in enumerate((key, value)))
+            query = convolve_from_start(query, self.query_taps[...], reach_BT)
+            key, value = (
+                convolve_from_start(x, taps[:, i], reach_BT) for i, x in enumerate((key, value))
+            )
         query = query.reshape(batch, time, heads, size)
         key, value = (x.reshape(batch, time, kv_heads, size) for x in (key, value))
         return self.query_norm(query), self.key_norm(key), value
@@ -170,15 +181,19 @@ class FullAttention(GroupedQueryAttention):
         del batch, dtype
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], state: None
+        self,
+        x_BTD: Float[Array, "B T D"],
+        state: None,
+        reach_BT: Int32[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], None]:
         """Mix along time; operands in x's dtype, softmax in float32.
 
         Args:
           x_BTD: normalised input, from the start of a sequence.
           state: None.
+          reach_BT: how many tokens before its own each sees; all, if it is None.
         """
         assert state is None, "full attention takes a whole sequence at once"
-        query, key, value = self.project(x_BTD)
-        mixed = local(full_attention, (AT_QUERY, AT_KEY, AT_KEY), AT_QUERY)(query, key, value)
+        axes = (AT_QUERY, AT_KEY, AT_KEY, None if reach_BT is None else AT_REACH)
+        mixed = local(full_attention, axes, AT_QUERY)(*self.project(x_BTD, reach_BT), reach_BT)
         return self.project_out(mixed), None

@@ -15,15 +15,21 @@ keys of N = E channels; C tokens of a chunk; K taps.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spectral_dist.array_typing import Array, Float, Float32
+from spectral_dist.array_typing import Array, Float, Float32, Int32
 from spectral_dist.mesh import local, platform
+from spectral_dist.model.documents import (
+    goes_through,
+    masked,
+    of_last_document,
+    visible_to_next,
+)
 from spectral_dist.model.layers import (
     causal_convolution,
     fan_in,
@@ -60,6 +66,7 @@ def mix_heads(
     value: Float[Array, "B T H E"],
     log_decay: Float32[Array, "B T H"],
     state: Float32[Array, "B H N E"],
+    reach_BT: Int32[Array, "B T"] | None = None,
     *,
     chunk_size: int,
 ) -> tuple[Float[Array, "B T H E"], Float32[Array, "B H N E"]]:
@@ -74,6 +81,7 @@ def mix_heads(
       value: of the same dtype.
       log_decay: log a[t], below 0.
       state: S before the first token.
+      reach_BT: how many tokens before its own each sees (documents.py); all, if it is None.
       chunk_size: C.
 
     Returns:
@@ -82,19 +90,14 @@ def mix_heads(
     time = value.shape[1]
     length = min(chunk_size, time)
     whole = time - time % length
-    y, state = _mix_chunks(
-        query[:, :whole], key[:, :whole], value[:, :whole], log_decay[:, :whole], state, length
-    )
+    over_time = query, key, value, log_decay, reach_BT
+    early = jax.tree.map(lambda x: x[:, :whole], over_time)
+    y, state = _mix_chunks(*early, state=state, length=length)
     if whole == time:
         return y, state
-    rest, state = _mix_chunks(  # one shorter chunk
-        query[:, whole:],
-        key[:, whole:],
-        value[:, whole:],
-        log_decay[:, whole:],
-        state,
-        time - whole,
-    )
+    # One shorter chunk.
+    late = jax.tree.map(lambda x: x[:, whole:], over_time)
+    rest, state = _mix_chunks(*late, state=state, length=time - whole)
     return jnp.concatenate([y, rest], axis=1), state
 
 
@@ -103,6 +106,7 @@ def _mix_chunks(
     key: jax.Array,
     value: jax.Array,
     log_decay: jax.Array,
+    reach_BT: jax.Array | None,
     state: jax.Array,
     length: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -123,19 +127,28 @@ def _mix_chunks(
     total = jnp.cumsum(log_decay, axis=-1)
     # Never above 0 but by rounding, which a sum in another order may bring.
     between = jnp.minimum(total[..., :, None] - total[..., None, :], 0.0)
-    causal = jnp.asarray(np.tri(length, dtype=bool)).reshape(1, 1, 1, 1, length, length)
-    weights = jnp.exp(jnp.where(causal, between, -jnp.inf)) * gain[..., None, :]
+    reach_BMC = None if reach_BT is None else cut(reach_BT)
+    visible = _visible(reach_BMC, length)
+    weights = jnp.exp(jnp.where(visible, between, -jnp.inf)) * gain[..., None, :]
     scores = jnp.einsum("bmign,bmjgn->bmgij", query, key, preferred_element_type=jnp.float32)
     scores = (scores[:, :, :, None] * weights).astype(dtype)
     inside = jnp.einsum("bmgrij,bmjgre->bmigre", scores, value)
     to_end = jnp.exp(total[..., -1:] - total) * gain
+    to_query, through = jnp.exp(total), jnp.exp(total[..., -1])
+    if reach_BMC is not None:  # what crosses the edges of a chunk is of one document
+        from_before = reach_BMC > jnp.arange(length)[None, None]
+        to_query, to_end = (
+            masked(factor.swapaxes(2, -1), keep).swapaxes(2, -1)
+            for factor, keep in ((to_query, from_before), (to_end, of_last_document(reach_BMC)))
+        )
+        through = masked(through, goes_through(reach_BMC))
     inflow = jnp.einsum(
         "bmjgn,bmjgre->mbgrne",
         key,
         value * jnp.moveaxis(to_end, -1, 2)[..., None].astype(dtype),
         preferred_element_type=jnp.float32,
     )
-    across = jnp.exp(total[..., -1]).swapaxes(0, 1)[..., None, None]
+    across = through.swapaxes(0, 1)[..., None, None]
 
     def carry(state: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return chunk[0] * state + chunk[1], state
@@ -144,8 +157,17 @@ def _mix_chunks(
     start = state.reshape(batch, groups, share, *state.shape[2:])
     last, before = jax.lax.scan(carry, start, (across, inflow))
     crossing = jnp.einsum("bmign,mbgrne->bmigre", query, before.astype(dtype))
-    y = inside + crossing * jnp.moveaxis(jnp.exp(total), -1, 2)[..., None].astype(dtype)
+    y = inside + crossing * jnp.moveaxis(to_query, -1, 2)[..., None].astype(dtype)
     return y.reshape(batch, time, heads, size), last.reshape(state.shape)
+
+
+def _visible(reach_BMC: jax.Array | None, length: int) -> jax.Array:
+    """Return which keys of a chunk each of its queries sees: bool [B or 1, M or 1, 1, 1, C, C]."""
+    back = np.arange(length)[:, None] - np.arange(length)
+    visible = jnp.asarray(back >= 0)[None, None]
+    if reach_BMC is not None:
+        visible = visible & (jnp.asarray(back)[None, None] <= reach_BMC[..., None])
+    return visible[:, :, None, None]
 
 
 def mix_tokens(
@@ -154,19 +176,22 @@ def mix_tokens(
     value: Float[Array, "B T H E"],
     log_decay: Float32[Array, "B T H"],
     state: Float32[Array, "B H N E"],
+    reach_BT: Int32[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T H E"], Float32[Array, "B H N E"]]:
     """Mix token by token, in float32: the form for generation, and the reference of the tests."""
     share = value.shape[2] // query.shape[2]
 
-    def token(state: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        q, k, v, log_a = (x.astype(jnp.float32) for x in now)
+    def token(state: jax.Array, now: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+        q, k, v, log_a = (x.astype(jnp.float32) for x in now[0])
+        state = masked(state, now[1])
         q, k = jnp.repeat(q, share, axis=1), jnp.repeat(k, share, axis=1)
         inflow = jnp.einsum("bhn,bhe->bhne", k, v) * -jnp.expm1(log_a)[..., None, None]
         state = jnp.exp(log_a)[..., None, None] * state + inflow
         return state, jnp.einsum("bhn,bhne->bhe", q, state)
 
     over_time = tuple(x.swapaxes(0, 1) for x in (query, key, value, log_decay))
-    last, y = jax.lax.scan(token, state, over_time)
+    goes_on_TB = None if reach_BT is None else (reach_BT > 0).T
+    last, y = jax.lax.scan(token, state, (over_time, goes_on_TB))
     return y.swapaxes(0, 1).astype(value.dtype), last
 
 
@@ -239,13 +264,17 @@ class SSDMixer(nnx.Module):
         )
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], state: SSDState | None
+        self,
+        x_BTD: Float[Array, "B T D"],
+        state: SSDState | None,
+        reach_BT: Int32[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], SSDState]:
         """Mix along time; operands in x's dtype, decays and state in float32.
 
         Args:
           x_BTD: normalised input.
           state: what came before, or None at the start of a sequence.
+          reach_BT: how many tokens before its own each sees; all, if it is None.
         """
         dtype = x_BTD.dtype
         both = jnp.einsum("btd,dkc->btkc", x_BTD, self.w_in[...].astype(dtype))
@@ -273,6 +302,7 @@ class SSDMixer(nnx.Module):
                 ("taps", "channels"),
                 ("taps", "branches", narrow),
                 ("channels",),
+                None if reach_BT is None else ("batch", "time"),
             ),
             (("batch", "time", "channels"), at_state),
         )(
@@ -283,6 +313,7 @@ class SSDMixer(nnx.Module):
             self.value_taps[...],
             self.query_key_taps[...],
             self.skip[...],
+            reach_BT,
         )
         return jnp.einsum("btc,cd->btd", mixed_BTD, self.w_out[...].astype(dtype)), state
 
@@ -296,6 +327,7 @@ class SSDMixer(nnx.Module):
         value_taps: Float32[Array, "K D"],
         query_key_taps: Float32[Array, "K 2 GN"],
         skip: Float32[Array, " D"],
+        reach_BT: Int32[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], SSDState]:
         """Mix between the projections, on one device's shard of sequences, heads and time."""
         batch, time, _, channels = both.shape
@@ -304,10 +336,12 @@ class SSDMixer(nnx.Module):
             state = self._start(batch, channels, shared.shape[3], both.dtype)
         before = across.before(both[:, :, 0], state.value_conv)
         before_shared = across.before(shared, state.query_key_conv)
-        value = jax.nn.silu(causal_convolution(both[:, :, 0], before, value_taps))
+        value = jax.nn.silu(causal_convolution(both[:, :, 0], before, value_taps, reach_BT))
         query, key = (
             jax.nn.silu(
-                causal_convolution(shared[:, :, i], before_shared[:, :, i], query_key_taps[:, i])
+                causal_convolution(
+                    shared[:, :, i], before_shared[:, :, i], query_key_taps[:, i], reach_BT
+                )
             ).reshape(batch, time, -1, size)
             for i in range(2)
         )
@@ -315,12 +349,14 @@ class SSDMixer(nnx.Module):
         query, key = rms_norm(query), rms_norm(key)
         heads = value.reshape(batch, time, -1, size)
         log_decay = jnp.maximum(-jax.nn.softplus(rate) - self.slowest, _LOWEST)
-        y, last = self._in_shards(across, query, key, heads, log_decay, state.heads)
+        y, last = self._in_shards(across, query, key, heads, log_decay, state.heads, reach_BT)
         y = y + skip.astype(y.dtype).reshape(1, 1, -1, size) * heads
         gated = jax.nn.silu(both[:, :, 1]) * rms_norm(y).reshape(batch, time, channels)
-        joined = jnp.concatenate([before, both[:, :, 0]], axis=1)[:, time:]
-        joined_shared = jnp.concatenate([before_shared, shared], axis=1)[:, time:]
-        return gated, SSDState(across.of_last(joined), across.of_last(joined_shared), last)
+        value_conv, shared_conv = (
+            across.of_last(visible_to_next(jnp.concatenate(pair, axis=1)[:, time:], reach_BT))
+            for pair in ((before, both[:, :, 0]), (before_shared, shared))
+        )
+        return gated, SSDState(value_conv, shared_conv, last)
 
     def _in_shards(
         self,
@@ -330,16 +366,19 @@ class SSDMixer(nnx.Module):
         value: jax.Array,
         log_decay: jax.Array,
         start: jax.Array,
+        reach_BT: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         """Mix one shard of time; the state comes from the shards before."""
         if query.shape[1] == 1 and not across.axes:
-            return mix_tokens(query, key, value, log_decay, start)
+            return mix_tokens(query, key, value, log_decay, start, reach_BT)
         # On a CPU small chunks cost less: what is inside of a chunk grows with its square.
         chunk = self.settings.chunk_size or {"cpu": 32}.get(platform(), _CHUNK)
         form = partial(mix_heads, chunk_size=chunk)
         if not across.axes:
-            return form(query, key, value, log_decay, start)
+            return form(query, key, value, log_decay, start, reach_BT)
         # Of the first call only the sums into the state are used.
-        _, sums = form(query, key, value, log_decay, jnp.zeros_like(start))
-        before, last = across.decayed(sums, start, jnp.exp(jnp.sum(log_decay, axis=1)))
-        return form(query, key, value, log_decay, before)[0], last
+        _, sums = form(query, key, value, log_decay, jnp.zeros_like(start), reach_BT)
+        left = jnp.exp(jnp.sum(log_decay, axis=1))
+        left = left if reach_BT is None else masked(left, goes_through(reach_BT))
+        before, last = across.decayed(sums, start, left)
+        return form(query, key, value, log_decay, before, reach_BT)[0], last
