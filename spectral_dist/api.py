@@ -12,9 +12,19 @@ The keywords are the flags of `python -m spectral_dist.train`. A wrong argument 
 `ValueError` of one line. docs/api.md shows the whole API.
 """
 
+from spectral_dist.context import load_context, save_context
 from spectral_dist.exporter import export_run
 from spectral_dist.inference import Generator, LoadedRun, load_run
 from spectral_dist.trainer import Trainer
 from spectral_dist.training.metrics import Record
 
-__all__ = ["Generator", "LoadedRun", "Record", "Trainer", "export_run", "load_run"]
+__all__ = [
+    "Generator",
+    "LoadedRun",
+    "Record",
+    "Trainer",
+    "export_run",
+    "load_context",
+    "load_run",
+    "save_context",
+]

@@ -17,16 +17,26 @@ def main(argv: Sequence[str]) -> int:
     """Stream what the model writes after a prompt; return the exit code."""
     flags = make_parser().read(argv)
     prompt = _prompt(flags.prompt, flags.prompt_file)
-    from spectral_dist.inference import Generator, check_sampling  # loads JAX
+    from spectral_dist.context import check_new, load_context, save_context  # loads JAX
+    from spectral_dist.inference import Generator, check_sampling
     from spectral_dist.model.sampling import Rules
 
     rules = Rules(flags.temperature, flags.top_p, flags.min_p, flags.repetition_penalty)
     check_sampling(flags.max_new_tokens, rules, flags.seed, flags.stop)
+    if flags.state_out:
+        check_new(flags.state_out.expanduser())
     generator = Generator(
         flags.run_name, checkpoint_dir=flags.checkpoint_dir, checkpoint=flags.checkpoint
     )
+    after = load_context(flags.state_in, generator.run) if flags.state_in else None
+    unread = prompt
+    if flags.state_out:
+        after, unread = generator.read(prompt, after), ""
+        size = save_context(flags.state_out, after, generator.run)
+        sys.stderr.write(f"{flags.state_out}: {after.length:,} tokens in {size / 1e6:,.1f} MB\n")
     pieces = generator.stream(
-        prompt,
+        unread,
+        after=after,
         max_new_tokens=flags.max_new_tokens,
         **rules._asdict(),
         stop=flags.stop,
@@ -82,6 +92,10 @@ def make_parser() -> Parser:
     parser.add_argument("--min_p", type=float, default=0.0, help=text)
     text = "divides the logits of what came before; of use with a tokenizer.json"
     parser.add_argument("--repetition_penalty", type=float, default=1.0, help=text)
+    text = "continue what was read before: a file of --state_out"
+    parser.add_argument("--state_in", type=Path, metavar="FILE", help=text)
+    text = "write what was read, the prompt included, to a new file: a few MB however long it is"
+    parser.add_argument("--state_out", type=Path, metavar="FILE", help=text)
     text = "end before this text; may be given several times"
     parser.add_argument("--stop", action="append", default=[], help=text)
     parser.add_argument("--seed", type=int, default=0, help="of the draws")

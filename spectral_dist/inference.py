@@ -24,7 +24,7 @@ from spectral_dist.compilation_cache import keep_compilations
 from spectral_dist.data.tokenizers import Tokenizer, find_tokenizer, own_copy
 from spectral_dist.mesh import attached_devices, make_mesh
 from spectral_dist.model.lm import State
-from spectral_dist.model.sampling import Rules, sample
+from spectral_dist.model.sampling import Context, Rules, read, sample
 from spectral_dist.params import Params
 from spectral_dist.settings import Config, MeshConfig
 from spectral_dist.training.checkpoint import Checkpoints
@@ -170,6 +170,30 @@ class Generator:
             run = load_run(run, checkpoint_dir=checkpoint_dir, checkpoint=checkpoint)
         self.run = run
 
+    def read(self, text: str, after: Context | None = None) -> Context:
+        """Read a text, in constant memory; return what `stream` and `text` can continue.
+
+        Args:
+          text: of any length; tokenized by itself.
+          after: what was read before it; None at the start of a document.
+
+        Raises:
+          ValueError: if the model has full attention, whose state grows with the sequence.
+        """
+        with jax.set_mesh(self.run.mesh):
+            return read(
+                model_spec(self.run.config),
+                self.run.params,
+                self._tokens(text),
+                end=find_tokenizer(self.run.config).end,
+                copies=copies_on(self.run.mesh),
+                after=after,
+            )
+
+    def _tokens(self, text: str) -> list[int]:
+        # A lone surrogate, which no UTF-8 can hold, becomes "?".
+        return find_tokenizer(self.run.config).encode(text.encode(errors="replace")).tolist()
+
     def text(self, prompt: str = "", **how: Any) -> str:
         """Generate the continuation of a prompt, as one text; the arguments are `stream`'s."""
         return "".join(self.stream(prompt, **how))
@@ -185,6 +209,7 @@ class Generator:
         repetition_penalty: float = 1.0,
         stop: Sequence[str] = (),
         seed: int = 0,
+        after: Context | None = None,
     ) -> Iterator[str]:
         """Generate the continuation of a prompt, piece by piece, each of whole characters.
 
@@ -198,6 +223,7 @@ class Generator:
             Of bytes it is of little use: all of them have soon come.
           stop: texts before the first of which the text ends.
           seed: of the sampling; the same seed, prompt and model give the same text.
+          after: what was read before the prompt; None at the start of a document.
 
         Raises:
           ValueError: names the argument, its value and the rule; or, at the first piece, if the
@@ -210,16 +236,21 @@ class Generator:
         tokens = sample(
             model_spec(run.config),
             run.params,
-            # A lone surrogate, which no UTF-8 can hold, becomes "?".
-            tokenizer.encode(prompt.encode(errors="replace")).tolist(),
+            self._tokens(prompt),
             end=tokenizer.end,
             max_new_tokens=max_new_tokens,
             rules=rules,
             key=jax.random.key(seed),
-            copies=math.prod(run.mesh.devices.shape[:2]),  # one sequence for each shard
+            copies=copies_on(run.mesh),
+            after=after,
         )
         pieces = _characters(tokens, tokenizer, run.mesh)
         return _until(pieces, stop) if stop else pieces
+
+
+def copies_on(mesh: Mesh) -> int:
+    """Return how many times one sequence is computed: once for each shard of the batch."""
+    return math.prod(mesh.devices.shape[:2])
 
 
 def _until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:

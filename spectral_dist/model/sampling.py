@@ -1,6 +1,6 @@
 """Generation: sample token by token with the recurrent form, in constant memory and time.
 
-Read `choose`, then `sample`.
+Read `choose`, then `read` and `sample`.
 """
 
 import functools
@@ -108,6 +108,61 @@ def _advance(spec: ModelSpec[SpectralLM]) -> Any:
     return advance
 
 
+class Context(NamedTuple):
+    """What a model has read: a state of constant size, and the last few tokens.
+
+    Attributes:
+      state: after all tokens but the pending ones.
+      pending: the last tokens, which the state does not hold yet, int32 [n], n from 1 to 256: the
+        logits of the next token need them.
+      seen_V: which tokens came before the pending ones, bool [V].
+      length: tokens in all, the first end token among them.
+    """
+
+    state: State
+    pending: np.ndarray
+    seen_V: jax.Array
+    length: int
+
+
+def read(
+    spec: ModelSpec[SpectralLM],
+    params: Params,
+    tokens: Iterable[int],
+    *,
+    end: int,
+    copies: int = 1,
+    after: Context | None = None,
+) -> Context:
+    """Return the context of tokens, read in pieces and in constant memory.
+
+    Args:
+      spec: the model.
+      params: its parameters.
+      tokens: what to read.
+      end: the token that ends a document, the first one of every context: in training, too, a
+        document begins after the end of another.
+      copies: as for `sample`.
+      after: the context that the tokens continue; None at the start of a document.
+
+    Raises:
+      ValueError: if the model has full attention, whose state would grow.
+    """
+    if after is None:
+        # Compiled whole: by itself each of its arrays would be a program of its own.
+        state = jax.jit(lambda params: spec.bind(params).init_state(copies))(params)
+        seen_V = jnp.zeros(spec.shapes["embed"].shape[0], bool)
+        after = Context(state, np.asarray([end], np.int32), seen_V, 1)
+    new = np.asarray(list(tokens), np.int32)
+    joined = np.concatenate([after.pending, new])
+    *pieces, last = _pieces(np.tile(joined[None], (copies, 1)))
+    advance, greedy = _advance(spec), Rules(*map(jnp.float32, Rules(0.0)))
+    state, seen_V, key = after.state, after.seen_V, jax.random.key(0)
+    for piece_BT in pieces:
+        _, state, seen_V = advance(params, piece_BT, state, seen_V, key, jnp.int32(0), greedy)
+    return Context(state, last[0], seen_V, after.length + len(new))
+
+
 def sample(
     spec: ModelSpec[SpectralLM],
     params: Params,
@@ -118,6 +173,7 @@ def sample(
     rules: Rules,
     key: jax.Array,
     copies: int = 1,
+    after: Context | None = None,
 ) -> Iterator[int]:
     """Yield sampled tokens after a prompt, until the end of the document or the limit.
 
@@ -131,18 +187,14 @@ def sample(
       key: of the draws; the same key, prompt and parameters give the same text.
       copies: how many times the same sequence is computed; the first is returned. A mesh with
         several shards of the batch needs one for each.
+      after: the context that the prompt continues; None at the start of a document.
 
     Raises:
       ValueError: if the model has full attention, whose state would grow.
     """
-    # Compiled whole: by itself each of its arrays would be a program of its own.
-    state = jax.jit(lambda params: spec.bind(params).init_state(copies))(params)
-    # The end token first: in training, too, a document begins after the end of another.
-    *pieces, tokens_BT = _pieces(np.tile(np.asarray([[end, *prompt]], np.int32), (copies, 1)))
+    state, pending, seen_V, _ = read(spec, params, prompt, end=end, copies=copies, after=after)
     advance, drawing = _advance(spec), Rules(*map(jnp.float32, rules))
-    seen_V = jnp.zeros(spec.shapes["embed"].shape[0], bool)
-    for piece_BT in pieces:
-        _, state, seen_V = advance(params, piece_BT, state, seen_V, key, jnp.int32(0), drawing)
+    tokens_BT: Any = np.tile(pending[None], (copies, 1))
     for index in range(max_new_tokens):
         tokens_BT, state, seen_V = advance(
             params, tokens_BT, state, seen_V, key, jnp.int32(index), drawing
