@@ -1,4 +1,4 @@
-"""A context in a file: what a model has read, a few megabytes however long it was (a prompt cache).
+"""A context in a file: what a model has read, of one size however long it was (a prompt cache).
 
 The file is safetensors. It belongs to one model: another one is refused by a fingerprint of its
 parameters and settings. Read `save_context`, then `load_context`.
@@ -84,7 +84,11 @@ def load_context(path: str | Path, run: LoadedRun) -> Context:
     with jax.set_mesh(run.mesh):
         spec = model_spec(run.config)
         shapes = jax.eval_shape(lambda params: spec.bind(params).init_state(copies), run.params)
-        if {"pending", "seen", *(name for name, _, _ in _leaves(shapes))} != set(arrays):
+        wanted = {
+            name: (*x.shape[:axis], 1, *x.shape[axis + 1 :]) for name, x, axis in _leaves(shapes)
+        }
+        found = {name: x.shape for name, x in arrays.items() if name not in ("pending", "seen")}
+        if wanted != found or not {"pending", "seen"} <= set(arrays):
             raise ValueError(f"{words}: cannot be read as a context: other arrays than its model's")
         state = jax.tree.unflatten(
             jax.tree.structure(shapes),
@@ -100,7 +104,8 @@ def load_context(path: str | Path, run: LoadedRun) -> Context:
 def fingerprint(run: LoadedRun) -> str:
     """Return the fingerprint of a model: of every bit of its parameters, and of its settings.
 
-    The same on every mesh: the sums are of integers, and so exact in any order.
+    The same on every mesh: the sums are of integers, and so exact in any order. It tells models
+    apart that are mistaken for each other, and is no protection against malice.
     """
 
     @jax.jit

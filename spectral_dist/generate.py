@@ -94,7 +94,7 @@ def make_parser() -> Parser:
     parser.add_argument("--repetition_penalty", type=float, default=1.0, help=text)
     text = "continue what was read before: a file of --state_out"
     parser.add_argument("--state_in", type=Path, metavar="FILE", help=text)
-    text = "write what was read, the prompt included, to a new file: a few MB however long it is"
+    text = "write what was read, the prompt included, to a new file: of one size however long it is"
     parser.add_argument("--state_out", type=Path, metavar="FILE", help=text)
     text = "end before this text; may be given several times"
     parser.add_argument("--stop", action="append", default=[], help=text)

@@ -285,7 +285,7 @@ class ModelConfig:
     document_mask: Bool = setting(
         False,
         "whether each document begins anew: attention, state and short convolutions see none of"
-        " those before it in a sequence; not in kernels of our own",
+        " those before it in a sequence; a GPU then does without our kernels",
         resume="same",
         compiled=True,
     )

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
 from spectral_dist import generate
 from spectral_dist.context import fingerprint, load_context, save_context
@@ -92,12 +94,17 @@ def test_what_cannot_be_continued_is_one_line(run: LoadedRun, runs: Path, tmp_pa
     save_context(good, Generator(run).read("a"), run)
     (tmp_path / "cut").write_bytes(good.read_bytes()[:-100])
     (tmp_path / "text").write_text("Bir varmış")
+    arrays = safetensors.numpy.load_file(good)
+    arrays = {n: x[..., :1] if n.endswith("/poles") else x for n, x in arrays.items()}
+    with safetensors.safe_open(good, framework="np") as file:
+        safetensors.numpy.save_file(arrays, tmp_path / "narrow", metadata=file.metadata())
     other = load_run("other", checkpoint_dir=runs)
     for name, words, reader in (
         ("none", "no such file", run),
         ("cut", "cannot be read", run),
         ("text", "cannot be read", run),
         (".", "cannot be read", run),
+        ("narrow", "cannot be read", run),
         ("good", "was read by another model", other),
     ):
         with pytest.raises(ValueError, match=f"^state_in=.*{words}") as error:
