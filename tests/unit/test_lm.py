@@ -125,7 +125,7 @@ def test_the_scan_is_the_layers_one_after_another() -> None:
             make = functools.partial(Block, names, config.model, config.mixers)
             block = nnx.eval_shape(lambda make=make: make(nnx.Rngs(params=jax.random.key(0))))
             definition, _ = nnx.split(block, nnx.Param)
-            x_BTD, _ = nnx.merge(definition, nnx.State(part))(x_BTD, None, in_loop=False)
+            x_BTD, _ = nnx.merge(definition, nnx.State(part))(x_BTD, None, None, in_loop=False)
         return rms_norm(x_BTD) * params["norm"]["scale"][None, None] @ params["head"]
 
     whole = _jit(lambda p, t: _model(config, p)(t)[0])(params, tokens_BT)

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import quality
 from benchmarks.quality import Result, Run, best, flags_of, main, planned, read_results, table
 from spectral_dist.flags import load_config
-from spectral_dist.model.lm import describe_model
+from spectral_dist.training.state import model_spec
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def test_variants_have_about_as_many_parameters(tmp_path: Path, size: str) -> No
     counts = {}
     for name in quality.VARIANTS:
         flags = flags_of(Run(name, size, 10, 1e-3, 0), tmp_path, tmp_path)
-        counts[name] = describe_model(load_config(flags), 256).size
+        counts[name] = model_spec(load_config(flags)).size
     # The coefficients of poles are many beside the matrices of a width of 128.
     allowed = 1.02 if size == "screen" else 1.01
     assert max(counts.values()) < allowed * min(counts.values()), counts
