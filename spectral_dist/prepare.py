@@ -5,12 +5,14 @@ training, `--config` among them, and shows what is in the text. Read `main`.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectral_dist.command_line import Parser, run_main, say
 
 if TYPE_CHECKING:  # loads numpy
     from spectral_dist.data.tokens import TokenFile
+    from spectral_dist.settings import Config
 
 _SHOWN = 300  # tokens of a sample
 
@@ -57,7 +59,29 @@ def main(argv: Sequence[str]) -> int:
         _print_contamination(held_out or files, files)
     if options.sample:
         _print_samples(files, options.sample)
+    if options.deduplicate is not None:
+        _deduplicate(config, files, held_out, options.deduplicate)
     return 0
+
+
+def _deduplicate(
+    config: "Config", files: "Sequence[TokenFile]", held_out: "Sequence[TokenFile]", folder: Path
+) -> None:
+    """Write the datasets with each document once; print the settings that read them."""
+    from spectral_dist.data.deduplicate import deduplicate
+
+    written = deduplicate(files, held_out, folder)
+    for one in written:
+        say(
+            f"{one.name}: {one.kept:,} of {one.documents:,} documents and {one.kept_tokens:,} of"
+            f" {one.tokens:,} tokens are left: {one.repeated:,} like an earlier one,"
+            f" {one.held_out:,} in held-out text, {one.empty:,} empty"
+        )
+    say("datasets:")
+    for one, dataset in zip(written, config.datasets, strict=True):
+        weight = "" if dataset.weight is None else f", weight: {dataset.weight}"
+        path = str(one.binary).replace("'", "''")
+        say(f"  - {{name: {one.name}, paths: ['{path}']{weight}}}")
 
 
 def _print_samples(files: "Sequence[TokenFile]", count: int) -> None:
@@ -166,6 +190,13 @@ def make_parser() -> Parser:
         default=0,
         metavar="N",
         help="print N pieces of each dataset as the model sees them, ends of documents marked",
+    )
+    parser.add_argument(
+        "--deduplicate",
+        type=Path,
+        metavar="FOLDER",
+        help="write the datasets to a new folder with each document once, and without those of"
+        " validation:; reads all of it, twice",
     )
     return parser
 
