@@ -78,7 +78,7 @@ def measure(config: Config, steps: int = STEPS, trace: str | None = None) -> dic
         if trace:
             with jax.profiler.trace(trace):
                 jax.block_until_ready(step(state, tokens))
-    count = config.data.accum_steps * config.data.batch_size * config.data.seq_len
+    count = config.data.step_tokens
     return {
         "device_kind": device.device_kind,
         "devices": mesh.size,

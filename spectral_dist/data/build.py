@@ -75,7 +75,7 @@ def bin_state(
       ValueError: if a file that is not ours has the name of the .bin.
     """
     form = form or find_format(text_file)
-    binary = bin_path(text_file, tokenizer, form.field)
+    binary = bin_path(text_file, tokenizer, form)
     described = manifest_path(binary).exists()
     if binary.exists() and not described:
         # A build writes the manifest first: without one the file is somebody else's.
@@ -131,7 +131,7 @@ def build(
       Ending: if the store of a URL cannot be reached.
     """
     form = form or find_format(text_file)
-    binary = bin_path(text_file, tokenizer, form.field)
+    binary = bin_path(text_file, tokenizer, form)
     try:
         if remote is None:
             return _build_from(text_file, binary, progress, tokenizer, form)
@@ -179,7 +179,8 @@ def _build_from(
             if (after.st_size, after.st_mtime_ns) != (facts.source_bytes, before.st_mtime_ns):
                 raise changed
             read: dict[str, Any] = dataclasses.asdict(facts)
-            read |= {"kind": form.kind, "field": form.field, "source_version": version}
+            read |= {"kind": form.kind, "field": form.field, "normalize": form.normalize}
+            read |= {"source_version": version}
             manifest = Manifest(
                 **read,
                 format_version=FORMAT_VERSION,

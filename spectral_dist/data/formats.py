@@ -20,6 +20,7 @@ from pathlib import PurePath
 from typing import BinaryIO, cast
 
 from spectral_dist.data.encodings import looks_like
+from spectral_dist.data.normalization import composed
 from spectral_dist.data.readers import Reader, read_txt
 from spectral_dist.data.records import read_arrow, read_jsonl, read_parquet
 
@@ -57,12 +58,14 @@ class Format:
       packing: a value of `PACKINGS`, or "" for a file that is not packed.
       field: of a record, that holds the text; unused for txt.
       given: whether the user said the format, and not the file's name.
+      normalize: "nfc" for letters in Unicode's composed form, or "none" for the text as it is.
     """
 
     kind: str = "txt"
     packing: str = ""
     field: str = TEXT_FIELD
     given: bool = dataclasses.field(default=False, compare=False)
+    normalize: str = "none"
 
     @property
     def seeks(self) -> bool:
@@ -72,7 +75,8 @@ class Format:
     @property
     def reader(self) -> Reader:
         """The reader of the unpacked file."""
-        return READERS[self.kind](self.field)
+        reader = READERS[self.kind](self.field)
+        return composed(reader) if self.normalize == "nfc" else reader
 
     def check(self, head: bytes) -> None:
         """Raise ValueError if a file's first bytes, unpacked, look like another format.
@@ -122,13 +126,16 @@ _MAGIC = {
 }
 
 
-def find_format(path: PurePath, kind: str = "auto", field: str = TEXT_FIELD) -> Format:
+def find_format(
+    path: PurePath, kind: str = "auto", field: str = TEXT_FIELD, normalize: str = "none"
+) -> Format:
     """Return the format of a file, by its name unless `kind` says it.
 
     Args:
       path: its path or URL.
       kind: a name in `READERS`, or "auto".
       field: of a record, that holds the text.
+      normalize: as in `Format`.
 
     Raises:
       ValueError: if a format that must not be packed is.
@@ -142,7 +149,7 @@ def find_format(path: PurePath, kind: str = "auto", field: str = TEXT_FIELD) -> 
         kind = ENDINGS.get(endings[-1], "txt") if endings else "txt"
     if packing and kind in _SEEKING:
         raise ValueError(f"is packed by {packing}: unpack it; {kind} is packed inside already")
-    return Format(kind, packing, TEXT_FIELD if kind == "txt" else field, given)
+    return Format(kind, packing, TEXT_FIELD if kind == "txt" else field, given, normalize)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spectral_dist.atomic_file import write_text
-from spectral_dist.data.formats import TEXT_FIELD
+from spectral_dist.data.formats import TEXT_FIELD, TXT, Format
 from spectral_dist.data.text import TextFacts
 from spectral_dist.data.tokenizers import BYTES, Tokenizer
 
@@ -32,6 +32,7 @@ class Manifest(TextFacts):
       tokenizer: its fingerprint.
       kind: how the file was read, a name in `formats.READERS`.
       field: of its records, that held the text; "text" for plain text.
+      normalize: of its letters, as in `formats.Format`.
       source_mtime_ns: the text file's modification time when it was read.
       source_version: what its store called its content, if it came from behind a URL.
       blocks_crc32: CRC-32 of fixed blocks of the .bin (see `blocks_crc32`).
@@ -44,14 +45,17 @@ class Manifest(TextFacts):
     tokenizer: str = BYTES.fingerprint
     kind: str = "txt"
     field: str = TEXT_FIELD
+    normalize: str = "none"
     source_version: str = ""
 
     @property
     def sha256(self) -> str:
-        """Of what was read: of the text file, and of how it was read if it holds records."""
-        if self.kind == "txt":
+        """Of what was read: of the text file, and of how it was read if not as it is."""
+        how = [] if self.kind == "txt" else [self.kind, self.field]
+        how += [] if self.normalize == "none" else [self.normalize]
+        if not how:
             return self.source_sha256
-        return hashlib.sha256(f"{self.source_sha256} {self.kind} {self.field}".encode()).hexdigest()
+        return hashlib.sha256(" ".join([self.source_sha256, *how]).encode()).hexdigest()
 
 
 # What manifests of earlier versions do not have, and its value then.
@@ -62,22 +66,27 @@ _LATER: dict[str, Any] = {
     "records_without_text": 0,
     "kind": "txt",
     "field": TEXT_FIELD,
+    "normalize": "none",
+    "decomposed": 0,
     "source_version": "",
 }
 
 
-def bin_path(path: Path, tokenizer: Tokenizer = BYTES, field: str = TEXT_FIELD) -> Path:
+def bin_path(path: Path, tokenizer: Tokenizer = BYTES, form: Format = TXT) -> Path:
     """Return the path of a text file's .bin: beside it, in place of .txt or after another suffix.
 
-    The names of a tokenizer other than bytes, and of a field other than text, are part of it.
+    The names of a tokenizer other than bytes, of a field other than text, and of a normalization
+    are part of it.
     """
     if path.suffix == ".bin":
         return path
     # The fingerprint in the name: two runs with different tokenizers would otherwise overwrite each
     # other's .bin, over and over.
     stem = str(path.with_suffix("") if path.suffix == ".txt" else path)
-    if field != TEXT_FIELD:
-        stem += f".{urllib.parse.quote(field, safe='')}"
+    if form.field != TEXT_FIELD:
+        stem += f".{urllib.parse.quote(form.field, safe='')}"
+    if form.normalize != "none":
+        stem += f"+{form.normalize}"  # no field's name has a +, as it is quoted
     return Path(f"{stem}.bin" if tokenizer is BYTES else f"{stem}.{tokenizer.fingerprint}.bin")
 
 

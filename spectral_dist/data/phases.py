@@ -35,7 +35,7 @@ def stretches(config: Config) -> list[Stretch]:
         return [Stretch(0, 0, config.run.steps, normalise_weights(config.datasets)[0])]
     found: list[Stretch] = []
     first, before = 0, tuple[float, ...]()
-    for number, phase in enumerate(config.phases):
+    for number, (phase, steps) in enumerate(zip(config.phases, config.phase_steps, strict=True)):
         shares = dict(phase.weights)
         weights, _ = scale([shares.get(str(d.name), 0.0) for d in config.datasets])
         # A ramp is cut into stretches, so that the shares of each are exact like a phase's.
@@ -45,11 +45,9 @@ def stretches(config: Config) -> list[Stretch]:
             part = (start + end) / 2 / phase.ramp
             mixed = [(1 - part) * b + part * w for b, w in zip(before, weights, strict=True)]
             found.append(Stretch(number, first + start, end - start, tuple(mixed)))
-        if phase.steps > phase.ramp:
-            found.append(
-                Stretch(number, first + phase.ramp, phase.steps - phase.ramp, tuple(weights))
-            )
-        first, before = first + phase.steps, tuple(weights)
+        if steps > phase.ramp:
+            found.append(Stretch(number, first + phase.ramp, steps - phase.ramp, tuple(weights)))
+        first, before = first + steps, tuple(weights)
     return found
 
 

@@ -15,6 +15,8 @@ from spectral_dist.data.readers import SEPARATOR
 from spectral_dist.data.sources import Source
 
 ALLOWED_SHARE = 0.001  # of a text's bytes that may be replaced
+# Letters in two parts for each token, above which they are told of: a mathematical text has a few.
+DECOMPOSED_SHARE = 1e-5
 _SAMPLE_BYTES = 1 << 20  # from each end of a text, to guess its encoding
 
 
@@ -87,6 +89,12 @@ def remark(
         report(
             f"{path}: {manifest.records_without_text:,} records have no text (null) and are left"
             " out"
+        )
+    if manifest.decomposed > DECOMPOSED_SHARE * manifest.tokens:
+        report(
+            f"{path}: {manifest.decomposed:,} letters are written in two parts (decomposed, such as"
+            " s and a cedilla for ş), other bytes than the letter's own; normalize: nfc in its"
+            " dataset composes them"
         )
     if manifest.near_separators:
         report(

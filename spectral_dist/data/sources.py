@@ -60,7 +60,7 @@ class Source:
 
     def binary(self, tokenizer: Tokenizer) -> Path:
         """Return the path of its tokens."""
-        return bin_path(self.path, tokenizer, self.form.field)
+        return bin_path(self.path, tokenizer, self.form)
 
 
 def find_sources(
@@ -122,6 +122,11 @@ def find_sources(
 
 def _source(path: Path, remote: Remote | None, dataset: DatasetConfig) -> Source:
     if path.suffix == ".bin" and remote is None:
+        if dataset.normalize != "none":
+            raise ValueError(
+                f"data_paths: {path}: holds tokens, whose letters normalize={dataset.normalize} can"
+                " no longer compose; give the text"
+            )
         return Source(path)
     name = path if remote is None else path_of(remote.url)
     try:
@@ -129,7 +134,7 @@ def _source(path: Path, remote: Remote | None, dataset: DatasetConfig) -> Source
             raise ValueError(
                 "tokens are read from a disk; copy them and their manifest, or give the text"
             )
-        form = find_format(name, dataset.format, dataset.text_field)
+        form = find_format(name, dataset.format, dataset.text_field, dataset.normalize)
     except ValueError as error:
         raise ValueError(f"data_paths: {remote.url if remote else path}: {error}") from error
     return Source(path, form, remote)

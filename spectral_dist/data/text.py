@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import BinaryIO, cast
 
 from spectral_dist.data.formats import TXT, Format, unpacked
+from spectral_dist.data.normalization import count_decomposed
 from spectral_dist.data.readers import BLOCK_BYTES, Blocks, ReaderFacts
 from spectral_dist.data.tokenizers import BYTES, Tokenizer
 
@@ -27,11 +28,13 @@ class TextFacts(ReaderFacts):
       source_bytes: size of the text file, in bytes.
       source_sha256: of the text file, in hexadecimal.
       tokens: number of tokens written.
+      decomposed: letters written in two parts that have one of their own (`count_decomposed`).
     """
 
     source_bytes: int
     source_sha256: str
     tokens: int
+    decomposed: int = 0
 
     @property
     def exact(self) -> bool:
@@ -75,10 +78,11 @@ def convert(
                 pass
             watched.seek(0)
         blocks = _Returning(form.reader(stream, block_bytes))
-        tokens = 0
+        tokens = decomposed = 0
         # A tokenizer that joins takes the blocks as they come. Any other needs whole documents, or
         # the tokens would depend on where the blocks happen to end.
         for pieces in blocks if tokenizer.joins else _whole_documents(blocks):
+            decomposed += count_decomposed(pieces)
             encoded = tokenizer.encode_documents(pieces)
             write(encoded.data)
             tokens += len(encoded)
@@ -92,6 +96,7 @@ def convert(
         source_bytes=watched.bytes,
         source_sha256=watched.digest.hexdigest(),
         tokens=tokens,
+        decomposed=decomposed,
     )
 
 

@@ -253,7 +253,7 @@ def predict(text: str, config: Config, gpu: Gpu | None, devices_per_host: int) -
     collectives = find_collectives(program, mesh_sizes(config), devices_per_host)
     step = step_time(program, collectives, rates_of(gpu))
     data, devices = config.data, math.prod(config.mesh.shape)
-    tokens = data.batch_size * data.accum_steps * data.seq_len
+    tokens = data.step_tokens
     rate = tokens / step.seconds  # every device runs this same program, so one stands for all
     used = None
     if gpu is not None:

@@ -21,10 +21,11 @@ from spectral_dist.settings.datasets import (
     DatasetConfig,
     PhaseConfig,
     from_lists,
+    lengths,
     name_datasets,
     normalise_weights,
 )
-from spectral_dist.settings.declare import STRICT, Text, Traits, plain, traits_of
+from spectral_dist.settings.declare import STRICT, Text, Traits, plain, traits_of, value_at
 from spectral_dist.settings.hints import hint
 from spectral_dist.settings.mixers import MixersConfig
 from spectral_dist.settings.optimizers import OPTIMIZER_KINDS, AdamWConfig, Optimizer
@@ -58,6 +59,11 @@ class Config:
     # The paths of the settings that `resolve` derived. Without this list, a stored configuration
     # would hold them like given ones, and an override of hidden_dim would keep the old mlp_dim.
     derived: tuple[Text, ...] = ()
+
+    @property
+    def phase_steps(self) -> tuple[int, ...]:
+        """The length of each phase, in optimizer steps; ValueError if it has two, or none."""
+        return lengths(self.phases, self.data.step_tokens)
 
     def nested(self) -> dict[str, Any]:
         """Return every setting in its section, as YAML and JSON hold them."""
@@ -185,13 +191,6 @@ def section_model(setting: Setting) -> type:
 def known_names() -> list[str]:
     """Return every name that may be a top-level key of a YAML file or a flag."""
     return [*SETTINGS, *LIST_FLAGS, *sorted(_TOP - {"derived"} - set(SETTINGS))]
-
-
-def value_at(values: Any, path: str) -> Any:
-    """Return the value at a dotted path of nested mappings."""
-    for part in path.split("."):
-        values = values[part]
-    return values
 
 
 # ---- reading ----
@@ -331,6 +330,7 @@ def from_layers(layers: Iterable[Mapping[str, Any]]) -> Config:
     values, spelling = merge(layers)
     given = {path for layer in layers[-1:] for path in _paths(layer)}
     changed = {path for path in given if _as_text(before, path) != _as_text(values, path)}
+    changed |= {path.partition(".")[0] for path in changed}  # --phases.0.tokens changes the phases
     listed = values.get("derived")  # what is no list of texts is refused by `build`
     for path in filter(PATHS.__contains__, map(str, listed if isinstance(listed, list) else [])):
         if path not in given and changed & set(PATHS[path].traits.follows):
@@ -353,7 +353,7 @@ def _as_text(values: dict[str, Any], path: str) -> str | None:
     try:
         # As text, because a flag's value is not converted yet: "512" must equal 512.
         return str(value_at(values, path))
-    except (KeyError, TypeError):
+    except (LookupError, TypeError, ValueError):
         return None
 
 

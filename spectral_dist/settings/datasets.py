@@ -62,6 +62,11 @@ class DatasetConfig:
     text_field: Text = setting(
         "text", "field of a record that holds the text, in all formats but txt", order=True
     )
+    normalize: Literal["none", "nfc"] = setting(
+        "none",
+        "nfc writes each letter in Unicode's composed form, where a text has letters in two parts",
+        order=True,
+    )
     # All datasets have one, or none has: see `normalise_weights`.
     weight: Float | None = not_negative(
         None, "its weight in the mixture, on any scale (default: equal)", order=True
@@ -89,9 +94,12 @@ Weight = Annotated[Float, AfterValidator(_finite_weight)]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PhaseConfig:
-    """One phase of a curriculum: some steps with their own mixture of the datasets."""
+    """One phase of a curriculum: its length, and its own mixture of the datasets."""
 
-    steps: Int = positive(..., "its length, in optimizer steps", order=True)
+    steps: Int | None = positive(None, "its length, in optimizer steps; or give tokens", order=True)
+    tokens: Int | None = setting(
+        None, "its length, in tokens, rounded up to whole steps", gt=0, lt=2**63, order=True
+    )
     weights: Annotated[tuple[tuple[Text, Weight], ...], BeforeValidator(_as_pairs)] = setting(
         ..., "weight of each dataset by name; a dataset that is left out has none", order=True
     )
@@ -101,6 +109,28 @@ class PhaseConfig:
         "steps at its beginning over which weights and lr_factor move from those of the last phase",
         order=True,
     )
+
+
+def lengths(phases: Sequence[PhaseConfig], step_tokens: int) -> tuple[int, ...]:
+    """Return the length of each phase in optimizer steps.
+
+    Args:
+      phases: the phases.
+      step_tokens: tokens of one step.
+
+    Raises:
+      ValueError: if a phase has two lengths, or none.
+    """
+    found: list[int] = []
+    for number, phase in enumerate(phases):
+        match phase.steps, phase.tokens:
+            case int(steps), None:
+                found.append(steps)
+            case None, int(tokens):
+                found.append(-(-tokens // step_tokens))
+            case _:
+                raise ValueError(f"phases.{number}: give its length once, as steps or as tokens")
+    return tuple(found)
 
 
 def from_lists(lists: Mapping[str, Any], earlier: Any) -> list[dict[str, Any]]:

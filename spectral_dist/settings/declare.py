@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -161,12 +161,23 @@ def split_list(value: Any) -> Any:
 Bool = Annotated[bool, BeforeValidator(_read_bool)]
 Int = Annotated[int, BeforeValidator(_read_integer)]
 Float = Annotated[float, BeforeValidator(_read_number)]
+if TYPE_CHECKING:  # what readers see: `resolve` fills it in
+    DerivedInt = int
+else:
+    DerivedInt = Int | None
 Text = Annotated[str, BeforeValidator(_read_text)]
 Ints = Annotated[tuple[Int, ...], BeforeValidator(split_list)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(split_list)]
 
 
 # ---- nested values ----
+
+
+def value_at(values: Any, path: str) -> Any:
+    """Return the value at a dotted path of nested mappings and lists."""
+    for part in path.split("."):
+        values = values[int(part) if isinstance(values, list) else part]
+    return values
 
 
 def plain(value: Any) -> Any:

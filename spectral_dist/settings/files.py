@@ -17,9 +17,8 @@ from spectral_dist.settings.config import (
     from_flat,
     known_names,
     resolve,
-    value_at,
 )
-from spectral_dist.settings.declare import plain
+from spectral_dist.settings.declare import plain, value_at
 from spectral_dist.settings.hints import hint
 
 

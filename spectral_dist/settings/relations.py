@@ -69,12 +69,12 @@ def _check_phases(config: "Config") -> None:
         if sum(weight for _, weight in phase.weights) <= 0:
             raise ValueError(f"{path}: at least one weight must be above 0")
         ramp = f"phases.{number}.ramp={phase.ramp}"
-        if phase.ramp > phase.steps:
-            raise ValueError(f"{ramp}: must be at most its steps={phase.steps}")
+        if phase.ramp > (steps := config.phase_steps[number]):
+            raise ValueError(f"{ramp}: must be at most its steps={steps}")
         if phase.ramp and number == 0:
             raise ValueError(f"{ramp}: must be 0, since no phase comes before it")
     # Equal, because steps without a phase would have no mixture.
-    total = sum(phase.steps for phase in config.phases)
+    total = sum(config.phase_steps)
     if config.phases and total != config.run.steps:
         raise ValueError(
             f"phases: their steps sum to {total}; must be steps={config.run.steps} of the run"

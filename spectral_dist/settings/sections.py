@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from spectral_dist.settings.declare import (
     STRICT,
     Bool,
+    DerivedInt,
     Float,
     Int,
     Ints,
@@ -72,7 +73,13 @@ class RunConfig:
     seed: Int = not_negative(
         0, "seed of the initial parameters and of the order of the data", order=True
     )
-    steps: Int = positive(10_000, "length of the run, in optimizer steps", daily=True)
+    steps: DerivedInt = positive(
+        None,
+        "length of the run, in optimizer steps (default: that of its phases, or 10000)",
+        daily=True,
+        derive=lambda config: sum(config.phase_steps) or 10_000,
+        follows=("phases", "data.batch_size", "data.accum_steps", "data.seq_len"),
+    )
     # A new run: its optimizer, schedule and data begin at step 0, whatever the other one's did.
     init_from: Text = setting(
         "",
@@ -237,6 +244,11 @@ class DataConfig:
     prefetch_steps: Int = positive(
         2, "batches prepared ahead of the devices, in steps", resume="silent", compiled=True
     )
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step, over all devices: batch_size x accum_steps x seq_len."""
+        return self.batch_size * self.accum_steps * self.seq_len
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

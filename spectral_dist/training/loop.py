@@ -58,7 +58,7 @@ def train(
     Raises:
       ValueError: after max_bad_steps non-finite steps in a row; names the step and the remedy.
     """
-    tokens = config.data.batch_size * config.data.accum_steps * config.data.seq_len
+    tokens = config.data.step_tokens
     pending: tuple[int, dict[str, jax.Array]] | None = None
     first: int | None = None  # the step that this start begins after
     while True:
@@ -112,7 +112,7 @@ def _read(
             f" {bad} steps, up to step {step}; {cause} --lr (now {config.optimizer.lr:g}) or"
             f" lengthen --warmup_steps (now {config.optimizer.warmup_steps})"
         )
-    tokens = config.data.batch_size * config.data.accum_steps * config.data.seq_len
+    tokens = config.data.step_tokens
     if step % config.run.log_every and not last:
         return None
     loss = values.pop("loss")

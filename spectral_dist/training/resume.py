@@ -127,9 +127,7 @@ def _changes_data_order(name: str, before: Any, now: Any) -> bool:
     if name in SETTINGS:
         return SETTINGS[name].traits.order
     if name == "phases":  # their learning rates decide nothing
-        old, new = (
-            [(p["steps"], p["weights"], p["ramp"]) for p in phases] for phases in (before, now)
-        )
+        old, new = ([{**phase, "lr_factor": 1.0} for phase in phases] for phases in (before, now))
         return old != new
     # The same text under another path is the same text.
     return name not in ("data_paths", "validation")
@@ -165,6 +163,23 @@ def check_tokenizer(config: Config, description: dict[str, Any]) -> None:
         )
 
 
+def check_phases(config: Config, description: dict[str, Any]) -> None:
+    """Refuse to resume with steps of another size if the phases are in tokens.
+
+    Raises:
+      ValueError: names both sizes.
+    """
+    # The steps that are done were counted in the old size: the phases would begin elsewhere.
+    now, then = config.data.step_tokens, stored_config(description).data.step_tokens
+    number = next((i for i, phase in enumerate(config.phases) if phase.tokens is not None), None)
+    if number is not None and now != then:
+        raise ValueError(
+            f"phases.{number}.tokens={config.phases[number].tokens}: a step of"
+            f" run_name={config.run.run_name!r} was {then:,} tokens and is now {now:,}; keep"
+            " batch_size x accum_steps x seq_len, or give the phases in steps"
+        )
+
+
 def check_run(config: Config, description: dict[str, Any]) -> None:
     """Refuse to resume from a checkpoint that does not fit the settings.
 
@@ -174,6 +189,7 @@ def check_run(config: Config, description: dict[str, Any]) -> None:
     check_optimizer(config, description)
     check_tokenizer(config, description)
     check_model(config, description)
+    check_phases(config, description)
 
 
 def check_fresh(folder: Path, config: Config) -> None:

@@ -24,7 +24,7 @@ def learning_rate(config: Config) -> Callable[[Any], Any]:
     factors = [phase.lr_factor for phase in config.phases]
     if set(factors) <= {1.0}:
         return schedule
-    ends = list(itertools.accumulate(phase.steps for phase in config.phases))
+    ends = list(itertools.accumulate(config.phase_steps))
     before = [factors[0], *factors]
     factor = optax.join_schedules(
         [

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "spectral_dist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
+BESIDE = sorted(p for name in ("benchmarks", "recipes") for p in (ROOT / name).rglob("*.py"))
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 MAX_FILE_LINES = 400
@@ -62,7 +62,7 @@ def imported_names(path: Path) -> Iterator[str]:
 # ---- sizes and names ----
 
 
-@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=dotted)
+@pytest.mark.parametrize("path", [*MODULES, *BESIDE], ids=dotted)
 def test_sizes_and_names(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines < MAX_FILE_LINES, f"{path.name} has {lines} lines: split off a second noun"
@@ -73,13 +73,13 @@ def test_sizes_and_names(path: Path) -> None:
         assert length < limit, f"{path.name}:{node.lineno} {node.name} has {length} lines"
 
 
-@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=dotted)
+@pytest.mark.parametrize("path", [*MODULES, *BESIDE], ids=dotted)
 def test_modules_say_what_they_own(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), "say what it owns, and what to read first"
 
 
-@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=dotted)
+@pytest.mark.parametrize("path", [*MODULES, *BESIDE], ids=dotted)
 def test_every_function_is_annotated(path: Path) -> None:
     for node in functions(path):
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -88,7 +88,7 @@ def test_every_function_is_annotated(path: Path) -> None:
         assert node.returns is not None, f"{path.name}:{node.lineno} {node.name}: its result"
 
 
-@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=dotted)
+@pytest.mark.parametrize("path", [*MODULES, *BESIDE], ids=dotted)
 def test_no_code_from_data(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -164,7 +164,7 @@ def test_the_wheel_holds_the_package_its_configs_and_launch_files_alone() -> Non
     targets = PROJECT["tool"]["hatch"]["build"]["targets"]
     assert targets["wheel"]["only-include"] == ["configs", "launch", "spectral_dist"]
     # Benchmarks and tests need a checkout, or the archive of the sources.
-    assert {"/benchmarks", "/tests"} <= set(targets["sdist"]["include"])
+    assert {"/benchmarks", "/recipes", "/tests"} <= set(targets["sdist"]["include"])
     assert all((ROOT / name.strip("/")).exists() for name in targets["sdist"]["include"])
 
 
@@ -227,10 +227,10 @@ def test_architecture_names_every_module_and_no_other() -> None:
     for row in section("The folders").splitlines():
         names = re.findall(r"`([\w/]+\.py)`", row.split(" | ")[0])
         for name in names:
-            folder = ROOT if names[0].startswith("benchmarks/") else PACKAGE
+            folder = ROOT if names[0].startswith(("benchmarks/", "recipes/")) else PACKAGE
             named.append(folder / name if "/" in name else (folder / names[0]).parent / name)
     assert [path for path in named if not path.is_file()] == []
-    there = {path for path in [*MODULES, *BENCHMARKS] if path.stem != "__init__"}
+    there = {path for path in [*MODULES, *BESIDE] if path.stem != "__init__"}
     missing = sorted(str(path.relative_to(ROOT)) for path in there - set(named))
     assert not missing, f"ARCHITECTURE.md, The folders: add {', '.join(missing)}"
     assert len(named) == len(set(named))
@@ -253,7 +253,7 @@ def test_architecture_speaks_of_files_that_exist() -> None:
 
 def test_architecture_names_things_that_exist() -> None:
     """Every `name` in code style is a word of the source; paths have a test of their own."""
-    files = [*MODULES, *BENCHMARKS]
+    files = [*MODULES, *BESIDE]
     words = {path.stem for path in files} | {"pyproject", "toml", "tests", "golden"}
     for path in files:
         words |= set(re.findall(r"\w+", path.read_text(encoding="utf-8")))

@@ -4,7 +4,7 @@ import pytest
 
 from spectral_dist.data.phases import phases_of, shares_of, stretches
 from spectral_dist.planning.report.curriculum import phase_json, phase_rows, phase_table
-from spectral_dist.settings import from_flat, resolve
+from spectral_dist.settings import from_flat, resolve, with_values
 
 DATASETS = [{"name": "a", "paths": ["a.txt"]}, {"name": "b", "paths": ["b.txt"]}]
 PHASES = [
@@ -97,3 +97,47 @@ def test_the_curriculum_is_told_before_it_starts() -> None:
     assert phase_json(config)[2]["phase"] == "3"
     assert phase_table(config).row_count == 3
     assert phase_rows(settings()) == []
+
+
+TOKENS = [
+    {"tokens": 10_000, "weights": {"a": 1}},
+    {"steps": 7, "weights": {"b": 1}},
+    {"tokens": 1, "weights": {"a": 1}},
+]
+
+
+def by_tokens(**changes: object):  # type: ignore[no-untyped-def]
+    values = {"datasets": DATASETS, "phases": TOKENS, "batch_size": 4, "accum_steps": 2}
+    return resolve(from_flat(values | {"seq_len": 100} | changes))
+
+
+def test_a_phase_may_be_as_long_as_some_tokens_and_the_run_as_its_phases() -> None:
+    config = by_tokens()
+    # 800 tokens a step: 12.5 steps, rounded up.
+    assert config.phase_steps == (13, 7, 1)
+    assert config.run.steps == 21
+    assert [part.steps for part in stretches(config)] == [13, 7, 1]
+    assert "run.steps" in config.derived
+    # What follows from them follows anew where they change, by a flag or by another file.
+    assert with_values(config, {"batch_size": 1}).run.steps == 50 + 7 + 1
+    assert with_values(config, {"phases.1.steps": 1}).run.steps == 15
+    assert with_values(config, {"lr": 1e-3}).run.steps == 21
+    assert by_tokens(phases=TOKENS[1:2]).run.steps == 7
+    assert settings(phases=[{"tokens": 20 * 8, "weights": {"a": 1}}], seq_len=1).run.steps == 20
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [
+        ({}, "phases.0: give its length once, as steps or as tokens"),
+        ({"steps": 1, "tokens": 1}, "phases.0: give its length once, as steps or as tokens"),
+        ({"tokens": 0}, "phases.0.tokens=0: must be positive"),
+        ({"tokens": "many"}, "phases.0.tokens='many': must be an integer"),
+        ({"tokens": 801, "ramp": 3}, "phases.0.ramp=3: must be at most its steps=2"),
+    ],
+)
+def test_the_length_of_a_phase_is_given_once(phase: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{words}"):
+        by_tokens(phases=[phase | {"weights": {"a": 1}}])
+    with pytest.raises(ValueError, match="their steps sum to 21; must be steps=20 of the run"):
+        by_tokens(steps=20)

@@ -9,7 +9,7 @@ import pytest
 from spectral_dist.data.shards import Tokens
 from spectral_dist.data.tokens import TokenFile
 from spectral_dist.flags import load_config
-from spectral_dist.settings import Config
+from spectral_dist.settings import Config, from_flat, resolve
 from spectral_dist.training.checkpoint import Checkpoints
 from spectral_dist.training.resume import (
     _changes_data_order,
@@ -186,6 +186,23 @@ def test_the_settings_of_an_optimizer_may_change() -> None:
 def test_how_the_model_is_computed_may_change() -> None:
     flags = ["--chunk_size", "64", "--spectral_form", "fft", "--compute_dtype", "float32"]
     check_model(load_config([*BASE, *flags]), describe(load_config(BASE), FILES, 0))
+
+
+def test_phases_in_tokens_keep_the_size_of_a_step() -> None:
+    def settings(**changes: object) -> Config:
+        lengths = [{"tokens": 5000, "weights": {"a": 1.0}}, {"tokens": 99, "weights": {"a": 1.0}}]
+        datasets = [{"name": "a", "paths": ["a.txt"]}]
+        values = {"phases": lengths, "datasets": datasets, "seq_len": 64, "batch_size": 4}
+        return resolve(from_flat(values | changes))
+
+    then = describe(settings(), FILES, 0)
+    # As many tokens by other numbers; and a run of steps, whatever its steps hold.
+    check_run(settings(batch_size=2, accum_steps=2), then)
+    with pytest.raises(ValueError, match=r"^phases\.0\.tokens=5000: a step of run_name='default'"):
+        check_run(settings(batch_size=2), then)
+    with pytest.raises(ValueError, match=r"was 256 tokens and is now 512; keep batch_size x "):
+        check_run(settings(batch_size=8), then)
+    check_run(settings(batch_size=8, phases=[{"steps": 9, "weights": {"a": 1.0}}]), then)
 
 
 def test_the_rate_of_a_phase_changes_no_order() -> None:

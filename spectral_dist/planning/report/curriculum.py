@@ -24,12 +24,11 @@ def phase_rows(config: Config) -> list[tuple[str, ...]]:
     if not config.phases:
         return []
     parts, rate = stretches(config), learning_rate(config)
-    step_tokens = config.data.batch_size * config.data.accum_steps * config.data.seq_len
     names = [str(dataset.name) for dataset in config.datasets]
     rows, first = [], 0
-    for number, phase in enumerate(config.phases):
-        last = first + phase.steps
-        tokens = phase.steps * step_tokens / 1e9
+    for number, (phase, steps) in enumerate(zip(config.phases, config.phase_steps, strict=True)):
+        last = first + steps
+        tokens = steps * config.data.step_tokens / 1e9
         shares = zip(names, shares_of(parts, first, last), strict=True)
         ramp = f", {phase.ramp:,} of them a ramp" if phase.ramp else ""
         rows.append(

@@ -58,7 +58,7 @@ def link_cases(
             rates, inside=rates.inside * inside, between=rates.between * between
         )
         seconds = step_time(program, collectives, slower).seconds
-        tokens = data.batch_size * data.accum_steps * data.seq_len
+        tokens = data.step_tokens
         found.append(LinkCase(slower.inside, slower.between, seconds, tokens / seconds))
     return tuple(found)
 

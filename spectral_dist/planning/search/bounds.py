@@ -168,7 +168,7 @@ def time_bound(config: Config, shapes: Shapes, rates: Rates, per_host: int) -> T
     sizes = mesh_sizes(config)
     devices = math.prod(sizes.values())
     data, dtype = config.data, "bf16" if config.model.compute_dtype == "bfloat16" else "f32"
-    tokens = data.batch_size * data.accum_steps * data.seq_len
+    tokens = data.step_tokens
     peak = rates.flops.get(dtype, rates.flops["f32"])
     # The products of a step are the same on every mesh, and at best they are divided evenly.
     products = tokens * dense_flops(model_spec(config), config.model.remat) / devices / peak
