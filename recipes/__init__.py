@@ -1,0 +1,1 @@
+"""Worked examples: programs that use this package beside others, to be copied and changed."""
