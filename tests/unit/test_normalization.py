@@ -68,7 +68,7 @@ def test_letters_in_two_parts_are_counted() -> None:
 
 def test_tokens_cannot_be_composed(tmp_path: Path) -> None:
     dataset = DatasetConfig(paths=("a.bin",), normalize="nfc")
-    with pytest.raises(ValueError, match="^data_paths: a.bin: holds tokens, whose letters "):
+    with pytest.raises(ValueError, match=r"^data_paths: a\.bin: holds tokens, whose letters "):
         find_sources(dataset, print, tmp_path)
 
 
