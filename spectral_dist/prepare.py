@@ -196,7 +196,7 @@ def make_parser() -> Parser:
         type=Path,
         metavar="FOLDER",
         help="write the datasets to a new folder with each document once, and without those of"
-        " validation:; reads all of it, twice",
+        " validation:; reads all of it, three times",
     )
     return parser
 

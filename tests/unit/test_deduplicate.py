@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spectral_dist.data import deduplicate as module
+from spectral_dist.data import statistics
 from spectral_dist.data.deduplicate import Deduplicated, deduplicate
 from spectral_dist.data.manifest import read_manifest
 from spectral_dist.data.shards import Tokens
@@ -26,12 +27,22 @@ def read(binary: Path) -> list[str]:
     return [piece.decode() for piece in binary.read_bytes().removesuffix(b"\0").split(b"\0")]
 
 
+def test_white_space_around_a_document_makes_no_other(tmp_path: Path) -> None:
+    lines = dataset("a", "bir\n", "bir iki\n", "\n \n", "\tiki \n")
+    records = dataset("b", "bir", "bir  iki", "iki", "")
+    (first, second) = deduplicate([lines, records], [], tmp_path / "out")
+    assert read(tmp_path / "out" / "a.bin") == ["bir\n", "bir iki\n", "\tiki \n"]
+    assert read(tmp_path / "out" / "b.bin") == ["bir  iki"]  # inside it counts
+    assert (first.empty, second.empty, second.repeated) == (1, 1, 2)
+
+
 @pytest.mark.parametrize("block", [1, 5, 1 << 24])
 @pytest.mark.parametrize("end", [True, False])
 def test_the_first_of_each_document_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, end: bool
 ) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(statistics, "_BLOCK", block)
     first = dataset("a", "bir", "iki", "bir", "", "üç", "gizli", "bi", "iki", shards=3)
     second = dataset("b", "üç", "dört", "", "dört", "gizli", "beş", end=end)
     hidden = dataset("v", "gizli", "", "gizli", "altı")
@@ -75,7 +86,7 @@ def test_the_command_and_a_run_that_reads_what_it_wrote(
 ) -> None:
     mark, out = "\n<|endoftext|>\n", tmp_path / "out"
     (tmp_path / "a.txt").write_text(mark.join(["bir", "iki", "bir", "test"]))
-    (tmp_path / "b.jsonl").write_text('{"text": "iki\\n"}\n{"text": "son\\n"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "iki"}\n{"text": "son\\n"}\n')
     (tmp_path / "v.txt").write_text("test")
     config = tmp_path / "c.yaml"
     config.write_text(
