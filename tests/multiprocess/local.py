@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,6 +164,7 @@ class Local:
         devices: int = 1,
         only: int | None = None,
         own: Mapping[int, Own] | None = None,
+        data: Sequence[str] = _DATA,
     ) -> Run:
         """Start a run.
 
@@ -173,6 +174,7 @@ class Local:
           devices: of each process.
           only: the one process to start, of several.
           own: what some of the processes have for themselves, by their index.
+          data: flags that name the texts.
         """
         mark, port, ranks = uuid.uuid4().hex, free_port(), []
         for index in range(processes) if only is None else (only,):
@@ -195,7 +197,7 @@ class Local:
             files = [self.folder / f"{mark}.{index}.{kind}" for kind in ("out", "err")]
             with files[0].open("wb") as out, files[1].open("wb") as err:
                 process = start_warm(
-                    [sys.executable, *program, *SMALL, *_DATA, *flags, *mine.flags],
+                    [sys.executable, *program, *SMALL, *data, *flags, *mine.flags],
                     cwd=mine.folder or self.folder,
                     env=os.environ
                     | environment
