@@ -114,7 +114,8 @@ def _print_statistics(files: "Sequence[TokenFile]") -> None:
     table = Table(box=box.ASCII)
     for heading in (
         *("dataset", "MB", "documents", "empty", "median bytes", "longest"),
-        *("exact duplicates", "MB in them", "Turkish letters of 1,000", "U+FFFD of 1,000,000"),
+        *("exact duplicates", "MB in them", "repeated lines"),
+        *("Turkish letters of 1,000", "U+FFFD of 1,000,000"),
     ):
         table.add_column(heading, justify="left" if heading == "dataset" else "right")
     for file in files:
@@ -128,6 +129,7 @@ def _print_statistics(files: "Sequence[TokenFile]") -> None:
             f"{found.longest:,}",
             f"{found.duplicates:,}",
             f"{found.duplicate_bytes / 1e6:,.1f}",
+            f"{found.repeated_lines:.1%}",
             f"{found.turkish_letters:.1f}",
             f"{found.replacements:.1f}",
         )

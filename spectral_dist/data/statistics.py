@@ -5,6 +5,7 @@ One pass over the text; some two hundred bytes of memory for each document. Impo
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from spectral_dist.data.tokens import TokenFile
 # Letters of Turkish that English does not have, as they are written in UTF-8.
 _TURKISH = [letter.encode() for letter in "çğıöşüÇĞİÖŞÜ"]
 _BLOCK = 1 << 24  # tokens decoded at a time
+# Lines of so many bytes are compared, one of so many, chosen by what they say: short ones come
+# again by themselves, and all lines of a large text would not fit in memory.
+_LINE_BYTES, _LINES = 32, 16
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Statistics:
       median, longest: length of a document, in bytes.
       duplicates: documents that are byte for byte like an earlier one.
       duplicate_bytes: of text in these.
+      repeated_lines: of the lines of 32 bytes and more, the share that is like an earlier one, by a
+        sample of one in 16.
       turkish_letters: of 1,000 characters, those that are letters of Turkish and not of English.
       replacements: of 1,000,000 characters, those that are U+FFFD.
     """
@@ -44,6 +50,7 @@ class Statistics:
     longest: int
     duplicates: int
     duplicate_bytes: int
+    repeated_lines: float
     turkish_letters: float
     replacements: float
 
@@ -52,6 +59,7 @@ def describe(file: TokenFile) -> Statistics:
     """Return the statistics of a dataset: one pass over its tokens."""
     lengths: list[int] = []
     seen: set[bytes] = set()
+    lines = _Lines()
     characters = turkish = replaced = duplicates = duplicate_bytes = 0
     for document in documents(file.tokens, file.tokenizer):
         lengths.append(len(document))
@@ -61,6 +69,7 @@ def describe(file: TokenFile) -> Statistics:
             duplicates += 1
             duplicate_bytes += len(document)
         seen.add(digest)
+        lines.count(document)
         # A character begins with a byte that does not continue one.
         bytes_of = np.frombuffer(document, np.uint8)
         characters += int(np.count_nonzero((bytes_of & 0xC0) != 0x80))
@@ -76,9 +85,28 @@ def describe(file: TokenFile) -> Statistics:
         longest=int(sizes.max()),
         duplicates=duplicates,
         duplicate_bytes=duplicate_bytes,
+        repeated_lines=lines.repeated / max(lines.counted, 1),
         turkish_letters=1e3 * turkish / max(characters, 1),
         replacements=1e6 * replaced / max(characters, 1),
     )
+
+
+class _Lines:
+    """Counts the lines of a sample that are like an earlier one."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+        self.counted = self.repeated = 0
+
+    def count(self, document: bytes) -> None:
+        for line in document.split(b"\n"):
+            # The cheap sum chooses, the same lines each time; the other one tells them apart.
+            if len(line) < _LINE_BYTES or zlib.crc32(line) % _LINES:
+                continue
+            digest = hashlib.blake2b(line, digest_size=8).digest()
+            self.counted += 1
+            self.repeated += digest in self._seen
+            self._seen.add(digest)
 
 
 def documents(tokens: Tokens, tokenizer: Tokenizer) -> Iterator[bytes]:

@@ -31,9 +31,22 @@ def test_counts(monkeypatch: pytest.MonkeyPatch, block: int, end: bool) -> None:
         longest=6,
         duplicates=1,
         duplicate_bytes=6,
+        repeated_lines=0.0,
         turkish_letters=pytest.approx(1000 * 4 / 15),
         replacements=pytest.approx(1e6 / 15),
     )
+
+
+def test_lines_that_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_LINES", 1)
+    line, other = "a line that is long enough to count", "another line of which there is one only"
+    found = describe(dataset(f"{line}\nshort\n{other}\n", f"short\n{line}\n{line}", "short"))
+    assert found.repeated_lines == pytest.approx(2 / 4)
+
+
+def test_the_sample_of_lines_tells_the_share() -> None:
+    lines = [f"line number {n % 3000:06} of a long list of lines" for n in range(4000)]
+    assert describe(dataset("\n".join(lines))).repeated_lines == pytest.approx(0.25, abs=0.06)
 
 
 def test_samples_are_spread_over_the_training_part_and_show_the_ends() -> None:
