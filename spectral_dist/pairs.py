@@ -13,6 +13,7 @@ from pathlib import Path
 from spectral_dist.inference import LoadedRun
 from spectral_dist.likelihood import Likelihood
 
+BUILT_IN = "turkish"  # stands for the pairs of sample_text/turkish_pairs.py, in place of a file
 _DELIMITERS = ";,\t"
 _Z = 1.96  # of a 95% interval
 

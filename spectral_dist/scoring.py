@@ -18,7 +18,8 @@ from spectral_dist.data.tokens import TokenFile, prepare
 from spectral_dist.data.trained import recognise
 from spectral_dist.inference import LoadedRun, load_run
 from spectral_dist.outputs.console import MEANS, Console
-from spectral_dist.pairs import read_pairs, score_pairs
+from spectral_dist.pairs import BUILT_IN, read_pairs, score_pairs
+from spectral_dist.sample_text.turkish_pairs import turkish_pairs
 from spectral_dist.settings import Config, DatasetConfig, from_flat, resolve
 from spectral_dist.settings.declare import split_list
 from spectral_dist.training.evaluation import Evaluation
@@ -103,11 +104,14 @@ def score_pair_files(flags: Namespace) -> None:
     columns = [name.strip() for name in flags.pair_columns.split(",")]
     if len(columns) != 2 or not all(columns):
         raise ValueError(f"pair_columns={flags.pair_columns!r}: must be two names, RIGHT,WRONG")
-    paths = [Path(path).expanduser() for path in split_list(flags.pairs)]
+    names = split_list(flags.pairs)
+    paths = [Path(name).expanduser() for name in names if name != BUILT_IN]
     # All of them before the model is loaded.
     files = {path.stem: read_pairs(path, columns) for path in paths}
-    if len(files) != len(paths) or not files:
+    suite = turkish_pairs() if BUILT_IN in names else {}
+    if len(files) != len(paths) or files.keys() & suite.keys() or not names:
         raise ValueError(f"pairs={flags.pairs!r}: must be files of different names")
+    files |= suite
     console, loaded = Console(0), _load(flags)
     found = score_pairs(loaded, files, flags.batch_size)
     console.note(f"{flags.run_name} at step {loaded.step}")
@@ -121,7 +125,7 @@ def score_pair_files(flags: Namespace) -> None:
         )
         values |= {f"{name}/share": result.share, f"{name}/pairs": result.pairs}
     values["mean"] = fmean(result.share for result in found.values())
-    console.note(f"mean of {len(found)} files  {values['mean']:.1%}; chance is 50%")
+    console.note(f"mean of {len(found)} tables  {values['mean']:.1%}; chance is 50%")
     if flags.json:
         _write_json(Path(flags.json), loaded, flags, values)
 

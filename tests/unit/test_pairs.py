@@ -117,10 +117,28 @@ def test_the_command(
     wanted = score_pairs(run, {"one": PAIRS, "two": PAIRS[:2]}, 8)
     assert lines[1].startswith(f"one  {wanted['one'].share:.1%} of 3 pairs, 95% interval ")
     assert lines[1].endswith("; 1 left out, both sentences alike")
-    assert lines[-1].startswith("mean of 2 files  ")
+    assert lines[-1].startswith("mean of 2 tables  ")
     metrics = json.loads((tmp_path / "found.json").read_text())["metrics"]
     assert metrics["two/share"] == wanted["two"].share
     assert metrics["mean"] == (wanted["one"].share + wanted["two"].share) / 2
+
+
+def test_the_built_in_suite_beside_a_file(
+    run: LoadedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("spectral_dist.scoring.load_run", lambda *_, **__: run)
+    monkeypatch.setattr("spectral_dist.scoring.turkish_pairs", lambda: {"tense": PAIRS[:2]})
+    (tmp_path / "one.csv").write_text("good_sentence;bad_sentence\na;b\n")
+    flags = ["--run_name", "r", "--pairs"]
+    assert main([*flags, f"{tmp_path / 'one.csv'},turkish"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == ["one", "tense", "mean of 2 tables"]
+    (tmp_path / "tense.csv").write_text("good_sentence;bad_sentence\na;b\n")
+    with pytest.raises(ValueError, match="must be files of different names"):
+        main([*flags, f"{tmp_path / 'tense.csv'},turkish"])
 
 
 @pytest.mark.parametrize(
