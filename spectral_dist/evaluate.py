@@ -54,7 +54,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--pairs",
         help="tables of minimal pairs in place of texts, joined by commas: how often the right"
-        " sentence is the likelier; turkish stands for 1,000 pairs of ten phenomena of that language",
+        " sentence is the likelier; turkish stands for 1,000 pairs of ten phenomena",
     )
     parser.add_argument(
         "--pair_columns",

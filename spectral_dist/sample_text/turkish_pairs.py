@@ -16,6 +16,7 @@ Pair = tuple[str, str]  # the right sentence, the wrong one
 
 _VOWELS = "aeıioöuü"
 _OTHER_ROW = dict(zip("aeıiuü", "eaiıüu", strict=True))  # of a suffix: the front and the back one
+_HIGH = dict(zip("aıeioöuü", "ııiiuüuü", strict=True))  # after these vowels
 _PERSONS = {"1s": "Ben", "2s": "Sen", "1p": "Biz", "2p": "Siz"}
 _OWNERS = {"p1s": "benim", "p2s": "senin", "p1p": "bizim", "p2p": "sizin"}
 _POSTPOSITIONS = {"doğru": "dat", "kadar": "dat", "göre": "dat"} | {
@@ -59,7 +60,7 @@ def _turned(letter: str) -> str:
 
 
 def _assimilation(draw: random.Random) -> Pair:
-    """Kitapta and not kitapda: a suffix begins hard after a hard consonant, and soft after others."""
+    """Kitapta and not kitapda: a suffix begins hard after a hard consonant alone."""
     case = draw.choice(("loc", "abl"))
     root = _one(draw, "place")
     word = inflect(root, case)
@@ -89,9 +90,7 @@ def _question(draw: random.Random) -> Pair:
     """Geldi mi and not geldi mı: the particle follows the last vowel."""
     word = inflect(verb(draw.choice(_ACTS)), draw.choice(("past", "evid", "prog")))
     last = next(letter for letter in reversed(word) if letter in _VOWELS)
-    particle = {"a": "ı", "ı": "ı", "e": "i", "i": "i", "o": "u", "u": "u", "ö": "ü", "ü": "ü"}[
-        last
-    ]
+    particle = _HIGH[last]
     what = inflect(_one(draw, "thing"), "acc")
     start = f"{capitalise(_one(draw, 'person').text)} {what} {word} m"
     return f"{start}{particle}?", f"{start}{_OTHER_ROW[particle]}?"
