@@ -35,6 +35,7 @@ class Traits:
       order: whether the order of the training data depends on it.
       derive: computes its value from the other settings if none is given.
       follows: paths of the settings that `derive` reads.
+      bounds: of a number, in the words of JSON schema.
     """
 
     flag: str | None = None
@@ -44,12 +45,14 @@ class Traits:
     order: bool = False
     derive: Callable[[Any], Any] | None = None
     follows: tuple[str, ...] = ()
+    bounds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __call__(self, schema: dict[str, Any]) -> None:
         """Extend the field's JSON schema; pydantic calls this."""
         # Being callable is what lets traits travel in pydantic's `json_schema_extra`.
         if self.derive is not None:
             schema["x-derived-from"] = list(self.follows)
+        schema |= self.bounds  # which pydantic leaves out where a number may be None
 
 
 def setting(
@@ -75,13 +78,21 @@ def setting(
     """
     if (gt is not None or ge is not None) and lt is None and le is None:
         lt = LIMIT
-    bounds = {"gt": gt, "ge": ge, "lt": lt, "le": le}
+    given = {"gt": gt, "ge": ge, "lt": lt, "le": le}
+    given = {name: bound for name, bound in given.items() if bound is not None}
+    bounds = {_JSON_BOUNDS[name]: bound for name, bound in given.items()}
     return Field(
         default,
         description=help,
-        json_schema_extra=Traits(**traits),
-        **{name: bound for name, bound in bounds.items() if bound is not None},
+        json_schema_extra=Traits(bounds=bounds, **traits),
+        **given,
     )
+
+
+_JSON_BOUNDS = {
+    **{"gt": "exclusiveMinimum", "ge": "minimum"},
+    **{"lt": "exclusiveMaximum", "le": "maximum"},
+}
 
 
 def positive(default: Any, help: str, **traits: Any) -> Any:
