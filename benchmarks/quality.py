@@ -266,7 +266,7 @@ def make_parser() -> Parser:
     parser.add_argument("--size", choices=SIZES, default="screen", help="default: %(default)s")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="some of %(default)s")
     parser.add_argument("--steps", default="600", help="lengths of training (%(default)s)")
-    parser.add_argument("--lrs", default="2e-3,4e-3,1e-3", help="the grid (%(default)s)")
+    parser.add_argument("--lrs", default="2e-3,4e-3,8e-3", help="the grid (%(default)s)")
     parser.add_argument("--seeds", default="0", help="seeds (%(default)s)")
     parser.add_argument("--table", action="store_true", help="print what is there, and end")
     return parser
