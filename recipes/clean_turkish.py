@@ -11,6 +11,7 @@ not depend on the number of workers. Read `stages`.
 
 import argparse
 import glob
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
+from spectral_dist.atomic_file import write_text
 from spectral_dist.data.formats import find_format, unpacked
 from spectral_dist.data.readers import BLOCK_BYTES
 
@@ -174,15 +176,34 @@ def main(argv: Sequence[str]) -> int:
     paths = sorted(glob.glob(options.pattern, recursive=True))
     if not paths:
         parser.error(f"{options.pattern}: no file matches")
+    if options.tasks < 1 or options.workers < 1:
+        parser.error("tasks, workers: must be positive")
     tasks = min(options.tasks, len(paths))
-    for name, pipeline, count in stages(paths, options.text_field, options.out, tasks):
+    # A task that is done is not done again, so it must be of the same files.
+    sizes = [[path, Path(path).stat().st_size] for path in paths]
+    plan = json.dumps({"files": sizes, "text_field": options.text_field, "tasks": tasks})
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not (options.out / "plan.json").exists() and any(options.out.iterdir()):
+        parser.error(f"{options.out}: holds files that are not from here; name a new folder")
+    if (options.out / "plan.json").exists() and (options.out / "plan.json").read_text() != plan:
+        parser.error(f"{options.out}: holds the work of other files or tasks; name a new folder")
+    write_text(options.out / "plan.json", plan)
+    try:
+        run(stages(paths, options.text_field, options.out, tasks), options.workers, options.out)
+    except ValueError as error:
+        parser.error(str(error))
+    return 0
+
+
+def run(stages: Sequence[tuple[str, Any, int]], workers: int, out: Path) -> None:
+    """Run stages one after the other, each in tasks beside each other."""
+    for name, pipeline, count in stages:
         LocalPipelineExecutor(
             pipeline,
             tasks=count,
-            workers=min(options.workers, count),
-            logging_dir=str(options.out / "logs" / name),
+            workers=min(workers, count),
+            logging_dir=str(out / "logs" / name),
         ).run()
-    return 0
 
 
 if __name__ == "__main__":

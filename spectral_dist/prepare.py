@@ -4,6 +4,7 @@ Training does the same on its first start; this does it without a device. It tak
 training, `--config` among them, and shows what is in the text. Read `main`.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,7 @@ def main(argv: Sequence[str]) -> int:
       ValueError: names the flag or the file, and what is wrong.
     """
     options, rest = make_parser().read_some(argv)
-    if options.processes is not None and options.processes < 1:
-        raise ValueError(f"processes={options.processes}: must be positive")
-    if options.sample < 0:
-        raise ValueError(f"sample={options.sample}: must not be negative")
+    _check(options)
     from spectral_dist.data.tokens import prepare, prepare_share  # loads numpy
     from spectral_dist.flags import load_config
 
@@ -62,6 +60,20 @@ def main(argv: Sequence[str]) -> int:
     if options.deduplicate is not None:
         _deduplicate(config, files, held_out, options.deduplicate)
     return 0
+
+
+def _check(options: Namespace) -> None:
+    """Raise ValueError for a mistake that is seen before any work."""
+    if options.processes is not None and options.processes < 1:
+        raise ValueError(f"processes={options.processes}: must be positive")
+    if options.sample < 0:
+        raise ValueError(f"sample={options.sample}: must not be negative")
+    if options.shard is not None and (options.stats or options.sample or options.deduplicate):
+        raise ValueError("shard: builds tokens alone; give stats, sample, deduplicate without it")
+    if options.deduplicate is not None:
+        from spectral_dist.data.deduplicate import check_new  # loads numpy
+
+        check_new(options.deduplicate)
 
 
 def _deduplicate(

@@ -54,6 +54,12 @@ class Deduplicated:
     empty: int
 
 
+def check_new(folder: Path) -> None:
+    """Raise ValueError if the folder to be written is there already."""
+    if folder.exists():
+        raise ValueError(f"deduplicate={folder}: is there already; name a new folder")
+
+
 def deduplicate(
     files: Sequence[TokenFile], held_out: Sequence[TokenFile], folder: Path
 ) -> list[Deduplicated]:
@@ -71,8 +77,7 @@ def deduplicate(
       ValueError: if the folder is there already or cannot be written, or nothing would be left of a
         dataset.
     """
-    if folder.exists():
-        raise ValueError(f"deduplicate={folder}: is there already; name a new folder")
+    check_new(folder)
     found = [_documents(file) for file in (*held_out, *files)]
     first = _first_of_its_kind([digests for digests, _ in found])
     known = np.unique(np.concatenate([d for d, _ in found[: len(held_out)]] or [_NONE]))

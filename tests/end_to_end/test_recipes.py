@@ -79,6 +79,22 @@ def test_what_is_kept_and_what_is_dropped(tmp_path: Path) -> None:
     assert unicodedata.is_normalized("NFC", whole)
 
 
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*flags: object) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main([str(flag) for flag in flags])
+        assert caught.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    path, out = tmp_path / "a.jsonl", tmp_path / "out"
+    path.write_text('{"text": "bir"}\n')
+    assert "tasks, workers: must be positive" in refused(path, out, "--tasks", 0)
+    assert "not from here" in refused(path, tmp_path)
+    assert "has no field 'body'; it has text" in refused(path, out, "--text_field", "body")
+    path.write_text('{"text": "bir, iki"}\n')
+    assert "the work of other files or tasks" in refused(path, out)
+
+
 def test_no_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([str(tmp_path / "*.jsonl"), str(tmp_path / "out")])

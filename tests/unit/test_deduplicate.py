@@ -81,6 +81,16 @@ def test_what_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+def test_a_folder_that_is_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("bir")
+    flags = ["--data_paths", str(tmp_path / "a.txt"), "--deduplicate", str(tmp_path)]
+    with pytest.raises(ValueError, match="is there already"):
+        main(flags)
+    with pytest.raises(ValueError, match=r"^shard: builds tokens alone"):
+        main([*flags, "--shard", "0/2"])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_the_command_and_a_run_that_reads_what_it_wrote(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
