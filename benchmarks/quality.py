@@ -38,6 +38,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ssd": {"layer_pattern": "ssd"},
     "ssd-window-2:1": {"layer_pattern": "ssd,ssd,window"},
     "spectral-ssd-window": {"layer_pattern": "spectral,ssd,window"},
+    "spectral-ngrams": {"layer_pattern": "spectral", "ngrams": "2,3,4,5"},
+    "spectral-window-2:1-ngrams": {
+        "layer_pattern": "spectral,spectral,window",
+        "ngrams": "2,3,4,5",
+    },
+    "attention-conv-ngrams": {
+        **{"layer_pattern": "attention", "attention_conv_width": 4},
+        "ngrams": "2,3,4,5",
+    },
     "document-mask": {"layer_pattern": "spectral,spectral,window", "document_mask": "true"},
 }
 # Turkish first, as the curriculum is; a dataset for each file of the corpus that is there.

@@ -11,6 +11,7 @@
     K  taps of the short convolution                               J = K - 1: earlier inputs
     H  heads of queries           G  heads of keys and values      E  channels of a head
     W  window of attention        Q  queries in a block            S  keys in a block
+    n  lengths of n-grams
     L  layers (or blocks of layers) that a scan runs over
     R  rows of a matrix (in Muon, with C columns); sequences that are read together (in data)
 
@@ -19,6 +20,6 @@ shape; so has an annotation such as Float[Array, "B T D"]. The tests check the a
 import hook.
 """
 
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Num
 
-__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Integer"]
+__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Integer", "Num"]

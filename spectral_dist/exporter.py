@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from spectral_dist.data.tokenizers import find_tokenizer
 from spectral_dist.inference import LoadedRun, load_run
 from spectral_dist.model import filters
+from spectral_dist.model.embedding import padded
 from spectral_dist.model.exchange import CONFIG, SETTINGS, exported_names, write_tensors
 from spectral_dist.outputs.jsonl import read_metrics
 from spectral_dist.settings import Config
@@ -166,6 +167,8 @@ def _model_config(config: Config, step: int) -> dict[str, Any]:
         "tau_min": spectral.tau_min,
         "tau_max": spectral.tau_max,
         "conv_width": spectral.conv_width,
+        "ngrams": list(model.ngrams),
+        "ngram_rows": padded(model.ngram_rows),
         "bos_token_id": find_tokenizer(config).end,
         "eos_token_id": find_tokenizer(config).end,
         "dtype": "float32",

@@ -20,6 +20,7 @@ from spectral_dist.model.documents import reach_of
 from spectral_dist.model.embedding import embed_tokens, padded
 from spectral_dist.model.layers import ResidualNorm, RMSNorm, SwiGLU, normal, parameter
 from spectral_dist.model.mixers import MIXERS
+from spectral_dist.model.ngrams import NGramEmbedding
 from spectral_dist.params import ModelSpec, make_spec
 from spectral_dist.settings import Config, MixersConfig, ModelConfig
 
@@ -189,6 +190,8 @@ class SpectralLM(nnx.Module):
         # arXiv:2203.03466, table 8: the readout starts at 1 / width).
         shape = (dim, padded(vocab_size))
         self.head = parameter(rngs, shape, ("embed", "vocab"), normal(1.0 / dim))
+        if model.ngrams:
+            self.ngrams = NGramEmbedding(model.ngrams, model.ngram_rows, dim, rngs)
 
     def __call__(
         self, tokens_BT: Integer[Array, "B T"], state: State = None
@@ -243,6 +246,10 @@ class SpectralLM(nnx.Module):
         end = self.document_end
         reach_BT = None if end is None else reach_of(tokens_BT, end)
         after: dict[str, State] = {}
+        if hasattr(self, "ngrams"):
+            before = None if state is None else state["ngrams"]
+            added_BTD, after["ngrams"] = self.ngrams(tokens_BT, before, reach_BT, self.dtype)
+            x_BTD += added_BTD
         if self.num_blocks:
             definition, stacked = nnx.split(self.groups)
 
@@ -286,6 +293,8 @@ class SpectralLM(nnx.Module):
             )
         if hasattr(self, "rest"):
             state["rest"] = self.rest.init_state(batch, self.dtype)
+        if hasattr(self, "ngrams"):
+            state["ngrams"] = self.ngrams.init_state(batch)
         return state
 
     @property

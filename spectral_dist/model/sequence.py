@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectral_dist.array_typing import Array, Bool, Float, Float32
+from spectral_dist.array_typing import Array, Bool, Float, Float32, Num
 from spectral_dist.mesh import mesh_axes, shards
 from spectral_dist.model.documents import masked
 
@@ -32,7 +32,7 @@ class TimeShards:
         """Return this shard's number, from 0 at the start of the sequences."""
         return jax.lax.axis_index(self.axes) if self.axes else 0
 
-    def before(self, x: Float[Array, "B T ..."], start: Float[Array, "B J ..."]) -> jax.Array:
+    def before(self, x: Num[Array, "B T ..."], start: Num[Array, "B J ..."]) -> jax.Array:
         """Return the J tokens before this shard: [B, J, ...] of x's dtype.
 
         Args:

@@ -28,6 +28,8 @@ _SAME = {
     "mlp_dim": "intermediate_size d_ff ffn_dim ffn_hidden_size dim_feedforward",
     "document_mask": "intra_document_masking document_masking reset_attention_mask"
     " reset_position_ids eod_mask_loss cross_document_attention packing_mask",
+    "ngrams": "ngram_embeddings hash_ngrams encoder_hash_byte_group_size ngram_sizes",
+    "ngram_rows": "ngram_vocab_size encoder_hash_byte_group_vocab hash_table_size",
     "window": "sliding_window window_size attention_window",
     "num_poles": "d_state state_size num_filters num_eigh",
     "conv_width": "d_conv conv_kernel",

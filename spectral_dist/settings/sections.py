@@ -251,6 +251,12 @@ class DataConfig:
         return self.batch_size * self.accum_steps * self.seq_len
 
 
+def _ngrams(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if sizes and (min(sizes) < 2 or max(sizes) > 16 or sorted(set(sizes)) != list(sizes)):
+        raise ValueError("must be rising numbers from 2 to 16")
+    return sizes
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
     """The model. A resumed run cannot change what its parameters depend on."""
@@ -298,6 +304,20 @@ class ModelConfig:
         False,
         "whether each document begins anew: attention, state and short convolutions see none of"
         " those before it in a sequence; a GPU then does without our kernels",
+        resume="same",
+        compiled=True,
+    )
+    ngrams: Annotated[Ints, AfterValidator(_ngrams)] = setting(
+        (),
+        "lengths n of n-gram embeddings, such as 2,3,4,5: the last n tokens have a row of a hashed"
+        " table, added to the embedding; none by default",
+        resume="same",
+        compiled=True,
+    )
+    ngram_rows: Int = positive(
+        16_384,
+        "rows of the table of each n of ngrams; n-grams that meet in one row share it",
+        le=2**24,
         resume="same",
         compiled=True,
     )

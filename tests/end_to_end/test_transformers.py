@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(not (HERE or NEEDED), reason="torch is not insta
 MODELS = {
     "hybrid": "--num_layers 7 --head_dim 16 --num_kv_heads 2 --window 24",
     "spectral": "--num_layers 2 --layer_pattern spectral --num_poles 5 --conv_width 2 --tau_max 99",
+    "ngrams": "--num_layers 2 --layer_pattern spectral --ngrams 2,3,5 --ngram_rows 300",
     "window": "--num_layers 3 --layer_pattern window --window 7 --num_kv_heads 1",
     "attention": "--num_layers 3 --layer_pattern attention,spectral --head_dim 8 --conv_width 1",
 }

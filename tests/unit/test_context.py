@@ -25,7 +25,7 @@ HOW: dict[str, Any] = {"max_new_tokens": 24, "temperature": 0.9, "seed": 3}
 def runs(folder: Path) -> Path:  # noqa: F811
     """Two runs of the same settings: one of three steps, one of four; bfloat16 states."""
     for name, steps in (("read", 3), ("other", 4)):
-        pattern = {"layer_pattern": "spectral,window,ssd", "num_layers": 4}
+        pattern = {"layer_pattern": "spectral,window,ssd", "num_layers": 4, "ngrams": [2, 4]}
         with make(folder, name, steps=steps, compute_dtype="bfloat16", **pattern) as trainer:
             list(trainer)
     return folder
