@@ -4,6 +4,7 @@ The same windows, targets and verdicts as in training. Of a text that the run wa
 the held-out part is read; of any other text, all of it. Loads JAX only once the flags are read.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +20,12 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("limit, include_path: are of --tasks, which is not given")
     if flags.pairs is not None and flags.tasks is not None:
         raise ValueError("pairs, tasks: give one of them")
-    from spectral_dist.scoring import score, score_pair_files, score_tasks  # loads JAX
+    _check_stream(flags)
+    from spectral_dist.scoring import score, score_pair_files, score_streams, score_tasks  # JAX
 
-    if flags.pairs is not None:
+    if flags.stream is not None:
+        score_streams(flags)
+    elif flags.pairs is not None:
         score_pair_files(flags)
     elif flags.tasks is not None:
         score_tasks(flags)
@@ -30,12 +34,33 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _check_stream(flags: Namespace) -> None:
+    if flags.stream is None:
+        return
+    if flags.stream < 1:
+        raise ValueError(f"stream={flags.stream}: must be at least 1")
+    for name in ("batch_size", "windows"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    for name in ("tasks", "pairs", "lengths"):
+        if getattr(flags, name) is not None:
+            raise ValueError(f"stream, {name}: give one of them")
+
+
 def make_parser() -> Parser:
     """Return the parser of this command's flags."""
     parser = Parser(prog="python -m spectral_dist.evaluate", description=main.__doc__)
     parser.add_checkpoint()
     parser.add_argument("--data_paths", help="texts, joined by commas (default: the run's own)")
     parser.add_argument("--lengths", help="context lengths, multiples of seq_len, such as 1,2,4")
+    parser.add_argument(
+        "--stream",
+        type=int,
+        metavar="N",
+        help="read continuous text in place of windows, as many streams of N x seq_len tokens as"
+        " --windows says (default: --batch_size): bits per byte by distance from the start",
+    )
     parser.add_argument("--windows", type=int, help="windows for each dataset (default: the run's)")
     parser.add_argument("--batch_size", type=int, default=8, help="sequences at a time")
     parser.add_argument("--mesh", default="1x1x1", help="devices as DATAxFSDPxTENSOR")

@@ -6,7 +6,7 @@
 import dataclasses
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,6 +22,7 @@ from spectral_dist.pairs import BUILT_IN, read_pairs, score_pairs
 from spectral_dist.sample_text.turkish_pairs import turkish_pairs
 from spectral_dist.settings import Config, DatasetConfig, from_flat, resolve
 from spectral_dist.settings.declare import split_list
+from spectral_dist.stream import Distance, read_streams
 from spectral_dist.training.evaluation import Evaluation
 
 
@@ -128,6 +129,60 @@ def score_pair_files(flags: Namespace) -> None:
     console.note(f"mean of {len(found)} tables  {values['mean']:.1%}; chance is 50%")
     if flags.json:
         _write_json(Path(flags.json), loaded, flags, values)
+
+
+def score_streams(flags: Namespace) -> None:
+    """Print, and write where it is asked for, what the bytes far from the start of a text cost.
+
+    Args:
+      flags: of `evaluate.make_parser`.
+
+    Raises:
+      ValueError: names what cannot be read, or that no text is as long.
+    """
+    console, loaded = Console(0), _load(flags)
+    files = open_texts(loaded, flags.data_paths, console, flags.allow_replaced == "true")
+    found = read_streams(
+        loaded,
+        files,
+        flags.stream,
+        lanes=flags.windows or flags.batch_size,
+        batch_size=flags.batch_size,
+    )
+    seq_len = loaded.config.data.seq_len
+    console.note(
+        f"{flags.run_name} at step {loaded.step}, streams of {flags.stream * seq_len:,} tokens,"
+        f" {flags.stream} x seq_len={seq_len}"
+    )
+    start = found[0].state
+    for distance in found:
+        console.note(_stream_line(distance, start))
+    values: dict[str, float] = {}
+    for at in found:
+        base = f"stream/{at.last}x"
+        values |= {
+            f"{base}/bits_per_byte": at.carried,
+            f"{base}/restarted_bits_per_byte": at.restarted,
+            f"{base}/difference": at.difference,
+            f"{base}/difference_upper": at.upper,
+            f"{base}/success": float(at.success),
+        }
+        for name, (carried, restarted) in at.by_text.items():
+            values[f"{base}/{name}/bits_per_byte"] = carried
+            values[f"{base}/{name}/restarted_bits_per_byte"] = restarted
+        values |= {f"{base}/state/{name}": rms for name, rms in at.state.items()}
+    if flags.json:
+        _write_json(Path(flags.json), loaded, flags, values)
+
+
+def _stream_line(at: Distance, start: Mapping[str, float]) -> str:
+    """Return the line of a distance; `start`: the norms of the state after the first piece."""
+    grown = max((rms / start[name] for name, rms in at.state.items() if start[name]), default=1.0)
+    return (
+        f"{at.first:>5} to {at.last:>5}x  carried {at.carried:.4f} bits/byte, restarted"
+        f" {at.restarted:.4f}, difference {at.difference:+.4f} (at most {at.upper:+.4f})"
+        f"{'' if at.success else ', worse'}; state {grown:.2f} of its size at 1x"
+    )
 
 
 def _load(flags: Namespace) -> LoadedRun:
