@@ -1,7 +1,8 @@
-"""`python -m benchmarks.quality`: mixers trained side by side on the same text, in bits per byte.
+"""`spectral-dist bench quality`: mixers trained side by side on the same text, in bits per byte.
 
 Every variant is the same trunk with another layer pattern: the same bytes in the same order, as
-many parameters within 1% (2% at the smallest size), and each learning rate of one common grid.
+many parameters within 1% (2% at the smallest size; tables of n-grams apart), and each learning
+rate of one common grid.
 A result is a line of results.jsonl, and a run that is there already is not made again: the command
 may be stopped at any time and continued, by the run's own checkpoints. Read `VARIANTS`, then
 `main`.
@@ -266,7 +267,7 @@ def _difference(runs: Sequence[Result], multiple: str) -> str:
 def make_parser() -> Parser:
     """Return the parser of this command's flags."""
     parser = Parser(
-        prog="python -m benchmarks.quality",
+        prog="spectral-dist bench quality",
         allow_abbrev=False,
         description="Train mixers side by side on the same text; continues where it was stopped.",
     )
@@ -281,7 +282,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def _numbers(name: str, text: str, kind: type) -> list[Any]:
+def numbers(name: str, text: str, kind: type) -> list[Any]:
     """Return the numbers of a flag.
 
     Raises:
@@ -305,8 +306,8 @@ def main(argv: Sequence[str]) -> int:
     for name in names:
         if name not in VARIANTS:
             raise ValueError(f"variants={name}: must be among {', '.join(VARIANTS)}")
-    lengths, lrs = _numbers("steps", flags.steps, int), _numbers("lrs", flags.lrs, float)
-    runs = planned(names, flags.size, lengths, lrs, _numbers("seeds", flags.seeds, int))
+    lengths, lrs = numbers("steps", flags.steps, int), numbers("lrs", flags.lrs, float)
+    runs = planned(names, flags.size, lengths, lrs, numbers("seeds", flags.seeds, int))
     done = {result.run for result in read_results(results)}
     for run in [] if flags.table else [run for run in runs if run not in done]:
         words = flags_of(run, flags.corpus, flags.out)

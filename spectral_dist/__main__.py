@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": ("prepare", "turn text into token files ahead of a run"),
     "tokenizer": ("tokenizer", "train a BPE tokenizer on text"),
     "dryrun": ("dryrun", "memory and speed of a run on devices that are not there"),
+    "plan": ("plan", "what to train with a budget, before any GPU hour"),
     "launch": ("launch", "start several processes on this host"),
     "runs": ("runs", "list the runs of a folder"),
     "report": ("outputs.report.__main__", "draw report.html of a run, or compare several"),
