@@ -1,8 +1,8 @@
 """`spectral-dist bench quality`: mixers trained side by side on the same text, in bits per byte.
 
 Every variant is the same trunk with another layer pattern: the same bytes in the same order, as
-many parameters within 1% (2% at the smallest size; tables of n-grams apart), and each learning
-rate of one common grid.
+many parameters within 1% (2% at 128 x 6, and more below; tables of n-grams apart), and each
+learning rate of one common grid.
 A result is a line of results.jsonl, and a run that is there already is not made again: the command
 may be stopped at any time and continued, by the run's own checkpoints. Read `VARIANTS`, then
 `main`.
@@ -53,6 +53,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # Turkish first, as the curriculum is; a dataset for each file of the corpus that is there.
 WEIGHTS = {"turkish": 0.4, "code": 0.3, "english": 0.2, "math": 0.1}
 SIZES: dict[str, dict[str, Any]] = {
+    # For a curve over sizes (spectral-dist plan), beside the screen.
+    "tiny": {
+        **{"hidden_dim": 64, "num_layers": 4, "head_dim": 32, "num_kv_heads": 2},
+        **{"window": 64, "seq_len": 256, "batch_size": 8},
+        **{"compute_dtype": "float32"},
+    },
+    "mini": {
+        **{"hidden_dim": 96, "num_layers": 5, "head_dim": 32, "num_kv_heads": 3},
+        **{"window": 64, "seq_len": 256, "batch_size": 8},
+        **{"compute_dtype": "float32"},
+    },
     "screen": {
         **{"hidden_dim": 128, "num_layers": 6, "head_dim": 32, "num_kv_heads": 4},
         **{"window": 64, "seq_len": 256, "batch_size": 8},

@@ -19,6 +19,9 @@ from spectral_dist.params import ModelSpec, Params
 
 # A prompt is read in pieces of these lengths, so that no other length is ever compiled.
 _PIECES = (256, 16, 1)
+# Tokens that are written by one call: the device goes from one to the next without the host, which
+# would wait for each. What a text ends short of is computed in vain.
+_WRITTEN = 8
 
 
 def _pieces(tokens_BT: np.ndarray) -> list[np.ndarray]:
@@ -82,8 +85,41 @@ def _advance(spec: ModelSpec[SpectralLM]) -> Any:
     (params, tokens_BT, state, seen_V, key, index, rules) -> the next token [B, 1] int32, the state,
     and which tokens came before.
     """
+    return jax.jit(_step(spec))
+
+
+@functools.cache
+def _write(spec: ModelSpec[SpectralLM]) -> Any:
+    """Return the compiled writing of several tokens; arguments as of `_advance`, T = 1.
+
+    -> the tokens [8] int32, the last of them [B, 1], the state, and which tokens came before.
+    """
+    advance = _step(spec)
 
     @jax.jit
+    def write(
+        params: Params,
+        tokens_B1: jax.Array,
+        state: State,
+        seen_V: jax.Array,
+        key: jax.Array,
+        index: jax.Array,
+        rules: Rules,
+    ) -> tuple[jax.Array, jax.Array, State, jax.Array]:
+        def one(carry: Any, i: jax.Array) -> tuple[Any, jax.Array]:
+            carry = advance(params, *carry, key, index + i, rules)
+            return carry, carry[0][0, 0]
+
+        places = jnp.arange(_WRITTEN, dtype=jnp.int32)
+        (tokens_B1, state, seen_V), written = jax.lax.scan(one, (tokens_B1, state, seen_V), places)
+        return written, tokens_B1, state, seen_V
+
+    return write
+
+
+def _step(spec: ModelSpec[SpectralLM]) -> Any:
+    """Return the step of `_advance`, not compiled."""
+
     def advance(
         params: Params,
         tokens_BT: jax.Array,
@@ -195,11 +231,20 @@ def sample(
     state, pending, seen_V, _ = read(spec, params, prompt, end=end, copies=copies, after=after)
     advance, drawing = _advance(spec), Rules(*map(jnp.float32, rules))
     tokens_BT: Any = np.tile(pending[None], (copies, 1))
-    for index in range(max_new_tokens):
-        tokens_BT, state, seen_V = advance(
-            params, tokens_BT, state, seen_V, key, jnp.int32(index), drawing
-        )
-        token = int(tokens_BT[0, 0])  # waits for the device: the caller wants to print it
-        if token == end:
-            return
-        yield token
+    left = max_new_tokens
+    while left > 0:
+        place = jnp.int32(max_new_tokens - left)
+        if tokens_BT.shape[1] > 1:  # the end of the prompt
+            tokens_BT, state, seen_V = advance(
+                params, tokens_BT, state, seen_V, key, place, drawing
+            )
+            written = tokens_BT[0]
+        else:
+            written, tokens_BT, state, seen_V = _write(spec)(
+                params, jnp.asarray(tokens_BT), state, seen_V, key, place, drawing
+            )
+        for token in np.asarray(written)[:left].tolist():  # waits for the device
+            if token == end:
+                return
+            yield token
+        left -= len(written)
