@@ -5,8 +5,10 @@ Loads JAX only once the flags are read. Read `main` first.
 """
 
 import io
+import json
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,15 +21,23 @@ def main(argv: Sequence[str]) -> int:
     prompt = _prompt(flags.prompt, flags.prompt_file)
     from spectral_dist.context import check_new, load_context, save_context  # loads JAX
     from spectral_dist.inference import Generator, check_sampling
-    from spectral_dist.model.sampling import Rules
+    from spectral_dist.model.sampling import WRITTEN, Rules
 
     rules = Rules(flags.temperature, flags.top_p, flags.min_p, flags.repetition_penalty)
     check_sampling(flags.max_new_tokens, rules, flags.seed, flags.stop)
     if flags.state_out:
         check_new(flags.state_out.expanduser())
+    how = {"max_new_tokens": flags.max_new_tokens, **rules._asdict(), "seed": flags.seed}
+    prompts = None if flags.prompts_file is None else _lines(flags)
     generator = Generator(
         flags.run_name, checkpoint_dir=flags.checkpoint_dir, checkpoint=flags.checkpoint
     )
+    if prompts is not None:
+        for asked, text in zip(
+            prompts, generator.texts(prompts, **how, stop=flags.stop), strict=True
+        ):
+            sys.stdout.write(json.dumps({"prompt": asked, "text": text}, ensure_ascii=False) + "\n")
+        return 0
     after = load_context(flags.state_in, generator.run) if flags.state_in else None
     unread = prompt
     if flags.state_out:
@@ -37,10 +47,8 @@ def main(argv: Sequence[str]) -> int:
     pieces = generator.stream(
         unread,
         after=after,
-        max_new_tokens=flags.max_new_tokens,
-        **rules._asdict(),
+        **how,
         stop=flags.stop,
-        seed=flags.seed,
     )
     # In a file the text is what it is; a terminal would act on control characters.
     shown = printable if sys.stdout.isatty() else str
@@ -54,10 +62,32 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(shown(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
-    if len(times) > 2:  # those before may have compiled
-        each = (times[-1] - times[1]) / sum(sizes[2:])
+    # Those before may have compiled, and came several at a time.
+    if len(times) > 3 * (first := 2 * WRITTEN):
+        each = (times[-1] - times[first]) / sum(sizes[first + 1 :])
         sys.stderr.write(f"{sum(sizes)} bytes, {each * 1e3:.1f} ms a byte\n")
     return 0
+
+
+def _lines(flags: Namespace) -> list[str]:
+    """Return the prompts of a file, one on each line.
+
+    Raises:
+      ValueError: if another prompt is given too, or the file cannot be read or holds none.
+    """
+    path = flags.prompts_file
+    for name in ("prompt", "prompt_file", "state_in", "state_out"):
+        if getattr(flags, name):
+            raise ValueError(f"prompts_file, {name}: give one of them")
+    try:
+        text = path.expanduser().read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"prompts_file={str(path)!r}: cannot be read: {error.strerror}") from error
+    # By line feeds alone: other breaks, such as those of Unicode, may be part of a prompt.
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if lines == [""]:
+        raise ValueError(f"prompts_file={str(path)!r}: holds no prompt")
+    return lines
 
 
 def _prompt(text: str, file: str | None) -> str:
@@ -84,6 +114,8 @@ def make_parser() -> Parser:
     parser.add_checkpoint()
     parser.add_argument("--prompt", default="", help="text to continue")
     parser.add_argument("--prompt_file", help="file with the text to continue; - reads stdin")
+    text = "file with a prompt on each line, all continued at once; prints a line of JSON for each"
+    parser.add_argument("--prompts_file", type=Path, metavar="FILE", help=text)
     parser.add_argument("--max_new_tokens", type=int, default=400, help="bytes")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
     text = "draw from the likeliest bytes that have this probability together"

@@ -24,7 +24,7 @@ from spectral_dist.compilation_cache import keep_compilations
 from spectral_dist.data.tokenizers import Tokenizer, find_tokenizer, own_copy
 from spectral_dist.mesh import attached_devices, make_mesh
 from spectral_dist.model.lm import State
-from spectral_dist.model.sampling import Context, Rules, read, sample
+from spectral_dist.model.sampling import Context, Rules, read, sample, sample_batch
 from spectral_dist.params import Params
 from spectral_dist.settings import Config, MeshConfig
 from spectral_dist.training.checkpoint import Checkpoints
@@ -240,12 +240,54 @@ class Generator:
             end=tokenizer.end,
             max_new_tokens=max_new_tokens,
             rules=rules,
-            key=jax.random.key(seed),
+            seed=seed,
             copies=copies_on(run.mesh),
             after=after,
         )
         pieces = _characters(tokens, tokenizer, run.mesh)
         return _until(pieces, stop) if stop else pieces
+
+    def texts(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 400,
+        temperature: float = 0.8,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[str]:
+        """Generate the continuations of several prompts, side by side.
+
+        The text of prompts[i] is what `text` gives for it with seed + i, but for rounding. The
+        arguments are `stream`'s, for all prompts alike.
+
+        Raises:
+          ValueError: as `stream` does, or if there is no prompt.
+        """
+        rules = Rules(temperature, top_p, min_p, repetition_penalty)
+        check_sampling(max_new_tokens, rules, seed, stop)
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError("prompts: must be texts, at least one")
+        tokenizer = find_tokenizer(self.run.config)
+        with jax.set_mesh(self.run.mesh):
+            found = sample_batch(
+                model_spec(self.run.config),
+                self.run.params,
+                [self._tokens(prompt) for prompt in prompts],
+                end=tokenizer.end,
+                max_new_tokens=max_new_tokens,
+                rules=rules,
+                seed=seed,
+                copies=copies_on(self.run.mesh),
+            )
+        written = (
+            tokenizer.decode(np.array(tokens, tokenizer.dtype)).decode(errors="replace")
+            for tokens in found
+        )
+        return ["".join(_until(iter([text]), stop)) if stop else text for text in written]
 
 
 def copies_on(mesh: Mesh) -> int:

@@ -1,11 +1,11 @@
 """Generation: sample token by token with the recurrent form, in constant memory and time.
 
-Read `choose`, then `read` and `sample`.
+Read `choose`, then `read`, `sample` and `sample_batch`.
 """
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from spectral_dist.params import ModelSpec, Params
 _PIECES = (256, 16, 1)
 # Tokens that are written by one call: the device goes from one to the next without the host, which
 # would wait for each. What a text ends short of is computed in vain.
-_WRITTEN = 8
+WRITTEN = 8
 
 
 def _pieces(tokens_BT: np.ndarray) -> list[np.ndarray]:
@@ -82,8 +82,8 @@ def choose(
 def _advance(spec: ModelSpec[SpectralLM]) -> Any:
     """Return the compiled step of a model, which every later call shares.
 
-    (params, tokens_BT, state, seen_V, key, index, rules) -> the next token [B, 1] int32, the state,
-    and which tokens came before.
+    (params, tokens_BT, state, seen_BV, keys_B, index, rules) -> the next tokens [B, 1] int32, the
+    state, and which tokens came before.
     """
     return jax.jit(_step(spec))
 
@@ -92,7 +92,7 @@ def _advance(spec: ModelSpec[SpectralLM]) -> Any:
 def _write(spec: ModelSpec[SpectralLM]) -> Any:
     """Return the compiled writing of several tokens; arguments as of `_advance`, T = 1.
 
-    -> the tokens [8] int32, the last of them [B, 1], the state, and which tokens came before.
+    -> the tokens [8, B] int32, the last of them [B, 1], the state, and which tokens came before.
     """
     advance = _step(spec)
 
@@ -101,18 +101,18 @@ def _write(spec: ModelSpec[SpectralLM]) -> Any:
         params: Params,
         tokens_B1: jax.Array,
         state: State,
-        seen_V: jax.Array,
-        key: jax.Array,
+        seen_BV: jax.Array,
+        keys_B: jax.Array,
         index: jax.Array,
         rules: Rules,
     ) -> tuple[jax.Array, jax.Array, State, jax.Array]:
         def one(carry: Any, i: jax.Array) -> tuple[Any, jax.Array]:
-            carry = advance(params, *carry, key, index + i, rules)
-            return carry, carry[0][0, 0]
+            carry = advance(params, *carry, keys_B, index + i, rules)
+            return carry, carry[0][:, 0]
 
-        places = jnp.arange(_WRITTEN, dtype=jnp.int32)
-        (tokens_B1, state, seen_V), written = jax.lax.scan(one, (tokens_B1, state, seen_V), places)
-        return written, tokens_B1, state, seen_V
+        places = jnp.arange(WRITTEN, dtype=jnp.int32)
+        carry, written = jax.lax.scan(one, (tokens_B1, state, seen_BV), places)
+        return written, *carry
 
     return write
 
@@ -124,8 +124,8 @@ def _step(spec: ModelSpec[SpectralLM]) -> Any:
         params: Params,
         tokens_BT: jax.Array,
         state: State,
-        seen_V: jax.Array,
-        key: jax.Array,
+        seen_BV: jax.Array,
+        keys_B: jax.Array,
         index: jax.Array,
         rules: Rules,
     ) -> tuple[jax.Array, State, jax.Array]:
@@ -136,10 +136,15 @@ def _step(spec: ModelSpec[SpectralLM]) -> Any:
             return model.logits(hidden_BTD[:, -1:]), state
 
         logits_B1V, state = whole(last, "time")(params, tokens_BT, state)
-        seen_V = seen_V.at[tokens_BT[0]].set(True)
-        # Without fold_in every draw would use the same noise.
-        choice = choose(logits_B1V[0, -1], seen_V, jax.random.fold_in(key, index), rules)
-        return jnp.full((tokens_BT.shape[0], 1), choice, jnp.int32), state, seen_V
+        seen_BV = jax.vmap(lambda seen_V, tokens_T: seen_V.at[tokens_T].set(True))(
+            seen_BV, tokens_BT
+        )
+
+        def drawn(logits_V: jax.Array, seen_V: jax.Array, key: jax.Array) -> jax.Array:
+            # Without fold_in every draw would use the same noise.
+            return choose(logits_V, seen_V, jax.random.fold_in(key, index), rules)
+
+        return jax.vmap(drawn)(logits_B1V[:, -1], seen_BV, keys_B)[:, None], state, seen_BV
 
     return advance
 
@@ -192,11 +197,32 @@ def read(
     new = np.asarray(list(tokens), np.int32)
     joined = np.concatenate([after.pending, new])
     *pieces, last = _pieces(np.tile(joined[None], (copies, 1)))
+    context = Context(after.state, last[0], after.seen_V, after.length + len(new))
+    return _read_pieces(spec, params, pieces, context, copies)
+
+
+def _read_pieces(
+    spec: ModelSpec[SpectralLM],
+    params: Params,
+    pieces: Iterable[np.ndarray],
+    context: Context,
+    copies: int,
+) -> Context:
+    """Return the context with pieces [B, T] read into its state, before the pending tokens."""
     advance, greedy = _advance(spec), Rules(*map(jnp.float32, Rules(0.0)))
-    state, seen_V, key = after.state, after.seen_V, jax.random.key(0)
+    state, seen_BV, keys_B = context.state, _rows(context.seen_V, copies), _keys([0], copies)
     for piece_BT in pieces:
-        _, state, seen_V = advance(params, piece_BT, state, seen_V, key, jnp.int32(0), greedy)
-    return Context(state, last[0], seen_V, after.length + len(new))
+        _, state, seen_BV = advance(params, piece_BT, state, seen_BV, keys_B, jnp.int32(0), greedy)
+    return context._replace(state=state, seen_V=seen_BV[0])
+
+
+def _rows(x: jax.Array, copies: int) -> jax.Array:
+    return jnp.broadcast_to(x[None], (copies, *x.shape))
+
+
+def _keys(seeds: Sequence[int], copies: int) -> jax.Array:
+    """Return a key for each row: of each seed, as many times as its sequence is computed."""
+    return jax.vmap(jax.random.key)(jnp.repeat(jnp.asarray(seeds, jnp.uint32), copies))
 
 
 def sample(
@@ -207,7 +233,7 @@ def sample(
     end: int,
     max_new_tokens: int,
     rules: Rules,
-    key: jax.Array,
+    seed: int,
     copies: int = 1,
     after: Context | None = None,
 ) -> Iterator[int]:
@@ -220,7 +246,7 @@ def sample(
       end: the token that ends a document.
       max_new_tokens: limit.
       rules: how each token is drawn.
-      key: of the draws; the same key, prompt and parameters give the same text.
+      seed: of the draws; the same seed, prompt and parameters give the same text.
       copies: how many times the same sequence is computed; the first is returned. A mesh with
         several shards of the batch needs one for each.
       after: the context that the prompt continues; None at the start of a document.
@@ -231,20 +257,88 @@ def sample(
     state, pending, seen_V, _ = read(spec, params, prompt, end=end, copies=copies, after=after)
     advance, drawing = _advance(spec), Rules(*map(jnp.float32, rules))
     tokens_BT: Any = np.tile(pending[None], (copies, 1))
+    seen_BV, keys_B = _rows(seen_V, copies), _keys([seed], copies)
     left = max_new_tokens
     while left > 0:
         place = jnp.int32(max_new_tokens - left)
         if tokens_BT.shape[1] > 1:  # the end of the prompt
-            tokens_BT, state, seen_V = advance(
-                params, tokens_BT, state, seen_V, key, place, drawing
+            tokens_BT, state, seen_BV = advance(
+                params, tokens_BT, state, seen_BV, keys_B, place, drawing
             )
-            written = tokens_BT[0]
+            written = tokens_BT.T
         else:
-            written, tokens_BT, state, seen_V = _write(spec)(
-                params, jnp.asarray(tokens_BT), state, seen_V, key, place, drawing
+            written, tokens_BT, state, seen_BV = _write(spec)(
+                params, jnp.asarray(tokens_BT), state, seen_BV, keys_B, place, drawing
             )
-        for token in np.asarray(written)[:left].tolist():  # waits for the device
+        for token in np.asarray(written)[:left, 0].tolist():  # waits for the device
             if token == end:
                 return
             yield token
         left -= len(written)
+
+
+def sample_batch(
+    spec: ModelSpec[SpectralLM],
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end: int,
+    max_new_tokens: int,
+    rules: Rules,
+    seed: int,
+    copies: int = 1,
+) -> list[list[int]]:
+    """Return the tokens sampled after each of several prompts, which are written together.
+
+    Prompts are read one after the other, since their lengths differ; their states are of one size,
+    and go on side by side. The text of prompt i is what `sample` gives with seed + i.
+
+    Args:
+      spec: the model.
+      params: its parameters.
+      prompts: tokens of each, at least one prompt.
+      end: the token that ends a document.
+      max_new_tokens: limit for each.
+      rules: how each token is drawn.
+      seed: of the draws.
+      copies: as for `sample`.
+
+    Raises:
+      ValueError: if the model has full attention, whose state would grow.
+    """
+    contexts = []
+    for prompt in prompts:
+        context = read(spec, params, prompt, end=end, copies=copies)
+        pieces = _pieces(np.tile(context.pending[None, :-1], (copies, 1)))
+        context = _read_pieces(spec, params, pieces, context, copies)
+        contexts.append(context._replace(pending=context.pending[-1:]))
+    state = _side_by_side([context.state for context in contexts])
+    tokens_B1: Any = jnp.asarray(np.repeat([c.pending for c in contexts], copies, axis=0))
+    seen_BV = jnp.repeat(jnp.stack([c.seen_V for c in contexts]), copies, axis=0)
+    keys_B = _keys([seed + i for i in range(len(prompts))], copies)
+    texts: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    for place in range(0, max_new_tokens, WRITTEN):
+        written, tokens_B1, state, seen_BV = _write(spec)(
+            *(params, tokens_B1, state, seen_BV, keys_B, jnp.int32(place)),
+            Rules(*map(jnp.float32, rules)),
+        )
+        rows = np.asarray(written)[: max_new_tokens - place, ::copies].T.tolist()
+        for i, row in enumerate(rows):
+            new = row[: row.index(end)] if end in row else row
+            texts[i] += [] if ended[i] else new
+            ended[i] |= end in row
+        if all(ended):
+            break
+    return texts
+
+
+def _side_by_side(states: Sequence[State]) -> State:
+    """Return the states of several sequences as that of one batch."""
+
+    def join(path: Any, *parts: jax.Array) -> jax.Array:
+        # Stacked blocks have their number in front of the batch.
+        stacked = jax.tree_util.keystr(path[:1], simple=True) == "groups"
+        return jnp.concatenate(parts, axis=1 if stacked else 0)
+
+    return jax.tree_util.tree_map_with_path(join, *states)

@@ -10,7 +10,6 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from spectral_dist.cluster.signals import exit_code
@@ -46,7 +45,7 @@ def show_sample(
         end=tokenizer.end,
         max_new_tokens=SAMPLE_TOKENS,
         rules=Rules(0.8),
-        key=jax.random.key(config.run.seed),
+        seed=config.run.seed,
         copies=math.prod(config.mesh.shape[:2]),  # one for each shard of the batch
     )
     text = tokenizer.decode(np.fromiter(tokens, tokenizer.dtype))

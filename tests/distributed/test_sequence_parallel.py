@@ -172,7 +172,7 @@ def test_generation_and_what_cannot_be_divided(
                 end=0,
                 max_new_tokens=4,
                 rules=Rules(0.0),
-                key=jax.random.key(0),
+                seed=0,
             )
             texts.append(list(drawn))
             if mesh.size > 1:

@@ -1,6 +1,7 @@
 """A context: a text is read once, kept in constant size, and continued as if it stood there."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def runs(folder: Path) -> Path:  # noqa: F811
     """Two runs of the same settings: one of three steps, one of four; bfloat16 states."""
     for name, steps in (("read", 3), ("other", 4)):
         pattern = {"layer_pattern": "spectral,window,ssd", "num_layers": 4, "ngrams": [2, 4]}
+        pattern |= {"ngram_rows": 256}
         with make(folder, name, steps=steps, compute_dtype="bfloat16", **pattern) as trainer:
             list(trainer)
     return folder
@@ -137,3 +139,44 @@ def test_the_command_saves_and_continues(
     assert capsys.readouterr().out == wanted
     with pytest.raises(ValueError, match=r"state_out=.*exists"):
         generate.main([*flags, "--prompt", "x", "--state_out", state])
+
+
+def test_prompts_of_a_file(
+    run: LoadedRun, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["Bir ", "", "Dağlar\u2028ve"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    flags = ["--run_name", "read", "--checkpoint_dir", str(runs), "--max_new_tokens", "10"]
+    flags += ["--temperature", "0.9", "--seed", "3", "--stop", "q"]
+    path = str(tmp_path / "prompts.txt")
+    assert generate.main([*flags, "--prompts_file", path]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.split("\n") if line]
+    assert [line["prompt"] for line in found] == prompts
+    how: dict[str, Any] = {"max_new_tokens": 10, "temperature": 0.9, "stop": ("q",)}
+    generator = Generator(run)
+    assert [line["text"] for line in found] == generator.texts(prompts, seed=3, **how)
+    for i, line in enumerate(found):
+        alone = generator.text(prompts[i], seed=3 + i, **how)
+        assert line["text"][:4] == alone[:4]  # later bfloat16 may choose otherwise
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompts_file", "none"], "prompts_file='none': cannot be read"),
+        (["--prompts_file", "none", "--prompt", "a"], "prompts_file, prompt: give one of them"),
+        (["--prompts_file", "none", "--state_in", "a"], "prompts_file, state_in: give one"),
+        (["--prompts_file", "EMPTY"], "holds no prompt"),
+    ],
+)
+def test_a_file_of_prompts_that_is_none(tmp_path: Path, flags: list[str], words: str) -> None:
+    (tmp_path / "empty").write_text("")
+    flags = [flag.replace("EMPTY", str(tmp_path / "empty")) for flag in flags]
+    with pytest.raises(ValueError, match=words):
+        generate.main(["--run_name", "no such run", *flags])
+
+
+def test_texts_need_a_prompt(run: LoadedRun) -> None:
+    for wrong in ([], "a text"):
+        with pytest.raises(ValueError, match="prompts: must be texts, at least one"):
+            Generator(run).texts(wrong)

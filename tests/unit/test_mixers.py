@@ -178,7 +178,7 @@ def test_it_generates_what_it_computes_as_a_whole(trained: tuple[Any, list[float
     """Token by token with the state, against one forward pass over all of them."""
     spec, prompt = model_spec(make("1x1x1")), b"abc"
     params, _ = trained
-    draws: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "key": jax.random.key(0)}
+    draws: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "seed": 0}
     text = list(sample(spec, params, prompt, max_new_tokens=10, **draws))
     tokens = np.asarray([[0, *prompt, *text]], np.int32)
     logits, _ = jax.jit(lambda tokens: spec.bind(params)(tokens))(tokens)

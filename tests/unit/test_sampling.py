@@ -9,7 +9,7 @@ import pytest
 
 from spectral_dist.model import sampling
 from spectral_dist.model.lm import SpectralLM, describe_model
-from spectral_dist.model.sampling import Rules, choose, sample
+from spectral_dist.model.sampling import Rules, choose, sample, sample_batch
 from spectral_dist.settings import Config, from_flat, resolve
 
 PROMPT = "Dağ".encode()
@@ -31,7 +31,7 @@ def params() -> Any:
 
 
 def _text(params: Any, **changes: Any) -> list[int]:
-    settings: dict[str, Any] = {"max_new_tokens": LIMIT, "end": 0, "key": jax.random.key(1)}
+    settings: dict[str, Any] = {"max_new_tokens": LIMIT, "end": 0, "seed": 1}
     rules = Rules(
         **{"temperature": 0.0} | {n: changes.pop(n) for n in Rules._fields if n in changes}
     )
@@ -67,7 +67,7 @@ def test_the_key_decides_the_text(params: Any, greedy: list[int]) -> None:
     """The same key gives the same text, another key or temperature another one."""
     warm = _text(params, temperature=1.0)
     assert warm == _text(params, temperature=1.0)
-    assert warm != _text(params, temperature=1.0, key=jax.random.key(2))
+    assert warm != _text(params, temperature=1.0, seed=2)
     assert warm != greedy
     assert _text(params, temperature=1e-6) == greedy
 
@@ -99,7 +99,7 @@ def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(SpectralLM, "hidden", spied)
     sampling._advance.cache_clear()  # other tests have compiled these programs already
     sampling._write.cache_clear()
-    settings: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "key": jax.random.key(1)}
+    settings: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "seed": 1}
     for length in (300, 290, 4):
         prompt = bytes(range(32, 92)) * 5
         assert (
@@ -115,17 +115,42 @@ def test_each_byte_costs_the_same(params: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_a_long_prompt_is_read_in_pieces(params: Any) -> None:
     """The first byte after it is that of one forward pass over the whole."""
     prompt: list[int] = np.random.default_rng(0).integers(1, 256, 310).tolist()
-    settings: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "key": jax.random.key(1)}
+    settings: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "seed": 1}
     first = next(sample(SPEC, params, prompt, max_new_tokens=1, **settings))
     tokens = np.asarray([[0, *prompt]], np.int32)
     logits = jax.jit(lambda tokens: SPEC.bind(params)(tokens)[0])(tokens)
     assert first == int(np.argmax(np.asarray(logits)[0, -1]))
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_prompts_side_by_side_are_each_what_they_are_alone(
+    params: Any, copies: int, temperature: float
+) -> None:
+    """Of lengths that end in pieces of every kind; some texts end before the others."""
+    draw = np.random.default_rng(1)
+    prompts = [draw.integers(1, 256, n).tolist() for n in (0, 1, 15, 16, 17, 255, 256, 300)]
+    settings: dict[str, Any] = {"end": 0, "max_new_tokens": 19, "rules": Rules(temperature)}
+    alone = [
+        list(sample(SPEC, params, prompt, seed=7 + i, **settings))
+        for i, prompt in enumerate(prompts)
+    ]
+    settings["end"] = alone[3][4]  # the fifth token of a text, and of others at other places
+    with_end = [
+        list(sample(SPEC, params, prompt, seed=7 + i, **settings))
+        for i, prompt in enumerate(prompts)
+    ]
+    found = sample_batch(SPEC, params, prompts, seed=7, copies=copies, **settings)
+    assert found == with_end
+    assert len(found[3]) <= 4
+    assert len({len(text) for text in found}) > 1
+    assert all(len(text) <= 19 for text in found)
+
+
 def test_full_attention_is_refused() -> None:
     spec = describe_model(_config("spectral,attention"), 256)
     params = jax.jit(spec.init)(jax.random.key(0))
-    settings: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "key": jax.random.key(0)}
+    settings: dict[str, Any] = {"end": 0, "rules": Rules(0.0), "seed": 0}
     with pytest.raises(ValueError, match="the state of attention grows"):
         next(sample(spec, params, b"a", max_new_tokens=1, **settings))
 
@@ -173,7 +198,7 @@ def test_what_came_before_is_known_from_prompt_and_text(params: Any) -> None:
     """A great penalty leaves what the prompt has not, each once."""
     left = range(100, 140)
     prompt = [token for token in range(256) if token not in left]
-    settings: dict[str, Any] = {"end": 0, "max_new_tokens": 8, "key": jax.random.key(1)}
+    settings: dict[str, Any] = {"end": 0, "max_new_tokens": 8, "seed": 1}
     rules = Rules(0.0, repetition_penalty=1e9)
     found = list(sample(SPEC, params, prompt, rules=rules, **settings))
     assert set(found) <= set(left)
