@@ -88,7 +88,7 @@ def read_points(names: Sequence[str], checkpoint_dir: Path) -> list[tuple["Point
             raise ValueError(f"fit={name}: has no settings, or no evaluation on held-out text")
         # The rate decays to the end: before it, a run is not what a shorter one would be.
         ended = max((r.step for r in facts.records if "val/bits_per_byte" in r.metrics), default=0)
-        if facts.step < config.run.steps or ended < config.run.steps:
+        if ended < config.run.steps:
             raise ValueError(
                 f"fit={name}: is at step {facts.step:,} of {config.run.steps:,}, or was not"
                 " evaluated at its end"
