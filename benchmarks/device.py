@@ -11,10 +11,10 @@ from typing import Any
 
 from benchmarks.dry_run_accuracy import Prediction, measure_case, predict
 from benchmarks.figures import OURS, Figure, part_parser, report, single
-from benchmarks.processes import run_module
 from spectral_dist.command_line import run_main
 from spectral_dist.flags import configs_folder
 from spectral_dist.planning.hardware import CPU, GPU_NAMES, find_gpu
+from spectral_dist.subprocesses import run_module
 
 PART = "device"
 MIB = 2**20

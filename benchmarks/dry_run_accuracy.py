@@ -15,10 +15,11 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.processes import dry_run, run_module
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.flags import configs_folder
+from spectral_dist.plan import dry_run
 from spectral_dist.planning.hardware import CPU, GPU_NAMES
+from spectral_dist.subprocesses import run_module
 
 MIB = 2**20
 _MEASUREMENT = "benchmarks.measurement"

@@ -12,9 +12,9 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.processes import dry_run
 from spectral_dist.command_line import Parser, run_main
 from spectral_dist.flags import configs_folder
+from spectral_dist.plan import dry_run
 from spectral_dist.planning.hardware import GPU_NAMES
 
 GIB = 2**30

@@ -6,7 +6,6 @@ of the budget gives tokens a second; together they give what each preset comes t
 
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spectral_dist.command_line import Parser, run_main, say
 from spectral_dist.dryrun import DOES_NOT_FIT, MOST_GPUS_PER_HOST
+from spectral_dist.subprocesses import run_module
 
 if TYPE_CHECKING:
     from spectral_dist.planning.curves import Curve, Expected, Point
@@ -231,7 +231,7 @@ def _dry_runs(budget: Budget, flags: Any, recipe: dict[str, Any]) -> list[Planne
         words = [f"--config={path}", "--mesh=auto", f"--gpu={budget.kind}"]
         words += [f"--gpus_per_host={per_host}", f"--hosts={budget.gpus // per_host}"]
         say(f"{name}: dry run on {budget.gpus} {budget.kind}")
-        report = _dry_run(words)
+        report = dry_run(words)
         if not report["verdict"]["fits"]:
             say(f"{name}: does not fit")
             continue
@@ -244,21 +244,13 @@ def _dry_runs(budget: Budget, flags: Any, recipe: dict[str, Any]) -> list[Planne
     return found
 
 
-def _dry_run(words: Sequence[str]) -> dict[str, Any]:
-    """Return the JSON report of a dry run, made in a process of its own.
+def dry_run(words: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON report of a dry run in a process of its own (docs/formats.md).
 
     Raises:
       ValueError: if it cannot be made.
     """
-    from spectral_dist.subprocesses import ModuleProcess
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "report.json"
-        with ModuleProcess("spectral_dist.dryrun", [*words, f"--json={path}"]) as process:
-            code = process.wait()
-        if code not in (0, DOES_NOT_FIT) or not path.is_file():
-            raise ValueError(process.last_line.removeprefix("error: ") or f"dry run: exit {code}")
-        return json.loads(path.read_text(encoding="utf-8"))
+    return run_module("spectral_dist.dryrun", words, accept=(0, DOES_NOT_FIT))
 
 
 def _show_plan(

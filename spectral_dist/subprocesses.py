@@ -7,7 +7,7 @@ or an environment variable that JAX reads only once.
 Not started this way: the processes of a training run (`launch.py`), which share the console and its
 signals; the control service (`cluster/start.py`) and what follows a run (`outputs/follower.py`),
 which must outlive their parent. Imports no JAX.
-Read `ModuleProcess`. The module that is started uses `read_request` and `say`.
+Read `ModuleProcess`, then `run_module`. The module that is started uses `read_request` and `say`.
 """
 
 import contextlib
@@ -18,9 +18,11 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 # Time between SIGTERM, on which a process removes its temporary files, and SIGKILL.
@@ -167,6 +169,36 @@ class ModuleProcess:
         with stderr:
             for line in stderr:
                 self.last_line = " ".join(line.decode(errors="replace").split()) or self.last_line
+
+
+def run_module(
+    module: str,
+    words: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    accept: Sequence[int] = (0,),
+) -> dict[str, Any]:
+    """Run `python -m module words --json FILE` and return what it wrote there.
+
+    Args:
+      module: dotted name.
+      words: of its command line.
+      environment: variables that differ from this process's own.
+      accept: exit codes that count as success.
+
+    Raises:
+      ValueError: with the last line that it wrote to stderr, if it fails.
+    """
+    # A file and not stdout, which libraries may write to.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "written.json"
+        with ModuleProcess(module, [*words, f"--json={path}"], environment=environment) as process:
+            code = process.wait()
+        if code not in accept or not path.is_file():
+            # A killed process writes nothing.
+            reason = process.last_line or f"exit code {code}"
+            raise ValueError(f"{module} {' '.join(words)}: {reason.removeprefix('error: ')}")
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:

@@ -1,11 +1,10 @@
 """Programs in processes of their own: what they write comes back, and so does why they failed."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import dry_run, run_module
+from spectral_dist.subprocesses import run_module
 
 
 @pytest.fixture
@@ -32,9 +31,3 @@ def test_the_json_comes_back(program: str) -> None:
 def test_a_failure_is_the_last_line_of_stderr(program: str, word: str) -> None:
     with pytest.raises(ValueError, match=f"^speaker {word}: the reason$"):
         run_module(program, [word])
-
-
-def test_a_dry_run_that_cannot_be_made() -> None:
-    assert "jax" in sys.modules  # here, but the process has its own
-    with pytest.raises(ValueError, match=r"spectral_dist\.dryrun --gpu=l5: gpu='l5': must be one"):
-        dry_run(["--gpu=l5"])
