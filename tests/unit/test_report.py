@@ -89,6 +89,7 @@ def test_page_has_the_charts_the_table_and_the_configuration(tmp_path: Path) -> 
     wanted = [*(("bits per byte", axis) for _ in range(2) for axis in axes)]
     wanted.append(("bits per byte, difference to 1x", "step"))
     wanted += [(unit, "step") for unit in ("learning rate", "tokens per second")]
+    wanted.append(("bits per byte", "training lengths"))
     assert len(drawn) == len(wanted)
     for svg, (unit, axis) in zip(drawn, wanted, strict=True):
         assert {unit, axis} <= set(words(svg))
@@ -102,6 +103,8 @@ def test_page_has_the_charts_the_table_and_the_configuration(tmp_path: Path) -> 
         *["2x", "1.9020", "-0.1000", "-0.0500", "success", "1.8000"],
     ]
     assert "Extrapolation at step 2,000" in page
+    assert "mean: -0.098 bits per byte at training lengths 2" in page
+    assert "tr: " not in page[page.index("Difference to the shortest context") :]
     assert "<pre>lr: 0.001\n</pre>" in page
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.yaml",

@@ -5,9 +5,12 @@ loop: the run may be finished, stopped, still training, or copied from elsewhere
 `write_report` first.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from spectral_dist.atomic_file import write_text
 from spectral_dist.command_line import FAULT
@@ -23,7 +26,12 @@ from spectral_dist.outputs.report.figures import (
     points_of,
 )
 from spectral_dist.outputs.report.render import SHARED, Row, Table, render
-from spectral_dist.training.metrics import Record, dataset_bits, extrapolation_rows
+from spectral_dist.training.metrics import (
+    ExtrapolationRow,
+    Record,
+    dataset_bits,
+    extrapolation_rows,
+)
 
 # The figures at the top of the page: metric, label, format.
 _HEADLINE = (
@@ -218,7 +226,23 @@ def _extrapolation(records: Sequence[Record]) -> dict[str, Any] | None:
         cells.append("-" if row.success is None else "success" if row.success else "no success")
         body.append([*cells, *(_cell(row.by_dataset.get(each)) for each in datasets)])
     table = Table("bits per byte by length of context", [*heads, *datasets], body)
-    return {"step": f"{step:,}", "table": table}
+    chart = _by_length(rows, datasets) if len(rows) > 1 else ""
+    return {"step": f"{step:,}", "table": table, "chart": chart}
+
+
+def _by_length(rows: Sequence[ExtrapolationRow], datasets: Sequence[str]) -> Markup:
+    """Return the chart of the difference to the training length, by length of context."""
+    mean = [(float(row.multiple), row.bits_per_byte) for row in rows]
+    of_each = {
+        each: [(float(row.multiple), row.by_dataset.get(each)) for row in rows] for each in datasets
+    }
+    lines = []
+    for name, points in {"mean": mean, **of_each}.items():
+        if (first := points[0][1]) is None:
+            continue
+        lines.append(Series(name, [(x, math.nan if y is None else y - first) for x, y in points]))
+    title = "Difference to the shortest context"
+    return draw_chart(title, "bits per byte", lines, named=True, across="training lengths")
 
 
 def _cell(value: float | None, form: str = "{:.4f}") -> str:
