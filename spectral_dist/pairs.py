@@ -26,11 +26,14 @@ class PairScore:
       pairs: that were scored.
       right: of which the right sentence is the likelier.
       alike: rows left out, because both sentences are the same.
+      shorter: pairs whose right sentence has fewer bytes. A model that has learned little prefers
+        the shorter sentence: a share near this one's may tell no more than that.
     """
 
     pairs: int
     right: int
     alike: int
+    shorter: int
 
     @property
     def share(self) -> float:
@@ -108,5 +111,6 @@ def score_pairs(
         texts = [("", sentence) for pair in different for sentence in pair]
         scores = [logp for logp, _ in likelihood.of_continuations(texts)]
         right = sum(a > b for a, b in zip(scores[::2], scores[1::2], strict=True))
-        found[name] = PairScore(len(different), right, len(pairs) - len(different))
+        shorter = sum(len(a.encode()) < len(b.encode()) for a, b in different)
+        found[name] = PairScore(len(different), right, len(pairs) - len(different), shorter)
     return found

@@ -122,9 +122,10 @@ def score_pair_files(flags: Namespace) -> None:
         alike = f"; {result.alike:,} left out, both sentences alike" if result.alike else ""
         console.note(
             f"{name}  {result.share:.1%} of {result.pairs:,} pairs, 95% interval {low:.1%} to"
-            f" {high:.1%}{alike}"
+            f" {high:.1%}; the right one is the shorter in {result.shorter:,}{alike}"
         )
         values |= {f"{name}/share": result.share, f"{name}/pairs": result.pairs}
+        values[f"{name}/shorter"] = result.shorter
     values["mean"] = fmean(result.share for result in found.values())
     console.note(f"mean of {len(found)} tables  {values['mean']:.1%}; chance is 50%")
     if flags.json:

@@ -37,10 +37,11 @@ def direct(run: LoadedRun, text: str) -> float:
 def test_the_likelier_sentence_is_chosen(run: LoadedRun, batch: int) -> None:
     found = score_pairs(run, {"x": PAIRS, "y": PAIRS[1:2]}, batch)
     right = [direct(run, a) > direct(run, b) for a, b in PAIRS if a != b]
-    assert found == {"x": PairScore(3, sum(right), 1), "y": PairScore(1, int(right[1]), 0)}
+    assert found == {"x": PairScore(3, sum(right), 1, 1), "y": PairScore(1, int(right[1]), 0, 0)}
     # The other way round it is the others.
     turned = score_pairs(run, {"x": [(b, a) for a, b in PAIRS]}, batch)
     assert turned["x"].right == 3 - found["x"].right
+    assert turned["x"].shorter == 1, "the other one of unequal length"
 
 
 def test_whole_texts_and_continuations_add_up(
@@ -55,10 +56,10 @@ def test_whole_texts_and_continuations_add_up(
 
 
 def test_the_interval_is_wilsons() -> None:
-    assert PairScore(100, 80, 0).interval == pytest.approx((0.7112, 0.8666), abs=1e-4)
-    assert PairScore(10, 10, 0).interval == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert math.isnan(PairScore(0, 0, 1).share)
-    assert all(math.isnan(end) for end in PairScore(0, 0, 1).interval)
+    assert PairScore(100, 80, 0, 0).interval == pytest.approx((0.7112, 0.8666), abs=1e-4)
+    assert PairScore(10, 10, 0, 0).interval == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert math.isnan(PairScore(0, 0, 1, 0).share)
+    assert all(math.isnan(end) for end in PairScore(0, 0, 1, 0).interval)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +117,13 @@ def test_the_command(
     lines = capsys.readouterr().out.splitlines()
     wanted = score_pairs(run, {"one": PAIRS, "two": PAIRS[:2]}, 8)
     assert lines[1].startswith(f"one  {wanted['one'].share:.1%} of 3 pairs, 95% interval ")
-    assert lines[1].endswith("; 1 left out, both sentences alike")
+    assert lines[1].endswith(
+        "; the right one is the shorter in 1; 1 left out, both sentences alike"
+    )
     assert lines[-1].startswith("mean of 2 tables  ")
     metrics = json.loads((tmp_path / "found.json").read_text())["metrics"]
     assert metrics["two/share"] == wanted["two"].share
+    assert metrics["two/shorter"] == 1
     assert metrics["mean"] == (wanted["one"].share + wanted["two"].share) / 2
 
 
