@@ -310,7 +310,7 @@ class ModelConfig:
     ngrams: Annotated[Ints, AfterValidator(_ngrams)] = setting(
         (),
         "lengths n of n-gram embeddings, such as 2,3,4,5: the last n tokens have a row of a hashed"
-        " table, added to the embedding; none by default",
+        " table, added to the embedding (default: none)",
         resume="same",
         compiled=True,
     )

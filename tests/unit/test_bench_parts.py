@@ -68,7 +68,9 @@ def test_the_loader_gives_whole_batches(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_generation_by_what_came_before() -> None:
-    figures = list(generation.measure(load_config([*TINY, "--seed=1"]), (4, 40), count=4, rounds=2))
+    figures = list(
+        generation.measure(load_config([*TINY, "--seed=1"]), (4, 40), count=24, rounds=2)
+    )
     assert [(f.at, f.unit) for f in figures] == [
         (4, "thousand bytes/s"),
         (4, "ms a byte"),
