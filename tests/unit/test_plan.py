@@ -65,11 +65,12 @@ def test_the_points_are_those_of_the_runs(runs: tuple[Path, list[str]]) -> None:
 def report(words: list[str]) -> dict[str, Any]:
     """What a dry run of a preset says: of each level, half the speed of the one before."""
     level = next(n for n in (1, 2, 3) if f"level{n}" in words[0])
-    assert words[1:] == ["--mesh=auto", "--gpu=l4", "--gpus_per_host=8", "--hosts=1"]
+    batch = {1: ("64", "1"), 2: ("64", "2"), 3: ("64", "4")}[level]
+    assert words[1:4] == ["--mesh=1x8x1", f"--batch_size={batch[0]}", f"--accum_steps={batch[1]}"]
+    assert words[4:] == ["--gpu=l4", "--gpus_per_host=8"]
     return {
         "verdict": {"fits": level < 3},
         "config": {"mesh": f"8x{level}x1"},
-        "command": f"python -m spectral_dist.train --config level{level}",
         "time": {"tokens_per_second": 1e6 / 2**level},
     }
 
@@ -90,7 +91,9 @@ def test_a_plan(
     (level1,) = (line for line in lines if line.startswith("level1: mesh"))
     assert level1.startswith("level1: mesh 8x1x1, 0.9 GB, 0.9 passes over the text: ")
     best = next(line for line in lines if line.startswith("best: "))
-    assert lines[lines.index(best) + 1].strip().startswith("python -m spectral_dist.train --config")
+    command = lines[lines.index(best) + 1].strip()
+    assert command.startswith("python -m spectral_dist.train --config=")
+    assert command.endswith("--mesh=1x8x1 --batch_size=64 --accum_steps=2")
     assert any(line.startswith("note: that is ") and "a guess" in line for line in lines)
     assert [line.split(":")[0] for line in lines[-2:]] == ["half the budget", "twice the budget"]
     written = json.loads((folder / "plan.json").read_text())["plan"]
