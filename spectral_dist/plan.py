@@ -228,7 +228,10 @@ def _dry_runs(budget: Budget, flags: Any, recipe: dict[str, Any]) -> list[Planne
     for name in [name.strip() for name in flags.configs.split(",") if name.strip()]:
         path = find_config(name)
         config = load_config(["--config", str(path), "--mesh", "auto"])
-        start = [f"--config={path}", *_split(config, budget.gpus, per_host)]
+        if (split := _split(config, budget.gpus, per_host)) is None:
+            say(f"{name}: its sequences of a step cannot be shared out evenly: left out")
+            continue
+        start = [f"--config={path}", *split]
         say(f"{name}: dry run on {budget.gpus} {budget.kind}")
         report = dry_run([*start, f"--gpu={budget.kind}", f"--gpus_per_host={per_host}"])
         if not report["verdict"]["fits"]:
@@ -244,18 +247,21 @@ def _dry_runs(budget: Budget, flags: Any, recipe: dict[str, Any]) -> list[Planne
     return found
 
 
-def _split(config: "Config", gpus: int, per_host: int) -> list[str]:
-    """Return flags for a mesh of all GPUs, with the batch of a step as it is.
+def _split(config: "Config", gpus: int, per_host: int) -> list[str] | None:
+    """Return flags for a mesh of all GPUs, with the batch of a step as it is; None if none has it.
 
     Parameters are shared out inside a host and copied between hosts; a GPU has at most 8 sequences
     of a micro-batch. No search: `dryrun --mesh=auto` finds better, in many minutes.
     """
     total = config.data.batch_size * config.data.accum_steps
-    batch = min(total, 8 * gpus)
+    batches = [n for n in range(gpus, 8 * gpus + 1, gpus) if total % n == 0]
+    if not batches:
+        return None
+    batch = max(batches)
     return [
         f"--mesh={gpus // per_host}x{per_host}x1",
         f"--batch_size={batch}",
-        f"--accum_steps={max(1, total // batch)}",
+        f"--accum_steps={total // batch}",
     ]
 
 

@@ -114,6 +114,16 @@ def test_where_nothing_fits(runs: tuple[Path, list[str]], monkeypatch: pytest.Mo
     assert main([*flags, "--configs", "level3"]) == 3
 
 
+@pytest.mark.parametrize("gpus", [3, 128])
+def test_the_batch_of_a_step_is_never_changed(
+    runs: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], gpus: int
+) -> None:
+    folder, names = runs
+    flags = ["--budget", f"{gpus} L4, 1 hours", "--checkpoint_dir", str(folder), "--fit", *names]
+    assert main([*flags, "--configs", "level1"]) == 3
+    assert "level1: its sequences of a step cannot be shared out" in capsys.readouterr().out
+
+
 def test_a_run_that_the_curve_never_saw(
     runs: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
