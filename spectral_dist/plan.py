@@ -5,6 +5,7 @@ of the budget gives tokens a second; together they give what each preset comes t
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -110,7 +111,7 @@ def _facts(folder: Path) -> Any:
 def _bytes_per_token(facts: Any) -> float:
     """Return how many bytes of text a token of a run stands for."""
     loss, bits = facts.last("train/loss"), facts.last("train/bits_per_byte")
-    return loss / 0.6931471805599453 / bits if loss and bits else 1.0
+    return loss / math.log(2) / bits if loss and bits else 1.0
 
 
 def _one_recipe(runs: Sequence[tuple["Point", "Config"]]) -> dict[str, Any]:

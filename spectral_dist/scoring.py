@@ -182,7 +182,8 @@ def _stream_line(at: Distance, start: Mapping[str, float]) -> str:
     return (
         f"{at.first:>5} to {at.last:>5}x  carried {at.carried:.4f} bits/byte, restarted"
         f" {at.restarted:.4f}, difference {at.difference:+.4f} (at most {at.upper:+.4f})"
-        f"{'' if at.success else ', worse'}; state {grown:.2f} of its size at 1x"
+        f"{'' if at.success else ', worse'}; no array of the state above {grown:.2f} of its size"
+        " at 1x"
     )
 
 
